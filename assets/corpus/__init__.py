@@ -1,0 +1,1 @@
+"""Corpus: pages, chunks and the index snapshot the assistant answers from."""

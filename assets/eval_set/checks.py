@@ -1,0 +1,62 @@
+"""What the eval set promises."""
+
+import dagster as dg
+import polars as pl
+
+from assets import keys
+from assets.eval_set.golden import Golden, find_missing_facts
+
+
+@dg.asset_check(asset=keys.GOLDEN_CASES, blocking=True)
+def golden_set_matches_its_lock(
+    golden_cases: pl.DataFrame, golden: dg.ResourceParam[Golden]
+) -> dg.AssetCheckResult:
+    """The table was read from the file that was frozen."""
+    locked, read = golden.verify_lock(), golden_cases["set_hash"].unique().to_list()
+    return dg.AssetCheckResult(
+        passed=read == [locked], metadata={"locked_sha256": locked, "read_sha256": read}
+    )
+
+
+@dg.asset_check(
+    asset=keys.GOLDEN_CASES,
+    additional_ins={"pages": dg.AssetIn(key=keys.PAGES)},
+    blocking=True,
+)
+def golden_facts_occur_in_gold_pages(
+    golden_cases: pl.DataFrame, pages: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """Every fact an answer must include is written on a gold page of its case."""
+    texts = dict(pages.select("slug", "source").iter_rows())
+    missing = find_missing_facts(golden_cases.to_dicts(), texts)
+    worst = [f"{m.case_id}: {m.fact!r} in none of {list(m.gold_pages)}" for m in missing[:20]]
+    return dg.AssetCheckResult(
+        passed=not missing,
+        description="; ".join(worst) or None,
+        metadata={
+            "case_count": golden_cases.height,
+            "missing_fact_count": len(missing),
+            "missing_facts": worst,
+            "next_step": "mend the page, or freeze a new version of the golden set",
+        },
+    )
+
+
+@dg.asset_check(
+    asset=keys.EVAL_EMBEDDINGS,
+    additional_ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
+    blocking=True,
+)
+def every_case_is_embedded(
+    eval_embeddings: pl.DataFrame, golden_cases: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """The guard sees every golden case, as a unit vector."""
+    missing = set(golden_cases["case_id"]) - set(eval_embeddings["case_id"])
+    norms = eval_embeddings.select(
+        pl.col("vector").list.eval(pl.element() ** 2).list.sum().sqrt().alias("norm")
+    )["norm"]
+    off_unit = int(((norms - 1).abs() > 1e-3).sum())
+    return dg.AssetCheckResult(
+        passed=not missing and off_unit == 0,
+        metadata={"missing_cases": sorted(missing), "vectors_not_of_unit_length": off_unit},
+    )

@@ -1,0 +1,1 @@
+"""Labels: what the teacher answered through the production pipeline, judged, split and scored."""

@@ -1,0 +1,211 @@
+"""Label assets: teacher_answers -> judged_answers -> labelled_examples -> teacher_logprobs.
+
+Belongs here: declarations. Does not belong here: how a question is answered (`serving`), which answers
+teach (`selection`), what the rubric asks (`judging`), how answers are scored (`scoring`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dagster as dg
+import polars as pl
+
+from assets import keys, tables
+from assets.labels.answering import AskedQuestion, label_questions
+from assets.labels.judging import RUBRIC_VERSION
+from assets.labels.rating import Rateable, rate_answers, tabulate_ratings
+from assets.labels.scoring import AnswerScorer, score_answers
+from assets.labels.selection import select_examples
+from serving.aio import run_blocking
+from serving.models.embedded import ResolvedModel
+from serving.models.protocols import ChatModel, Progress
+from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.prompt import REFUSAL_WORD
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabellingPlan:
+    """Who labels under which terms, and who judges by which ruler."""
+
+    teacher_license: str
+    is_trainable: bool
+    concurrency: int
+    judge_epoch: str
+    judge_concurrency: int
+    minimum_score: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerPlan:
+    """Who scores the answers token by token; no model means no soft targets."""
+
+    find_model: Callable[[], ResolvedModel] | None
+    context_tokens: int
+    scorer_id: str = ""
+    top_k: int = 20
+    maximum_examples: int | None = None
+
+
+@dg.asset(
+    key=keys.TEACHER_ANSWERS,
+    ins={
+        "guarded_questions": dg.AssetIn(key=keys.GUARDED_QUESTIONS),
+        "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
+    },
+    kinds={"openai", "lancedb", "polars"},
+    code_version="1",
+    pool="teacher",
+)
+def teacher_answers(
+    guarded_questions: pl.DataFrame,
+    vector_index: pl.DataFrame,
+    pipeline_parts: dg.ResourceParam[PipelineParts],
+    labelling_plan: dg.ResourceParam[LabellingPlan],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The teacher's answer to every kept question, through the pipeline production runs."""
+    kept = guarded_questions.filter(pl.col("verdict") == "kept")
+    questions = [AskedQuestion(**row) for row in kept.select(
+        "question_id", "seed_id", "text"
+    ).iter_rows(named=True)]  # fmt: skip
+
+    async def label() -> list[dict[str, object]]:
+        pipeline = await pipeline_parts.assemble(vector_index["index_fingerprint"].item())
+        return await label_questions(
+            questions,
+            pipeline=pipeline,
+            concurrency=labelling_plan.concurrency,
+            progress=progress,
+        )
+
+    frame = pl.DataFrame(run_blocking(label()), schema=tables.TEACHER_ANSWERS)
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "answer_count": frame.height,
+            "refused_count": int(frame["refused"].sum()),
+            "invalid_count": int((frame["validator_verdict"] != "valid").sum()),
+            "value_usd": float(frame["cost_usd"].sum()),
+            **describe_spending(pipeline_parts.teacher),
+        },
+    )
+
+
+@dg.asset(
+    key=keys.JUDGED_ANSWERS,
+    ins={"teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS)},
+    kinds={"openai", "polars"},
+    code_version=f"1+rubric.{RUBRIC_VERSION}",
+    pool="judge",
+)
+def judged_answers(
+    teacher_answers: pl.DataFrame,
+    judge: dg.ResourceParam[ChatModel],
+    labelling_plan: dg.ResourceParam[LabellingPlan],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Five axes of the rubric for every answer; what the judge could not decide is null, never 0."""
+    items = [
+        Rateable(
+            question=row["question"],
+            messages=row["messages"],
+            answer=REFUSAL_WORD if row["refused"] else row["raw"],
+        )
+        for row in teacher_answers.iter_rows(named=True)
+    ]
+    ratings = run_blocking(
+        rate_answers(
+            items, judge=judge, concurrency=labelling_plan.judge_concurrency, progress=progress
+        )
+    )
+    ids = teacher_answers.select("content_key", "question_id").rows(named=True)
+    rows = tabulate_ratings(ids, ratings, rater_id=judge.name, epoch=labelling_plan.judge_epoch)
+    frame = pl.DataFrame(rows, schema=tables.JUDGED_ANSWERS)
+    means = frame.group_by("axis").agg(pl.col("score").mean()).sort("axis")
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "judged_count": len(ratings),
+            "inconclusive_count": sum(rating is None for rating in ratings),
+            "mean_by_axis": {axis: round(mean or 0.0, 2) for axis, mean in means.iter_rows()},
+        },
+    )
+
+
+@dg.asset(
+    key=keys.LABELLED_EXAMPLES,
+    ins={
+        "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
+        "judged_answers": dg.AssetIn(key=keys.JUDGED_ANSWERS),
+    },
+    kinds={"polars"},
+    code_version="1",
+)
+def labelled_examples(
+    teacher_answers: pl.DataFrame,
+    judged_answers: pl.DataFrame,
+    labelling_plan: dg.ResourceParam[LabellingPlan],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The answers worth learning from, split by seed so that no paraphrase validates its sibling."""
+    selection = select_examples(
+        teacher_answers,
+        judged_answers,
+        minimum_score=labelling_plan.minimum_score,
+        teacher_license=labelling_plan.teacher_license,
+        is_trainable=labelling_plan.is_trainable,
+    )
+    frame = selection.examples
+    splits = dict(frame["split"].value_counts().sort("split").iter_rows())
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "example_count": frame.height,
+            "examples_by_split": splits,
+            "refused_ratio": float(frame["refused"].mean() or 0.0),
+            "dropped_by_reason": selection.dropped_by_reason,
+        },
+    )
+
+
+@dg.asset(
+    key=keys.TEACHER_LOGPROBS,
+    ins={"labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES)},
+    kinds={"pytorch", "polars"},
+    code_version="1",
+)
+def teacher_logprobs(
+    labelled_examples: pl.DataFrame,
+    scorer_plan: dg.ResourceParam[ScorerPlan],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Top-K log-probabilities of training answers under the scorer, by example and token hash."""
+    if scorer_plan.find_model is None:
+        return dg.MaterializeResult(value=tables.TEACHER_LOGPROBS.to_frame(), metadata={"scored_count": 0})
+    frame = score_answers(
+        labelled_examples.filter(pl.col("split") == "train"),
+        AnswerScorer.load(scorer_plan.find_model().path, scorer_id=scorer_plan.scorer_id),
+        top_k=scorer_plan.top_k,
+        context_tokens=scorer_plan.context_tokens,
+        maximum_examples=scorer_plan.maximum_examples,
+        progress=progress,
+    )
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "scored_count": frame.height,
+            "scorer_id": scorer_plan.scorer_id,
+            "mean_tail_mass": float(frame["tail_logp"].explode().exp().mean() or 0.0),
+        },
+    )
+
+
+def describe_spending(model: ChatModel) -> dict[str, float | int]:
+    """Return what a metered model bought and reused in this process; empty for others."""
+    meter = getattr(model, "meter", None)
+    if meter is None:
+        return {}
+    return {
+        "spent_usd": float(meter.spent_usd),
+        "bought_count": int(meter.bought_count),
+        "reused_count": int(meter.reused_count),
+    }

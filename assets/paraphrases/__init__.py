@@ -1,0 +1,1 @@
+"""Paraphrases: clusters of seeds, rewordings of their medoids, and what the guard let through."""

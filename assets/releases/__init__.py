@@ -1,0 +1,1 @@
+"""Stage releases: the gate's verdict on a student, and the bundle that production loads."""

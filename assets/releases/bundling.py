@@ -1,0 +1,120 @@
+"""From a verdict and an adapter to a manifest: what a release is.
+
+Belongs here: putting a manifest together. Does not belong here: writing, signing and publishing it
+(`serving/releases`), the verdict (`gate`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from serving.models.protocols import Price
+from serving.pipeline.router import Phase, RouterPolicy
+from serving.pipeline.validator import ValidatorPolicy
+from serving.releases.manifest import (
+    EmbedderEntry,
+    GateEntry,
+    GoldenPrompt,
+    IndexEntry,
+    PromptEntry,
+    ReleaseManifest,
+    RetrievalEntry,
+    StudentEntry,
+    TeacherEntry,
+    ValidatorEntry,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTerms:
+    """What the configuration says of a student beyond its adapter."""
+
+    context_tokens: int
+    max_answer_tokens: int
+    price: Price
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseTerms:
+    """The configured part of every release."""
+
+    product: str
+    promoted_phase: Phase
+    teacher: TeacherEntry
+    embedder_model: str
+    embedder_revision: str
+    k: int
+    citation_ids: Literal["local", "full"]
+    prompt_version: str
+    router: RouterPolicy
+    validator: ValidatorPolicy
+    students: Mapping[str, StudentTerms]
+
+    def describe(self) -> dict[str, str]:
+        """Return the terms a report's reader asks about."""
+        return {
+            "teacher": f"{self.teacher.model} ({self.teacher.provider})",
+            "teacher_price_usd_per_mtok": f"{self.teacher.price.input_usd_per_mtok} in, "
+            f"{self.teacher.price.output_usd_per_mtok} out (configured, not measured)",
+            "prompt_version": self.prompt_version,
+            "retrieved_chunks": str(self.k),
+            "router": f"long_context > {self.router.long_context_tokens} tokens, "
+            f"low_retrieval < {self.router.min_retrieval_score}",
+        }
+
+
+def write_manifest(
+    *,
+    terms: ReleaseTerms,
+    gates: Sequence[Mapping[str, Any]],
+    losses: Sequence[str],
+    adapter: Mapping[str, Any],
+    index: Mapping[str, Any],
+    golden_prompts: Sequence[GoldenPrompt],
+) -> ReleaseManifest:
+    """Return the manifest of one adapter's release.
+
+    A student that did not earn PROMOTE is shipped, but in phase `hitchhiker`: the teacher answers all.
+
+    Args:
+        terms: the configured part.
+        gates: rows of gate_verdict, the evidence.
+        losses: what the student is known to do worse.
+        adapter: the student_adapter row.
+        index: the vector_index row.
+        golden_prompts: questions whose retrieved chunks a server checks before it is ready.
+    """
+    student = terms.students[adapter["student"]]
+    verdict = gates[0]["verdict"]
+    return ReleaseManifest(
+        created_at=datetime.now(UTC),
+        phase=terms.promoted_phase if verdict == "PROMOTE" else "hitchhiker",
+        students={
+            adapter["student"]: StudentEntry(
+                adapter=adapter["adapter"],
+                adapter_sha256=adapter["adapter_sha256"],
+                base_model=adapter["base_model"],
+                base_revision=adapter["base_revision"],
+                base_hash=adapter["base_hash"],
+                activation=adapter["activation"],
+                context_tokens=student.context_tokens,
+                max_answer_tokens=student.max_answer_tokens,
+                price=student.price,
+            )
+        },
+        teacher=terms.teacher,
+        embedder=EmbedderEntry(
+            model=terms.embedder_model,
+            revision=terms.embedder_revision,
+            fingerprint=index["embedder_fingerprint"],
+        ),
+        index=IndexEntry(uri=index["uri"], fingerprint=index["index_fingerprint"]),
+        retrieval=RetrievalEntry(k=terms.k),
+        prompt=PromptEntry(citation_ids=terms.citation_ids, version=terms.prompt_version),
+        router=terms.router,
+        validator=ValidatorEntry(policy=terms.validator),
+        gate=GateEntry(verdict=verdict, gates=tuple(dict(gate) for gate in gates)),
+        golden_prompts=tuple(golden_prompts),
+        distillation_loss_statement=" ".join(losses) or "No loss was measured.",
+    )

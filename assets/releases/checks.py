@@ -1,0 +1,42 @@
+"""What the releases promise."""
+
+import dagster as dg
+import polars as pl
+
+from assets import keys
+from serving.errors import ReleaseError
+from serving.home import Home
+from serving.releases.bundle import load_current, load_public_key
+
+
+@dg.asset_check(asset=keys.GATE_VERDICT, blocking=True)
+def every_gate_has_evidence(gate_verdict: pl.DataFrame) -> dg.AssetCheckResult:
+    """One verdict, and no gate that passes without cases behind it."""
+    verdicts = gate_verdict["verdict"].unique().to_list()
+    hollow = gate_verdict.filter((pl.col("outcome") == "PASS") & (pl.col("n") == 0))
+    return dg.AssetCheckResult(
+        passed=len(verdicts) == 1 and hollow.is_empty(),
+        metadata={
+            "gate_count": gate_verdict.height,
+            "verdicts": verdicts,
+            "passed_without_evidence": hollow["gate"].to_list(),
+        },
+    )
+
+
+@dg.asset_check(asset=keys.RELEASE_BUNDLE, blocking=True)
+def bundle_verifies(
+    release_bundle: pl.DataFrame, home: dg.ResourceParam[Home]
+) -> dg.AssetCheckResult:
+    """CURRENT is signed, points at this bundle, and every file in it is the one that was signed."""
+    expected = release_bundle["release_id"].item()
+    try:
+        found = load_current(home.releases, load_public_key(home.keys)).manifest.release_id
+        problem = ""
+    except ReleaseError as error:
+        found, problem = "", str(error)
+    return dg.AssetCheckResult(
+        passed=found == expected,
+        description=problem or None,
+        metadata={"expected_release": expected, "current_release": found or "none"},
+    )

@@ -1,0 +1,32 @@
+"""What must hold before any number counts: the frozen set and the guard.
+
+Belongs here: counting the evidence from tables. Does not belong here: the gates (`gate`).
+"""
+
+import polars as pl
+
+from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, normalise_text
+from assets.releases.gate import IntegrityEvidence
+
+
+def gather_integrity(
+    golden_cases: pl.DataFrame, guarded_questions: pl.DataFrame, *, locked_sha256: str
+) -> IntegrityEvidence:
+    """Return the evidence of golden_cases and guarded_questions.
+
+    Args:
+        golden_cases: carries the hash of the file it was read from.
+        guarded_questions: what was kept is compared anew with every case's text.
+        locked_sha256: what the lock says at the time of the verdict.
+    """
+    cases = {normalise_text(question) for question in golden_cases["question"]}
+    kept = guarded_questions.filter(pl.col("verdict") == "kept")
+    return IntegrityEvidence(
+        golden_lock_matches=golden_cases["set_hash"].unique().to_list() == [locked_sha256],
+        golden_case_count=golden_cases.height,
+        training_question_count=kept.height,
+        leaked_question_count=sum(
+            cosine >= LEAKAGE_COSINE_LIMIT or normalise_text(text) in cases
+            for text, cosine in kept.select("text", "nearest_cosine").iter_rows()
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Seeds: the hand-written questions everything that trains grows from."""

@@ -1,0 +1,1 @@
+"""Students: tokenised training sets and LoRA adapters, one partition per recipe."""

@@ -1,0 +1,84 @@
+"""Where an adapter comes from: the facts only the pipeline knows, and the row that names it.
+
+Belongs here: gathering from tables. Does not belong here: the adapter's files (`adapters`).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from assets.students.recipe import Recipe
+from serving.hashing import folder_sha256
+
+
+class PinnedBase(Protocol):
+    """A base model as the configuration pins it."""
+
+    base_model: str
+    revision: str
+
+
+def gather_facts(
+    training_set: pl.DataFrame,
+    labelled_examples: pl.DataFrame,
+    index: Mapping[str, Any],
+    base: PinnedBase,
+) -> dict[str, Any]:
+    """Return what an adapter's provenance needs beyond what training itself records."""
+    used = labelled_examples.join(training_set.select("example_id"), on="example_id", how="semi")
+
+    def distinct(column: str) -> list[str]:
+        return sorted(used[column].unique().to_list())
+
+    return {
+        "base_model": base.base_model,
+        "base_revision": base.revision,
+        "example_counts": dict(training_set["split"].value_counts().sort("split").iter_rows()),
+        "teacher_ids": distinct("teacher_id"),
+        "teacher_licenses": distinct("teacher_license"),
+        "prompt_version": ",".join(distinct("prompt_version")),
+        "index_fingerprint": index["index_fingerprint"],
+        "embedder_fingerprint": index["embedder_fingerprint"],
+    }
+
+
+def tabulate_adapter(
+    recipe_name: str, folder: Path, recipe: Recipe, base: PinnedBase, training_set: pl.DataFrame
+) -> dict[str, Any]:
+    """Return the student_adapter row of an adapter folder."""
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    counts = dict(training_set["split"].value_counts().iter_rows())
+    return {
+        "recipe": recipe_name,
+        "student": recipe.student,
+        "adapter": folder.name,
+        "adapter_sha256": folder_sha256(folder),
+        "base_model": base.base_model,
+        "base_revision": base.revision,
+        "base_hash": provenance["base_hash"],
+        "activation": recipe.activation,
+        "training_key": provenance["training_key"],
+        "train_count": counts.get("train", 0),
+        "validation_count": counts.get("validation", 0),
+        "final_validation_loss": provenance.get("best_validation_loss"),
+    }
+
+
+def find_foreign_files(folder: Path, expected_sha256: str) -> list[str]:
+    """Return what is wrong with an adapter folder; nothing when it is the recorded, pickle-free one."""
+    expected = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "provenance.json",
+        "recipe.yaml",
+        "training_curve.parquet",
+    }
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    problems = [f"missing {name}" for name in sorted(expected - found)]
+    problems += [f"unexpected {name}" for name in sorted(found - expected)]
+    if not problems and folder_sha256(folder) != expected_sha256:
+        problems.append("its content is not what was recorded")
+    return problems

@@ -1,0 +1,129 @@
+"""Labelled examples as the token ids a student is trained on.
+
+Belongs here: tokenising, the seeded sample, what is dropped and why. Does not belong here: batching
+and soft targets (`training`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from assets import tables
+from assets.labels.answer_tokens import encode_answer, token_hash
+from serving.errors import InvalidInputError
+from serving.hashing import content_hash
+from serving.models.chat_tokens import Activation, split_chat, tokenizer_fingerprint
+from serving.pipeline.prompt import REFUSAL_WORD
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """The tokenised examples and the ones left out.
+
+    `too_long` are example ids whose prompt and answer exceed the context: dropped whole, never cut.
+    `not_sampled` counts train examples beyond `max_examples`.
+    """
+
+    frame: pl.DataFrame
+    too_long: tuple[str, ...]
+    not_sampled: int
+
+    @property
+    def refusal_ratio(self) -> float:
+        """Share of refusals among the train examples."""
+        train = self.frame.filter(pl.col("split") == "train")
+        return int(train["refused"].sum()) / max(1, train.height)
+
+
+def build_training_set(
+    examples: pl.DataFrame,
+    tokenizer: Any,
+    *,
+    context_tokens: int,
+    activation: Activation = "question",
+    max_examples: int | None = None,
+    seed: int = 0,
+) -> TrainingSet:
+    """Tokenise labelled examples (all splits), drop what does not fit, sample the train split.
+
+    Args:
+        examples: columns example_id, messages, completion, split, optional weight.
+        tokenizer: the student's.
+        context_tokens: prompt and answer together must fit in it.
+        activation: where the prompt is split (`question`) or that it is not (`all`).
+        max_examples: size of the train sample; the share of refusals is kept.
+        seed: of the sample.
+
+    Raises:
+        InvalidInputError: a column is missing, ids repeat, or an answer is empty.
+    """
+    _check_examples(examples)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    rows, too_long = [], []
+    for example in examples.sort("example_id").iter_rows(named=True):
+        row = _tokenise(example, tokenizer, activation, fingerprint)
+        size = sum(len(row[name]) for name in ("prefix_ids", "suffix_ids", "answer_ids"))
+        if size > context_tokens:
+            too_long.append(row["example_id"])
+        else:
+            rows.append(row)
+    frame = pl.DataFrame(rows, schema=tables.TRAINING_SET)
+    sampled = sample_train_split(frame, max_examples, seed)
+    return TrainingSet(
+        frame=sampled, too_long=tuple(too_long), not_sampled=frame.height - sampled.height
+    )
+
+
+def sample_train_split(frame: pl.DataFrame, max_examples: int | None, seed: int) -> pl.DataFrame:
+    """Keep a seeded sample of the train rows, refusals in proportion; other splits stay whole.
+
+    Rows are drawn by the hash of (seed, example id): adding an example never reshuffles the others.
+    """
+    train = frame.filter(pl.col("split") == "train")
+    if max_examples is None or train.height <= max_examples:
+        return frame
+    refusals = round(max_examples * train["refused"].sum() / train.height)
+    kept = {
+        *_draw(train.filter(pl.col("refused")), refusals, seed),
+        *_draw(train.filter(~pl.col("refused")), max_examples - refusals, seed),
+    }
+    return frame.filter((pl.col("split") != "train") | pl.col("example_id").is_in(list(kept)))
+
+
+def _draw(rows: pl.DataFrame, count: int, seed: int) -> Iterator[str]:
+    ids: list[str] = rows["example_id"].to_list()
+    yield from sorted(ids, key=lambda example_id: content_hash(seed, example_id))[:count]
+
+
+def _tokenise(
+    example: Mapping[str, Any], tokenizer: Any, activation: Activation, fingerprint: str
+) -> dict[str, Any]:
+    chat = split_chat(tokenizer, example["messages"], activation=activation)
+    answer = encode_answer(tokenizer, example["completion"])
+    return {
+        "example_id": example["example_id"],
+        "split": example["split"],
+        "refused": example["completion"].strip() == REFUSAL_WORD,
+        "weight": example.get("weight", 1.0),
+        "prefix_ids": list(chat.prefix_ids),
+        "suffix_ids": list(chat.suffix_ids),
+        "answer_ids": list(answer.ids),
+        "cite_mask": list(answer.cite_mask),
+        "token_hash": token_hash(fingerprint, chat.whole, answer.ids),
+    }
+
+
+def _check_examples(examples: pl.DataFrame) -> None:
+    missing = {"example_id", "messages", "completion", "split"} - set(examples.columns)
+    repeated: list[str] = []
+    if not missing:
+        repeated = examples.filter(pl.col("example_id").is_duplicated())["example_id"].to_list()
+    if missing or repeated:
+        raise InvalidInputError(
+            "building the training set",
+            expected="columns example_id, messages, completion, split and distinct example ids",
+            found=f"no column {sorted(missing)}" if missing else f"repeated id {repeated[0]}",
+            next_step="materialize labels/labelled_examples again",
+        )

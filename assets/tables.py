@@ -1,0 +1,346 @@
+"""The declared schema of every table: the contract a data scientist can rely on.
+
+The lake checks each frame against it on write, and Dagster shows it as the column schema. Belongs here:
+column names and types. Does not belong here: how a column is computed (its stage says so).
+"""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+TEXT, INT, FLOAT, FLAG = pl.String(), pl.Int32(), pl.Float64(), pl.Boolean()
+TEXTS = pl.List(pl.String())
+RETRIEVED = pl.List(pl.Struct({"chunk_id": TEXT, "content_hash": TEXT, "score": FLOAT}))
+MESSAGES = pl.List(pl.Struct({"role": TEXT, "content": TEXT}))
+
+PAGES = pl.Schema(
+    {
+        "page_id": TEXT,
+        "path": TEXT,
+        "slug": TEXT,
+        "title": TEXT,
+        "url": TEXT,
+        "source": TEXT,
+        "source_revision": TEXT,
+        "content_hash": TEXT,
+    }
+)
+CHUNKS = pl.Schema(
+    {
+        "chunk_id": TEXT,
+        "page_id": TEXT,
+        "ordinal": INT,
+        "title": TEXT,
+        "heading_path": TEXTS,
+        "anchor": TEXT,
+        "url": TEXT,
+        "text": TEXT,
+        "token_count": INT,
+        "is_oversized": FLAG,
+        "content_hash": TEXT,
+    }
+)
+VECTOR_INDEX = pl.Schema(
+    {
+        "index_fingerprint": TEXT,
+        "embedder_fingerprint": TEXT,
+        "chunk_count": INT,
+        "dimension": INT,
+        "uri": TEXT,
+    }
+)
+SEED_QUESTIONS = pl.Schema(
+    {
+        "question_id": TEXT,
+        "text": TEXT,
+        "source": TEXT,
+        "source_trace_id": TEXT,
+        "tags": TEXTS,
+        "added_at": pl.Datetime("us", "UTC"),
+    }
+)
+GOLDEN_CASES = pl.Schema(
+    {
+        "case_id": TEXT,
+        "bucket": TEXT,
+        "question": TEXT,
+        "must_include": TEXTS,
+        "gold_pages": TEXTS,
+        "gold_headings": TEXTS,
+        "should_refuse": FLAG,
+        "behaviours": TEXTS,
+        "note": TEXT,
+        "set_hash": TEXT,
+    }
+)
+EVAL_EMBEDDINGS = pl.Schema(
+    {
+        "case_id": TEXT,
+        "question": TEXT,
+        "embedder_fingerprint": TEXT,
+        "vector": pl.List(pl.Float32()),
+    }
+)
+SEED_CLUSTERS = pl.Schema(
+    {"question_id": TEXT, "cluster_id": INT, "is_medoid": FLAG, "distance": FLOAT}
+)
+PARAPHRASES = pl.Schema(
+    {
+        "question_id": TEXT,
+        "seed_id": TEXT,
+        "text": TEXT,
+        "teacher_id": TEXT,
+        "temperature": FLOAT,
+        "prompt_version": TEXT,
+    }
+)
+GUARDED_QUESTIONS = pl.Schema(
+    {
+        "question_id": TEXT,
+        "text": TEXT,
+        "seed_id": TEXT,
+        "origin": TEXT,
+        "nearest_case_id": TEXT,
+        "nearest_cosine": FLOAT,
+        "verdict": TEXT,
+        "reason": TEXT,
+    }
+)
+TEACHER_ANSWERS = pl.Schema(
+    {
+        "question_id": TEXT,
+        "seed_id": TEXT,
+        "question": TEXT,
+        "retrieved": RETRIEVED,
+        "messages": MESSAGES,
+        "raw": TEXT,
+        "answer": TEXT,
+        "citations": TEXTS,
+        "refused": FLAG,
+        "validator_verdict": TEXT,
+        "teacher_id": TEXT,
+        "prompt_version": TEXT,
+        "index_fingerprint": TEXT,
+        "prompt_tokens": INT,
+        "completion_tokens": INT,
+        "cost_usd": FLOAT,
+        "latency_ms": FLOAT,
+        "content_key": TEXT,
+    }
+)
+JUDGED_ANSWERS = pl.Schema(
+    {
+        "content_key": TEXT,
+        "question_id": TEXT,
+        "axis": TEXT,
+        "score": INT,
+        "rater_kind": TEXT,
+        "rater_id": TEXT,
+        "judge_epoch": TEXT,
+        "rubric_version": TEXT,
+        "rationale": TEXT,
+    }
+)
+LABELLED_EXAMPLES = pl.Schema(
+    {
+        "example_id": TEXT,
+        "question_id": TEXT,
+        "seed_id": TEXT,
+        "question": TEXT,
+        "messages": MESSAGES,
+        "completion": TEXT,
+        "refused": FLAG,
+        "split": TEXT,
+        "weight": FLOAT,
+        "teacher_id": TEXT,
+        "teacher_license": TEXT,
+        "prompt_version": TEXT,
+        "index_fingerprint": TEXT,
+        "content_key": TEXT,
+    }
+)
+ARM_ANSWERS = pl.Schema(
+    {
+        "arm": TEXT,
+        "case_id": TEXT,
+        "repeat": INT,
+        "question": TEXT,
+        "answer": TEXT,
+        "raw": TEXT,
+        "messages": MESSAGES,
+        "refused": FLAG,
+        "citations": TEXTS,
+        "retrieved": RETRIEVED,
+        "served_by": TEXT,
+        "route_reason": TEXT,
+        "verdict": TEXT,
+        "used_fallback": FLAG,
+        "model": TEXT,
+        "prompt_tokens": INT,
+        "completion_tokens": INT,
+        "cost_usd": FLOAT,
+        "retrieval_ms": FLOAT,
+        "latency_ms": FLOAT,
+        "error": TEXT,
+    }
+)
+STUDENT_ADAPTER = pl.Schema(
+    {
+        "recipe": TEXT,
+        "student": TEXT,
+        "adapter": TEXT,
+        "adapter_sha256": TEXT,
+        "base_model": TEXT,
+        "base_revision": TEXT,
+        "base_hash": TEXT,
+        "activation": TEXT,
+        "training_key": TEXT,
+        "train_count": INT,
+        "validation_count": INT,
+        "final_validation_loss": FLOAT,
+    }
+)
+RELEASE_BUNDLE = pl.Schema(
+    {
+        "release_id": TEXT,
+        "parent": TEXT,
+        "sequence": INT,
+        "phase": TEXT,
+        "verdict": TEXT,
+        "is_current": FLAG,
+        "folder": TEXT,
+    }
+)
+
+TEACHER_LOGPROBS = pl.Schema(
+    {
+        "example_id": TEXT,
+        "token_hash": TEXT,
+        "tokenizer_id": TEXT,
+        "token_ids": pl.List(INT),
+        "top_ids": pl.List(pl.List(INT)),
+        "top_logprobs": pl.List(pl.List(pl.Float16())),
+        "y_logp": pl.List(pl.Float32()),
+        "tail_logp": pl.List(pl.Float32()),
+        "soft_ok": pl.List(FLAG),
+        "cite": pl.List(FLAG),
+        "source": TEXT,
+        "alignment": TEXT,
+        "temperature": FLOAT,
+        "scorer_id": TEXT,
+        "scorer_hash": TEXT,
+        "scorer_dtype": TEXT,
+    }
+)
+"""`tail_logp` is the log of the mass outside the top ids and the realised token together."""
+
+TRAINING_SET = pl.Schema(
+    {
+        "example_id": TEXT,
+        "split": TEXT,
+        "refused": FLAG,
+        "weight": FLOAT,
+        "prefix_ids": pl.List(INT),
+        "suffix_ids": pl.List(INT),
+        "answer_ids": pl.List(INT),
+        "cite_mask": pl.List(FLAG),
+        "token_hash": TEXT,
+    }
+)
+"""`token_hash` is over the ids of prompt and answer: where the prompt is split does not matter."""
+
+TRAINING_CURVE = pl.Schema(
+    {
+        "step": INT,
+        "loss": FLOAT,
+        "hard_loss": FLOAT,
+        "soft_loss": FLOAT,
+        "grad_norm": FLOAT,
+        "tokens_per_second": FLOAT,
+        "peak_memory_mb": FLOAT,
+        "validation_loss": FLOAT,
+    }
+)
+"""One row per optimizer step. `hard_loss` is mean cross-entropy, `soft_loss` mean T^2 KL over the
+tokens that have a soft target (null without any), `validation_loss` mean cross-entropy on held-out
+examples, at the last step of each epoch."""
+
+GRADED_ANSWERS = pl.Schema(
+    {
+        "arm": TEXT,
+        "case_id": TEXT,
+        "repeat": INT,
+        "metric": TEXT,
+        "value": FLOAT,
+        "numerator": FLOAT,
+        "denominator": FLOAT,
+        "status": TEXT,
+        "detail": TEXT,
+    }
+)
+
+PARITY_REPORT = pl.Schema(
+    {
+        "kind": TEXT,
+        "arm": TEXT,
+        "slice": TEXT,
+        "metric": TEXT,
+        "value": FLOAT,
+        "lower": FLOAT,
+        "upper": FLOAT,
+        "n": INT,
+        "numerator": FLOAT,
+        "denominator": FLOAT,
+        "inconclusive_count": INT,
+        "method": TEXT,
+        "n10": INT,
+        "n01": INT,
+        "mcnemar_p": FLOAT,
+        "bootstrap_lower": FLOAT,
+        "bootstrap_upper": FLOAT,
+    }
+)
+"""`kind`: `arm` (arm = its name), `difference` (arm = `student-teacher`: first minus second) or
+`ratio` (arm = `routed/teacher`, of mean cost). No evidence: value and limits null, n 0."""
+
+GATE_VERDICT = pl.Schema(
+    {
+        "position": INT,
+        "verdict": TEXT,
+        "gate": TEXT,
+        "outcome": TEXT,
+        "is_gating": FLAG,
+        "number": FLOAT,
+        "relation": TEXT,
+        "limit": FLOAT,
+        "unit": TEXT,
+        "n": INT,
+        "detail": TEXT,
+        "statement": TEXT,
+        "more_cases": INT,
+    }
+)
+
+BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
+    ("corpus", "pages"): PAGES,
+    ("corpus", "chunks"): CHUNKS,
+    ("corpus", "vector_index"): VECTOR_INDEX,
+    ("seeds", "seed_questions"): SEED_QUESTIONS,
+    ("eval_set", "golden_cases"): GOLDEN_CASES,
+    ("eval_set", "eval_embeddings"): EVAL_EMBEDDINGS,
+    ("paraphrases", "seed_clusters"): SEED_CLUSTERS,
+    ("paraphrases", "paraphrases"): PARAPHRASES,
+    ("paraphrases", "guarded_questions"): GUARDED_QUESTIONS,
+    ("labels", "teacher_answers"): TEACHER_ANSWERS,
+    ("labels", "judged_answers"): JUDGED_ANSWERS,
+    ("labels", "labelled_examples"): LABELLED_EXAMPLES,
+    ("labels", "teacher_logprobs"): TEACHER_LOGPROBS,
+    ("students", "training_set"): TRAINING_SET,
+    ("students", "student_adapter"): STUDENT_ADAPTER,
+    ("students", "training_curve"): TRAINING_CURVE,
+    ("parity", "arm_answers"): ARM_ANSWERS,
+    ("parity", "graded_answers"): GRADED_ANSWERS,
+    ("parity", "parity_report"): PARITY_REPORT,
+    ("releases", "gate_verdict"): GATE_VERDICT,
+    ("releases", "release_bundle"): RELEASE_BUNDLE,
+}

@@ -1,0 +1,260 @@
+"""Roles bound to resources: every object the assets ask for, built from the configuration on demand.
+
+Belongs here: which resource fills which role with which settings. Does not belong here: what a resource
+does (`resources`), the schema of the configuration (`config`).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import dagster as dg
+
+from assets import keys, tables
+from assets.corpus.chunks import ChunkSizes
+from assets.labels.assets import LabellingPlan, ScorerPlan
+from assets.paraphrases.assets import RewritingPlan
+from assets.releases.bundling import ReleaseTerms, StudentTerms
+from assets.releases.gate import GatePolicy
+from orchestration.config import Config, RemoteSection, read_secret
+from resources.chat_models import CachedChatModel, connect_chat_model
+from resources.corpus import CorpusFolder
+from resources.input_files import GoldenFile, SeedFile
+from resources.lake import LakeIOManager
+from resources.students import Students, StudentSettings
+from serving.home import Home
+from serving.models.embedded import resolve_model
+from serving.models.embedder import SentenceEmbedder, load_embedder
+from serving.models.protocols import Price, Progress
+from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.prompt import PromptFormat
+from serving.pipeline.router import RouterPolicy
+from serving.pipeline.validator import ValidatorPolicy
+from serving.releases.manifest import TeacherEntry
+
+JUDGE_BUDGET_RATIO = 1.0
+"""The judge may spend as much as the teacher: both are capped by `teacher.budget_usd`."""
+
+
+@dataclass(eq=False)
+class Bindings:
+    """The objects of one configuration. Each is built once, when it is first asked for."""
+
+    config: Config
+    progress: Progress
+
+    @cached_property
+    def home(self) -> Home:
+        """The layout of UNDERSTUDY_HOME."""
+        return Home(self.config.home)
+
+    @cached_property
+    def corpus(self) -> CorpusFolder:
+        """The documentation files."""
+        corpus = self.config.product.corpus
+        return CorpusFolder(path=corpus.path, include=corpus.include, url=corpus.url)
+
+    @cached_property
+    def seeds(self) -> SeedFile:
+        """The seed questions."""
+        return SeedFile(self.config.seeds.path)
+
+    @cached_property
+    def golden(self) -> GoldenFile:
+        """The frozen golden set."""
+        return GoldenFile(self.config.eval.golden)
+
+    @cached_property
+    def embedder(self) -> SentenceEmbedder:
+        """The embedding model; its weights are verified here and loaded at first use."""
+        section = self.config.embedder
+        return load_embedder(section.model, section.revision, self.home.models, self.progress)
+
+    @cached_property
+    def teacher(self) -> CachedChatModel:
+        """The teacher, cached and budgeted."""
+        return self._connect(self.config.teacher, self.config.teacher.budget_usd)
+
+    @cached_property
+    def judge(self) -> CachedChatModel:
+        """The judge, cached and budgeted."""
+        return self._connect(
+            self.config.judge, self.config.teacher.budget_usd * JUDGE_BUDGET_RATIO
+        )
+
+    @cached_property
+    def prompt(self) -> PromptFormat:
+        """The prompt's wording and numbering."""
+        longest = max(student.max_answer_tokens for student in self.config.students.values())
+        return PromptFormat(
+            citation_ids=self.config.prompt.citation_ids, max_answer_tokens=longest
+        )
+
+    @cached_property
+    def router(self) -> RouterPolicy:
+        """Thresholds of the router."""
+        return RouterPolicy(**self.config.router.model_dump())
+
+    @cached_property
+    def validator(self) -> ValidatorPolicy:
+        """Limits of the validator."""
+        return ValidatorPolicy(**self.config.validator.model_dump())
+
+    @cached_property
+    def pipeline_parts(self) -> PipelineParts:
+        """The request path, but for index snapshot and student."""
+        return PipelineParts(
+            index_folder=self.home.index,
+            embedder=self.embedder,
+            k=self.config.retrieval.k,
+            teacher=self.teacher,
+            prompt=self.prompt,
+            router=self.router,
+            validator=self.validator,
+        )
+
+    @cached_property
+    def students(self) -> Students:
+        """Base models, tokenizers and adapted students by name."""
+        return Students(
+            settings={
+                name: StudentSettings(
+                    base_model=section.base_model,
+                    revision=section.revision,
+                    context_tokens=section.context_tokens,
+                    max_answer_tokens=section.max_answer_tokens,
+                    price=Price(**section.price.model_dump()),
+                )
+                for name, section in self.config.students.items()
+            },
+            recipes_folder=self.config.recipes,
+            home=self.home,
+            progress=self.progress,
+        )
+
+    @cached_property
+    def scorer_plan(self) -> ScorerPlan:
+        """Who supplies soft targets, if the configuration names anyone."""
+        section = self.config.scorer
+        longest = max(student.context_tokens for student in self.config.students.values())
+        if section is None:
+            return ScorerPlan(find_model=None, context_tokens=longest)
+        return ScorerPlan(
+            find_model=lambda: resolve_model(
+                section.model, section.revision, self.home.models, self.progress
+            ),
+            scorer_id=f"{section.model}@{section.revision}",
+            top_k=section.top_k,
+            maximum_examples=section.maximum_examples,
+            context_tokens=longest,
+        )
+
+    @cached_property
+    def release_terms(self) -> ReleaseTerms:
+        """The configured part of every release."""
+        teacher = self.config.teacher
+        return ReleaseTerms(
+            product=self.config.product.name,
+            promoted_phase=self.config.serving.phase,
+            teacher=TeacherEntry(
+                provider=teacher.provider,
+                model=teacher.model,
+                base_url=teacher.base_url,
+                api_key_env=teacher.api_key_env,
+                price=Price(**teacher.price.model_dump()),
+                timeout_seconds=teacher.timeout_seconds,
+            ),
+            embedder_model=self.config.embedder.model,
+            embedder_revision=self.config.embedder.revision,
+            k=self.config.retrieval.k,
+            citation_ids=self.config.prompt.citation_ids,
+            prompt_version=self.prompt.version,
+            router=self.router,
+            validator=self.validator,
+            students={
+                name: StudentTerms(
+                    context_tokens=section.context_tokens,
+                    max_answer_tokens=section.max_answer_tokens,
+                    price=Price(**section.price.model_dump()),
+                )
+                for name, section in self.config.students.items()
+            },
+        )
+
+    @cached_property
+    def chunk_sizes(self) -> ChunkSizes:
+        """Target and maximum of a chunk."""
+        return ChunkSizes(**self.config.chunking.model_dump())
+
+    @cached_property
+    def rewriting_plan(self) -> RewritingPlan:
+        """How seeds multiply."""
+        seeds = self.config.seeds
+        return RewritingPlan(
+            seeds_per_cluster=seeds.seeds_per_cluster,
+            paraphrases_per_medoid=seeds.paraphrases_per_medoid,
+            temperature=seeds.paraphrase_temperature,
+            concurrency=self.config.teacher.concurrency,
+        )
+
+    @cached_property
+    def labelling_plan(self) -> LabellingPlan:
+        """Terms of the labels and the ruler of the judge."""
+        return LabellingPlan(
+            teacher_license=self.config.teacher.license,
+            is_trainable=self.config.teacher.trainable,
+            concurrency=self.config.teacher.concurrency,
+            judge_epoch=self.config.judge.epoch,
+            judge_concurrency=self.config.judge.concurrency,
+            minimum_score=self.config.judge.minimum_score,
+        )
+
+    @cached_property
+    def gate_policy(self) -> GatePolicy:
+        """What a student must prove."""
+        return GatePolicy(**self.config.gates.model_dump())
+
+    def to_resources(self) -> dict[str, object]:
+        """Return the resources of a code location. Models are built when a step first needs them."""
+
+        def later(name: str) -> dg.ResourceDefinition:
+            return dg.ResourceDefinition(lambda _: getattr(self, name))
+
+        lazy = (
+            "embedder", "teacher", "judge", "pipeline_parts", "students",
+        )  # fmt: skip
+        return {
+            "io_manager": LakeIOManager(self.home.lake, tables.BY_KEY),
+            "home": self.home,
+            "corpus": self.corpus,
+            "seeds": self.seeds,
+            "golden": self.golden,
+            "progress": self.progress,
+            "chunk_sizes": self.chunk_sizes,
+            "rewriting_plan": self.rewriting_plan,
+            "labelling_plan": self.labelling_plan,
+            "gate_policy": self.gate_policy,
+            "pipes": dg.PipesSubprocessClient(),
+            "release_terms": self.release_terms,
+            "scorer_plan": self.scorer_plan,
+            **{name: later(name) for name in lazy},
+        }
+
+    def observe_sources(self) -> dict[dg.AssetKey, str]:
+        """Return the current data version of every hand-written input."""
+        return {
+            keys.SOURCE_FILES: self.corpus.fingerprint(),
+            keys.SEED_FILE: self.seeds.fingerprint(),
+            keys.GOLDEN_FILE: self.golden.fingerprint(),
+        }
+
+    def _connect(self, section: RemoteSection, budget_usd: float) -> CachedChatModel:
+        model = connect_chat_model(
+            provider=section.provider,
+            model=section.model,
+            base_url=section.base_url,
+            api_key=read_secret(section.api_key_env),
+            price=Price(**section.price.model_dump()),
+            timeout_seconds=section.timeout_seconds,
+            embedder=lambda: self.embedder,
+        )
+        return CachedChatModel(model, self.home.answer_cache, budget_usd=budget_usd)

@@ -1,0 +1,235 @@
+"""The command line: every verb a person types.
+
+Belongs here: arguments, help with an example, what is printed. Does not belong here: planning and
+launching (`running`), checks of the installation (`doctor`), anything an asset computes.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+from rich.table import Table
+
+from orchestration.config import Config, load_config
+from orchestration.console import CONSOLE
+from resources.progress import RichProgress
+from serving.errors import UnderstudyError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="understudy",
+    help="Distil an expensive docs assistant into the cheapest version of itself, and prove it.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals may hold answers and keys
+    rich_markup_mode="rich",
+)
+teacher_app = typer.Typer(help="The embedded, extractive teacher.", no_args_is_help=True)
+app.add_typer(teacher_app, name="teacher")
+
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="A recipe under config/recipes, for example `compact`.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn our errors into three readable lines and exit code 2, an interrupt into code 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except UnderstudyError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            CONSOLE.print("\n[yellow]Interrupted.[/] What was bought and made so far is kept; run again.")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def fail(error: UnderstudyError) -> NoReturn:
+    """Print an error in its parts and exit with code 2."""
+    CONSOLE.print(f"[red bold]Failed[/] while {error.attempted}", markup=True, soft_wrap=True)
+    for label, text in (
+        ("expected", error.expected),
+        ("found", error.found),
+        ("next", error.next_step),
+    ):
+        CONSOLE.print(f"  [dim]{label:>8}[/]  ", end="")
+        CONSOLE.print(text, markup=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+@app.command(epilog="Example: understudy run --select labels --select students/training_set")
+@explain_errors
+def run(
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="A stage (`labels`) or an asset (`labels/teacher_answers`); repeatable."),
+    ] = None,
+    recipe: Recipe = None,
+    force: Annotated[bool, typer.Option(help="Run the selection even if nothing changed.")] = False,
+) -> None:
+    """Materialize what changed: docs, seeds, labels, student, report, release."""
+    config = load_config()
+    _run(config, recipe=recipe or config.default_recipe, select=select or [], force=force)
+
+
+@app.command(epilog="Example: understudy demo")
+@explain_errors
+def demo(recipe: Recipe = None) -> None:
+    """Run the whole chain, then print the parity table and where everything lies."""
+    from orchestration.demo import show_outcome  # noqa: PLC0415
+
+    config = load_config()
+    name = recipe or config.default_recipe
+    started = time.monotonic()
+    _run(config, recipe=name, select=[], force=False)
+    show_outcome(config, name, seconds=time.monotonic() - started)
+
+
+@app.command(epilog='Example: understudy ask "Where do traces go?" --json')
+@explain_errors
+def ask(
+    question: Annotated[str, typer.Argument(help="What a user would type.")],
+    as_json: Json = False,
+    prefer_quality: Annotated[
+        bool, typer.Option("--prefer-quality", help="Ask for the teacher's answer.")
+    ] = False,
+) -> None:
+    """Ask the current release one question, through the server's own request path."""
+    from orchestration.asking import ask_once  # noqa: PLC0415
+
+    body = ask_once(load_config(), question, prefer_quality=prefer_quality)
+    if as_json:
+        sys.stdout.write(json.dumps(body, ensure_ascii=False) + "\n")
+    else:
+        _show_answer(body)
+    if "answer" not in body:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: understudy report --json | jq .verdict")
+@explain_errors
+def report(
+    recipe: Recipe = None,
+    as_json: Json = False,
+) -> None:
+    """Print the parity table of a recipe and where its report lies."""
+    from orchestration.demo import read_report, show_report  # noqa: PLC0415
+
+    config = load_config()
+    name = recipe or config.default_recipe
+    if as_json:
+        sys.stdout.write(json.dumps(read_report(config, name), ensure_ascii=False) + "\n")
+    else:
+        show_report(config, name)
+
+
+@app.command(epilog="Example: understudy doctor")
+@explain_errors
+def doctor() -> None:
+    """Check python, packages, models, config, disk, ports and keys; say what is wrong and what to do."""
+    from orchestration.doctor import examine  # noqa: PLC0415
+
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    findings = list(examine())
+    for finding in findings:
+        mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "problem": "[red]✗[/]"}[finding.level]
+        table.add_row(mark, finding.subject, finding.found, f"[dim]{finding.next_step}[/]")
+    CONSOLE.print(table)
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: understudy serve --phase switch")
+@explain_errors
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [8321].")] = None,
+    phase: Annotated[
+        str | None, typer.Option(help="hitchhiker or switch; overrides the release's phase.")
+    ] = None,
+) -> None:
+    """Serve the current release over HTTP."""
+    from orchestration.asking import server_settings  # noqa: PLC0415
+    from serving.app import run as run_server  # noqa: PLC0415
+
+    given = {"UNDERSTUDY_SERVE_HOST": host, "UNDERSTUDY_SERVE_PORT": port,
+             "UNDERSTUDY_SERVE_PHASE": phase}  # fmt: skip
+    overrides = {name: str(value) for name, value in given.items() if value is not None}
+    run_server(server_settings(load_config(), overrides))
+
+
+@app.command(epilog="Example: understudy ui --port 3001")
+@explain_errors
+def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> None:
+    """Open the Dagster UI on loopback (it has no login)."""
+    from orchestration.running import launch_ui  # noqa: PLC0415
+
+    raise typer.Exit(launch_ui(load_config(), port))
+
+
+@teacher_app.command("serve", epilog="Example: understudy teacher serve --port 8322")
+@explain_errors
+def serve_teacher(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8322,
+) -> None:
+    """Serve the extractive teacher in the OpenAI format on loopback. No LLM: it quotes the sources."""
+    import uvicorn  # noqa: PLC0415
+
+    from orchestration.bindings import Bindings  # noqa: PLC0415
+    from serving.models.extractive.app import create_app  # noqa: PLC0415
+
+    embedder = Bindings(load_config(), RichProgress(CONSOLE)).embedder
+    CONSOLE.print(f"extractive teacher: http://127.0.0.1:{port}/v1 (embedded, no LLM)")
+    uvicorn.run(create_app(embedder), host="127.0.0.1", port=port, log_level="warning")
+
+
+def _run(config: Config, *, recipe: str, select: list[str], force: bool) -> None:
+    from orchestration.running import run_chain  # noqa: PLC0415
+
+    started = time.monotonic()
+    outcome = run_chain(
+        config, progress=RichProgress(CONSOLE), recipe=recipe, select=select, force=force
+    )
+    seconds = time.monotonic() - started
+    if not outcome.planned:
+        CONSOLE.print(f"Nothing changed: every asset is up to date ({seconds:.1f} s).")
+    elif outcome.succeeded:
+        CONSOLE.print(f"Done: {len(outcome.planned)} assets in {seconds:.0f} s.")
+    else:
+        CONSOLE.print(f"[red bold]Stopped.[/] {outcome.failure}", soft_wrap=True)
+        CONSOLE.print("What was made and bought before is kept: mend the cause and run again.")
+        raise typer.Exit(1)
+
+
+def _show_answer(body: dict[str, Any]) -> None:
+    if "answer" not in body:
+        CONSOLE.print(f"[red]{body.get('title', 'failed')}[/] {body.get('detail', '')}", soft_wrap=True)
+        return
+    CONSOLE.print(body["answer"], markup=False, soft_wrap=True)
+    for citation in body["citations"]:
+        CONSOLE.print(f"  [dim]{citation['id']}  {citation['url']}  {citation['score']:.2f}[/]")
+    CONSOLE.print(
+        f"[dim]served by {body['served_by']} ({body['model']}), route {body['route_reason']}, "
+        f"trace {body['trace_id']}[/]"
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
+
+

@@ -1,0 +1,415 @@
+"""The product's configuration: one YAML file, validated; and the only reader of the environment.
+
+Belongs here: the schema of `config/understudy.yaml`, where the file and the home are found, errors
+that name key, legal values and line. Does not belong here: what the values are used for.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.errors import InvalidInputError
+from serving.hashing import content_hash
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = PROJECT_ROOT / "config" / "understudy.yaml"
+
+ALIASES = frozenset({"latest", "main", "master", "head", "default", "stable", "current"})
+
+
+def _refuse_alias(value: str) -> str:
+    words = {word.casefold() for word in value.replace(":", "-").replace("@", "-").split("-")}
+    if words & ALIASES or value.casefold() in ALIASES:
+        raise ValueError(
+            f"{value!r} is an alias that can change silently; name a pinned snapshot or revision"
+        )
+    return value
+
+
+Pinned = Annotated[str, Field(min_length=1), AfterValidator(_refuse_alias)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A block of the file: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of this block's values."""
+        return content_hash(self.model_dump(mode="json"))
+
+
+class CorpusSection(Section):
+    """Which files are the documentation."""
+
+    path: Path
+    include: tuple[str, ...] = ("**/*.mdx", "**/*.md")
+    url: str = "/{slug}/"
+
+    @model_validator(mode="after")
+    def _url_has_slug(self) -> Self:
+        if "{slug}" not in self.url:
+            raise ValueError("url must contain {slug}, for example https://docs.example/{slug}/")
+        return self
+
+
+class ProductSection(Section):
+    """The assistant being distilled."""
+
+    name: str = Field(min_length=1)
+    corpus: CorpusSection
+
+
+class SeedsSection(Section):
+    """Hand-written questions and how they multiply."""
+
+    path: Path
+    paraphrases_per_medoid: Positive = 8
+    paraphrase_temperature: Annotated[float, Field(ge=0, le=2)] = 0.9
+    seeds_per_cluster: Positive = 4
+
+
+class EvalSection(Section):
+    """The frozen golden set; its lock lies beside it."""
+
+    golden: Path
+
+
+class EmbedderSection(Section):
+    """The embedding model of index, guard and clustering."""
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    revision: Pinned = "embedded"
+
+
+class ChunkingSection(Section):
+    """Chunk sizes in tokens of the embedder."""
+
+    target_tokens: Positive = 90
+    maximum_tokens: Positive = 180
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> Self:
+        if self.target_tokens > self.maximum_tokens:
+            raise ValueError("target_tokens must not exceed maximum_tokens")
+        return self
+
+
+class RetrievalSection(Section):
+    """How many chunks a question is answered from."""
+
+    k: Annotated[int, Field(ge=1, le=50)] = 3
+
+
+class PromptSection(Section):
+    """How the model is asked to cite."""
+
+    citation_ids: Literal["local", "full"] = "local"
+
+
+class PriceSection(Section):
+    """US dollars per million tokens."""
+
+    input_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
+    output_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
+
+
+class RemoteSection(Section):
+    """A chat model: embedded (`extractive`) or any OpenAI-compatible server (`openai`)."""
+
+    provider: Literal["extractive", "openai"] = "extractive"
+    model: Pinned
+    base_url: str | None = None
+    api_key_env: str | None = None
+    price: PriceSection = PriceSection()
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    concurrency: Positive = 8
+
+    @model_validator(mode="after")
+    def _openai_is_reachable(self) -> Self:
+        if self.provider == "openai" and not self.base_url:
+            raise ValueError("provider openai needs base_url, for example https://host/v1")
+        return self
+
+
+class TeacherSection(RemoteSection):
+    """The expensive model whose answers are the labels."""
+
+    license: str
+    trainable: bool
+    budget_usd: Annotated[float, Field(ge=0)] = 25.0
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+
+
+class JudgeSection(RemoteSection):
+    """The model that grades answers by the rubric."""
+
+    epoch: str = Field(min_length=1)
+    minimum_score: Annotated[int, Field(ge=1, le=5)] = 4
+
+
+class ScorerSection(Section):
+    """An open-weights model sharing the student's tokenizer, for soft targets."""
+
+    model: str
+    revision: Pinned = "embedded"
+    top_k: Annotated[int, Field(ge=1, le=100)] = 20
+    maximum_examples: Positive | None = None
+
+
+class StudentSection(Section):
+    """A base model that is adapted."""
+
+    base_model: str
+    revision: Pinned = "embedded"
+    context_tokens: Positive = 2048
+    max_answer_tokens: Positive = 160
+    price: PriceSection = PriceSection()
+
+
+class RouterSection(Section):
+    """Thresholds of the router's rules."""
+
+    long_context_tokens: Positive = 6000
+    min_retrieval_score: Ratio = 0.55
+
+
+class ValidatorSection(Section):
+    """Limits of the validator."""
+
+    minimum_cite_coverage_ratio: Ratio = 1.0
+    minimum_support_ratio: Ratio = 0.6
+    maximum_answer_chars: Positive = 4000
+
+
+class GatesSection(Section):
+    """What a student must prove, declared before the run."""
+
+    margin_ratio: Ratio = 0.10
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    minimum_slice_cases: Positive = 30
+    slice_floor_ratio: Ratio = 0.50
+    minimum_refusal_recall_ratio: Ratio = 0.85
+    maximum_cost_ratio: Annotated[float, Field(gt=0)] = 0.60
+
+
+class ServingSection(Section):
+    """The phase a promoted release is published in."""
+
+    phase: Literal["hitchhiker", "switch"] = "switch"
+
+
+class Config(Section):
+    """The whole file, with paths made absolute."""
+
+    home: Path = Path(".understudy")
+    product: ProductSection
+    seeds: SeedsSection
+    eval: EvalSection
+    embedder: EmbedderSection = EmbedderSection()
+    chunking: ChunkingSection = ChunkingSection()
+    retrieval: RetrievalSection = RetrievalSection()
+    prompt: PromptSection = PromptSection()
+    teacher: TeacherSection
+    judge: JudgeSection
+    scorer: ScorerSection | None = None
+    students: dict[str, StudentSection] = Field(min_length=1)
+    router: RouterSection = RouterSection()
+    validator: ValidatorSection = ValidatorSection()
+    gates: GatesSection = GatesSection()
+    serving: ServingSection = ServingSection()
+    recipes: Path = PROJECT_ROOT / "config" / "recipes"
+    default_recipe: str = "compact"
+    source: Path = Field(default=DEFAULT_CONFIG, exclude=True)
+
+
+def load_config(environment: Mapping[str, str] | None = None) -> Config:
+    """Read the file named by `UNDERSTUDY_CONFIG`, or the embedded default.
+
+    Raises:
+        InvalidInputError: the file is missing, is no YAML, or a value is wrong (key, line, found).
+    """
+    environment = os.environ if environment is None else environment
+    path = Path(environment.get("UNDERSTUDY_CONFIG") or DEFAULT_CONFIG).expanduser().resolve()
+    config = read_config(path)
+    home = environment.get("UNDERSTUDY_HOME")
+    return config.model_copy(update={"home": Path(home).expanduser().resolve()}) if home else config
+
+
+def read_config(path: Path) -> Config:
+    """Read and validate one file; relative paths in it are relative to its folder."""
+    text = _read_text(path)
+    node = _parse(path, text)
+    data = yaml.safe_load(text)
+    if not isinstance(data, dict):
+        raise InvalidInputError(
+            f"reading the config {path}",
+            expected="a mapping of keys such as product, seeds, teacher",
+            found=type(data).__name__,
+            next_step="start from config/understudy.yaml",
+        )
+    data["source"] = path
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise _explain(path, node, data, error) from None
+    return _make_absolute(config, path.parent)
+
+
+TELEMETRY_OFF = {
+    "DAGSTER_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def prepare_environment(config: Config) -> None:
+    """Set what Dagster and the libraries read from the environment, for this process and its children.
+
+    DAGSTER_HOME is the project (where `dagster.yaml` lies); what Dagster stores lies in the home.
+    """
+    storage = config.home / "dagster"
+    storage.mkdir(parents=True, exist_ok=True)
+    os.environ.update(
+        TELEMETRY_OFF,
+        DAGSTER_HOME=str(PROJECT_ROOT),
+        UNDERSTUDY_DAGSTER_STORAGE=str(storage),
+        UNDERSTUDY_CONFIG=str(config.source),
+        UNDERSTUDY_HOME=str(config.home),
+    )
+
+
+def read_environment() -> dict[str, str]:
+    """Return the process's environment, for those who are not allowed to read it themselves."""
+    return dict(os.environ)
+
+
+def read_secret(variable: str | None, environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the secret in the named environment variable, or None when no variable is named.
+
+    Raises:
+        InvalidInputError: the variable is named in the config but not set.
+    """
+    if not variable:
+        return None
+    value = (os.environ if environment is None else environment).get(variable)
+    if not value:
+        raise InvalidInputError(
+            f"reading the API key from ${variable}",
+            expected="a non-empty value",
+            found="nothing",
+            next_step=f"export {variable}=… in the shell that runs Understudy",
+        )
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"reading the config {path}",
+            expected="a readable UTF-8 YAML file",
+            found=str(error),
+            next_step="set UNDERSTUDY_CONFIG to your file, or unset it for the embedded default",
+        ) from error
+
+
+def _parse(path: Path, text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
+        raise InvalidInputError(
+            f"parsing the config {path}",
+            expected="valid YAML",
+            found=f"{getattr(error, 'problem', error)} at {where}",
+            next_step="mend that line (indentation, quotes, a missing colon)",
+        ) from error
+
+
+def _explain(
+    path: Path, node: yaml.Node | None, data: dict[str, Any], error: ValidationError
+) -> InvalidInputError:
+    problems = []
+    for item in error.errors():
+        location = [part for part in item["loc"] if part != "source"]
+        key = ".".join(map(str, location)) or "(top level)"
+        line = _line_of(node, location)
+        if item["type"] == "extra_forbidden":
+            legal = ", ".join(_legal_keys(location[:-1]))
+            problems.append(f"{key} (line {line}): unknown key; legal here: {legal}")
+        elif item["type"] == "missing":
+            problems.append(f"{key} (line {line}): missing")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{key} (line {line}): {message}; found {_value_at(data, location)!r}")
+    return InvalidInputError(
+        f"reading the config {path}",
+        expected="keys and values as docs/reference/configuration lists them",
+        found="; ".join(problems),
+        next_step="mend the file at the lines named",
+    )
+
+
+def _line_of(node: yaml.Node | None, location: list[Any]) -> int:
+    line = 1
+    for part in location:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        match = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+        if match is None:
+            break
+        line, node = match[0].start_mark.line + 1, match[1]
+    return line
+
+
+def _value_at(data: Any, location: list[Any]) -> Any:
+    for part in location:
+        if not isinstance(data, (dict, list)):
+            break
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _legal_keys(location: list[Any]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if nested:
+            section = nested[0]
+    return sorted(set(section.model_fields) - {"source"})
+
+
+def _make_absolute(config: Config, base: Path) -> Config:
+    def absolute(path: Path) -> Path:
+        return Path(os.path.normpath(base / path.expanduser()))
+
+    corpus = config.product.corpus.model_copy(
+        update={"path": absolute(config.product.corpus.path)}
+    )
+    return config.model_copy(
+        update={
+            "home": absolute(config.home),
+            "recipes": absolute(config.recipes),
+            "product": config.product.model_copy(update={"corpus": corpus}),
+            "seeds": config.seeds.model_copy(update={"path": absolute(config.seeds.path)}),
+            "eval": config.eval.model_copy(update={"golden": absolute(config.eval.golden)}),
+        }
+    )

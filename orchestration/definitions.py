@@ -1,0 +1,100 @@
+"""The one code location: every stage's assets and checks, with policy applied once to all of them.
+
+Belongs here: composition. Does not belong here: what an asset computes, how a resource works.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets import STAGES, tables
+from orchestration.bindings import Bindings
+from orchestration.config import Config, load_config
+from orchestration.console import CONSOLE_LOGGER
+from resources.progress import LogProgress
+from serving.hashing import content_hash
+
+OWNERS = ["team:understudy"]
+
+CONFIG_SECTIONS: dict[str, tuple[str, ...]] = {
+    "corpus": ("product", "embedder", "chunking"),
+    "seeds": (),
+    "eval_set": ("embedder",),
+    "paraphrases": ("seeds", "embedder"),
+    "labels": ("retrieval", "prompt", "validator", "scorer"),
+    "students": ("students",),
+    "parity": ("retrieval", "prompt", "router", "validator", "students"),
+    "releases": ("gates", "router", "serving", "students"),
+}
+"""The parts of the configuration whose change makes a stage's assets stale. Teacher and judge are added
+by identity alone (model and epoch): a new timeout or budget changes no answer."""
+
+
+def build_defs(config: Config | None = None, **overrides: Any) -> dg.Definitions:
+    """Return the definitions of one configuration.
+
+    Args:
+        config: the product; by default the file `UNDERSTUDY_CONFIG` names.
+        overrides: resources by key, replacing the configured ones (tests pass plain objects).
+    """
+    config = config or load_config()
+    bindings = Bindings(config, overrides.get("progress") or LogProgress(dg.get_dagster_logger()))
+    assets: list[Any] = []
+    checks: list[Any] = []
+    for stage in STAGES:
+        declarations = import_module(f"assets.{stage}.assets")
+        declared = dg.load_assets_from_modules([declarations], group_name=stage)
+        made = [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)]
+        assets += dg.map_asset_specs(lambda spec: _apply_policy(spec, config), made)
+        assets += [asset for asset in declared if not isinstance(asset, dg.AssetsDefinition)]
+        checks += dg.load_asset_checks_from_modules([import_module(f"assets.{stage}.checks")])
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=checks,
+        jobs=[dg.define_asset_job("whole_chain", selection="*")],
+        resources={**bindings.to_resources(), **overrides},
+        executor=dg.in_process_executor,  # models load once per run, not once per step
+        loggers={"console": CONSOLE_LOGGER},
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The code location that `workspace.yaml` names."""
+    return build_defs()
+
+
+def _apply_policy(spec: dg.AssetSpec, config: Config) -> dg.AssetSpec:
+    stage = spec.key.path[0]
+    schema = tables.BY_KEY[tuple(spec.key.path)]
+    return spec.replace_attributes(
+        owners=OWNERS,
+        code_version=f"{spec.code_version}+config.{fingerprint_stage(stage, config)}",
+    ).merge_attributes(metadata={"dagster/column_schema": describe_columns(schema)})
+
+
+def fingerprint_stage(stage: str, config: Config) -> str:
+    """Return the identity of the configuration that decides a stage's output (8 hex digits)."""
+    parts: dict[str, Any] = {
+        name: section.model_dump(mode="json") if hasattr(section, "model_dump") else str(section)
+        for name in CONFIG_SECTIONS[stage]
+        if (section := getattr(config, name)) is not None and not isinstance(section, dict)
+    }
+    if "students" in CONFIG_SECTIONS[stage]:
+        parts["students"] = {n: s.model_dump(mode="json") for n, s in config.students.items()}
+    parts.get("product", {}).get("corpus", {}).pop("path", None)  # where files lie is not what they say
+    parts.get("seeds", {}).pop("path", None)
+    if stage in {"paraphrases", "labels", "parity"}:
+        parts["teacher"] = [config.teacher.provider, config.teacher.model]
+    if stage in {"labels", "parity"}:
+        parts["judge"] = [config.judge.model, config.judge.epoch, config.judge.minimum_score]
+    return content_hash(parts, digits=8)
+
+
+def describe_columns(schema: pl.Schema) -> dg.TableSchema:
+    """Return a declared schema in the form the UI shows."""
+    return dg.TableSchema(
+        columns=[dg.TableColumn(name=name, type=str(dtype)) for name, dtype in schema.items()]
+    )

@@ -1,0 +1,82 @@
+"""What a person reads at the end: the parity table, the verdict, and where everything lies.
+
+Belongs here: reading finished tables and printing them. Does not belong here: computing any figure.
+"""
+
+import json
+from typing import Any
+
+import polars as pl
+from rich.table import Table
+
+from assets.parity.comparison import render_parity_table_text
+from orchestration.config import Config
+from orchestration.console import CONSOLE
+from serving.errors import InvalidInputError
+from serving.home import Home
+
+VERDICT_STYLE = {"PROMOTE": "green", "HOLD": "red", "INCONCLUSIVE": "yellow"}
+
+
+def show_outcome(config: Config, recipe: str, *, seconds: float) -> None:
+    """Print table, verdict and the way on."""
+    show_report(config, recipe)
+    home = Home(config.home)
+    CONSOLE.print()
+    for label, value in (
+        ("time", f"{seconds / 60:.1f} minutes"),
+        ("lake", f"{home.lake}/<stage>/<asset>.parquet"),
+        ("release", f"{home.releases}/CURRENT"),
+        ("serve", "make serve    then  curl -s localhost:8321/ask -H 'content-type: application/json' "
+                  "-d '{\"question\": \"Where are traces stored?\"}'"),
+        ("UI", "make ui       http://127.0.0.1:3000"),
+    ):  # fmt: skip
+        CONSOLE.print(f"[dim]{label:>8}[/]  {value}", soft_wrap=True)
+
+
+def show_report(config: Config, recipe: str) -> None:
+    """Print the parity table, the gates and the verdict of a recipe."""
+    home = Home(config.home)
+    gates = _read(home, "releases/gate_verdict", recipe)
+    rendered = render_parity_table_text(_read(home, "parity/parity_report", recipe))
+    table = Table(title=f"Parity, recipe {recipe}", title_justify="left", box=None, padding=(0, 2))
+    for column in rendered.columns:
+        table.add_column(column, justify="left" if column == rendered.columns[0] else "right")
+    for row in rendered.rows:
+        table.add_row(*row)
+    CONSOLE.print(table)
+    verdict, statement = gates.row(0, named=True)["verdict"], gates.row(0, named=True)["statement"]
+    CONSOLE.print(f"\n[bold {VERDICT_STYLE[verdict]}]{verdict}[/]  {statement}", soft_wrap=True)
+    for gate in gates.iter_rows(named=True):
+        mark = {"PASS": "[green]✓[/]", "FAIL": "[red]✗[/]"}.get(gate["outcome"], "[yellow]?[/]")
+        CONSOLE.print(f"  {mark} {gate['gate']:<28} [dim]{gate['detail']}[/]", soft_wrap=True)
+    CONSOLE.print(f"[dim]  report  {home.reports / recipe / 'parity.html'}[/]", soft_wrap=True)
+
+
+def read_report(config: Config, recipe: str) -> dict[str, Any]:
+    """Return the report's JSON.
+
+    Raises:
+        InvalidInputError: this recipe has no report yet.
+    """
+    path = Home(config.home).reports / recipe / "parity.json"
+    if not path.exists():
+        raise _missing(str(path), recipe)
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def _read(home: Home, key: str, recipe: str) -> pl.DataFrame:
+    path = home.table(key, recipe)
+    if not path.exists():
+        raise _missing(str(path), recipe)
+    return pl.read_parquet(path)
+
+
+def _missing(path: str, recipe: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"reading the report of recipe {recipe!r}",
+        expected=f"{path}",
+        found="nothing there",
+        next_step=f"run `understudy run --recipe {recipe}` first",
+    )

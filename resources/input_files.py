@@ -1,0 +1,188 @@
+"""Hand-written inputs: seed questions and golden cases, as JSON Lines.
+
+Belongs here: reading and checking the files line by line. Does not belong here: what is done with them.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.errors import HashMismatchError, InvalidInputError
+from serving.hashing import file_sha256
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class SeedQuestion(BaseModel):
+    """One line of the seed file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    question_id: str = Field(min_length=1)
+    text: str = Field(min_length=1, max_length=4000)
+    tags: tuple[str, ...] = ()
+
+
+class GoldenCase(BaseModel):
+    """One line of the golden file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    case_id: str = Field(min_length=1)
+    bucket: Literal["answerable", "boundary", "out_of_scope"]
+    question: str = Field(min_length=1, max_length=4000)
+    must_include: tuple[str, ...] = ()
+    gold_pages: tuple[str, ...] = ()
+    gold_headings: tuple[str, ...] = ()
+    should_refuse: bool
+    behaviours: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SeedFile:
+    """The seed questions."""
+
+    path: Path
+
+    def fingerprint(self) -> str:
+        """Return the identity of the file's bytes."""
+        return _fingerprint(self.path, "seeds.path")
+
+    def read(self) -> list[SeedQuestion]:
+        """Return the questions in file order.
+
+        Raises:
+            InvalidInputError: a line is broken, an id or a text occurs twice (lines are named).
+        """
+        seen: dict[str, int] = {}
+        questions = []
+        for number, data in _read_lines(self.path, "seeds.path"):
+            question = _validate(SeedQuestion, data, self.path, number)
+            for identity in (question.question_id, _normalise(question.text)):
+                if identity in seen:
+                    raise InvalidInputError(
+                        f"reading seeds from {self.path.name}, line {number}",
+                        expected="every question_id and every text once",
+                        found=f"{identity!r} already on line {seen[identity]}",
+                        next_step="remove or reword one of the two",
+                    )
+                seen[identity] = number
+            questions.append(question)
+        return questions
+
+
+@dataclass(frozen=True)
+class GoldenFile:
+    """The frozen eval set and the lock beside it."""
+
+    path: Path
+
+    @property
+    def lock_path(self) -> Path:
+        """`golden_v1.jsonl` is locked by `golden_v1.lock`."""
+        return self.path.with_suffix(".lock")
+
+    def fingerprint(self) -> str:
+        """Return the identity of the file's bytes and of its lock."""
+        lock = self.lock_path.read_text(encoding="utf-8") if self.lock_path.exists() else ""
+        return f"{_fingerprint(self.path, 'eval.golden')}-{lock.strip()[:16]}"
+
+    def verify_lock(self) -> str:
+        """Return the sha256 of the golden file.
+
+        Raises:
+            HashMismatchError: the file is not the one that was frozen.
+            InvalidInputError: there is no lock.
+        """
+        found = _fingerprint(self.path, "eval.golden")
+        if not self.lock_path.exists():
+            raise InvalidInputError(
+                f"reading the lock of {self.path.name}",
+                expected=f"{self.lock_path.name} holding the sha256 of the frozen file",
+                found="no lock",
+                next_step=f"freeze the set once: sha256sum {self.path.name} > "
+                f"{self.lock_path.name} (in {self.path.parent})",
+            )
+        expected = self.lock_path.read_text(encoding="utf-8").split()[0:1]
+        if expected != [found]:
+            raise HashMismatchError(
+                f"comparing {self.path.name} with its lock",
+                expected=f"sha256 {expected[0] if expected else '(empty lock)'}",
+                found=found,
+                next_step="restore the frozen file; a changed set is a new version beside the old one",
+            )
+        return found
+
+    def read(self) -> list[GoldenCase]:
+        """Return the cases in file order, after verifying the lock."""
+        self.verify_lock()
+        cases: dict[str, GoldenCase] = {}
+        for number, data in _read_lines(self.path, "eval.golden"):
+            case = _validate(GoldenCase, data, self.path, number)
+            if case.case_id in cases:
+                raise InvalidInputError(
+                    f"reading golden cases from {self.path.name}, line {number}",
+                    expected="every case_id once",
+                    found=f"{case.case_id!r} again",
+                    next_step="give the case its own id (in a new version of the set)",
+                )
+            cases[case.case_id] = case
+        return list(cases.values())
+
+
+def _fingerprint(path: Path, key: str) -> str:
+    if not path.is_file():
+        raise InvalidInputError(
+            f"reading {path}",
+            expected="a JSON Lines file",
+            found="nothing there",
+            next_step=f"set {key} in the config (relative to the config file)",
+        )
+    return file_sha256(path)
+
+
+def _read_lines(path: Path, key: str) -> Iterator[tuple[int, Any]]:
+    _fingerprint(path, key)
+    found_any = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InvalidInputError(
+                f"reading {path.name}, line {number}",
+                expected="one JSON object",
+                found=f"{error.msg} at column {error.colno}: {line[:80]!r}",
+                next_step="mend that line",
+            ) from error
+        found_any = True
+    if not found_any:
+        raise InvalidInputError(
+            f"reading {path}",
+            expected="at least one JSON object",
+            found="an empty file",
+            next_step=f"write some, or set {key} to another file",
+        )
+
+
+def _validate(model: type[T], data: Any, path: Path, number: int) -> T:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        found = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'line'}: {e['msg']}" for e in error.errors()
+        )
+        raise InvalidInputError(
+            f"reading {path.name}, line {number}",
+            expected=f"keys {sorted(model.model_fields)}",
+            found=found,
+            next_step="mend that line",
+        ) from None
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.casefold().split())

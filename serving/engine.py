@@ -1,0 +1,243 @@
+"""The serving engine: a verified release, assembled into the pipeline that answers.
+
+Belongs here: loading every part of a release, refusing parts that do not belong together, the
+warm-up. Does not belong here: HTTP (`app`), verifying files and signatures (`releases.bundle`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.errors import IndexMismatchError, ReleaseError
+from serving.hashing import content_hash
+from serving.models.protocols import ChatModel, Embedder
+from serving.pipeline.answer import AnswerPipeline, Mode
+from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.prompt import PromptFormat
+from serving.pipeline.router import Phase
+from serving.pipeline.validator import VALIDATOR_VERSION
+from serving.releases.bundle import VerifiedRelease, load_current, load_public_key
+from serving.releases.manifest import ReleaseManifest, StudentEntry, hash_retrieved
+from serving.settings import ServerSettings
+from serving.tracing.record import TraceOrigin
+
+if TYPE_CHECKING:
+    from serving.models.local_student import LocalStudent
+
+WARM_UP_QUESTION = "What is this documentation about?"
+_LOG = logging.getLogger(__name__)
+
+
+async def _close_nothing() -> None:
+    """Close an engine that holds nothing open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingEngine:
+    """One release, ready to answer. Requests in flight keep the engine they began with.
+
+    `sequence` and `parent` are those of the signed pointer; `close` frees what is held open.
+    """
+
+    pipeline: AnswerPipeline
+    manifest: ReleaseManifest
+    sequence: int = 0
+    parent: str | None = None
+    close: Callable[[], Awaitable[None]] = _close_nothing
+
+    @property
+    def release_id(self) -> str:
+        """The content hash of the release."""
+        return self.manifest.release_id
+
+    @property
+    def phase(self) -> Phase:
+        """The phase in force: the operator's, else the release's."""
+        return self.pipeline.phase
+
+    @cached_property
+    def snapshot_hash(self) -> str:
+        """Identity of prompt + index + validator + router + adapters: what decides an answer."""
+        content = self.manifest.model_dump(mode="json")
+        return content_hash(
+            *(content[part] for part in ("prompt", "index", "validator", "router")),
+            sorted(student.adapter_sha256 for student in self.manifest.students.values()),
+        )
+
+    def trace_origin(self, env: str) -> TraceOrigin:
+        """Return what every trace of this engine has in common."""
+        students = list(self.manifest.students.values())
+        return TraceOrigin(
+            env=env,
+            release_id=self.release_id,
+            phase=self.phase,
+            prompt_version=self.pipeline.prompt.version,
+            snapshot_hash=self.snapshot_hash,
+            index_fingerprint=self.pipeline.retriever.index_fingerprint,
+            embedder_fingerprint=self.manifest.embedder.fingerprint,
+            teacher_price=self.pipeline.teacher.price,
+            adapter_sha=students[0].adapter_sha256 if students else None,
+        )
+
+    async def warm_up(self) -> None:
+        """Answer once with the model that takes most traffic, then check the golden prompts.
+
+        Raises:
+            ModelError: the model does not answer.
+            IndexMismatchError: a golden prompt retrieves other chunks than it did at the build.
+        """
+        is_student = self.pipeline.student is not None and self.phase == "switch"
+        mode: Mode = "student" if is_student else "teacher"
+        await self.pipeline.answer(WARM_UP_QUESTION, mode=mode)
+        for golden in self.manifest.golden_prompts:
+            hits = await self.pipeline.retriever.retrieve(golden.question)
+            found = hash_retrieved([hit.chunk_id for hit in hits])
+            if found != golden.retrieved_hash:
+                raise IndexMismatchError(
+                    f"checking the golden prompt {golden.question!r}",
+                    expected=f"retrieved chunks with hash {golden.retrieved_hash}",
+                    found=f"{found}: {[hit.chunk_id for hit in hits]}",
+                    next_step="serve the index and embedder the release was built with",
+                )
+
+
+async def load_engine(settings: ServerSettings) -> ServingEngine:
+    """Load the release CURRENT points at.
+
+    Raises:
+        ReleaseError: the release does not verify, or a part is not what its manifest pins.
+        IndexMismatchError: index and embedder do not belong together.
+        InvalidInputError: the teacher's key or a base model is missing.
+    """
+    release = load_current(settings.releases_folder, load_public_key(settings.keys_folder))
+    manifest = release.manifest
+    _check_versions(manifest)
+    embedder = _load_embedder(manifest, settings.models_folder)
+    teacher, close = _connect_teacher(manifest, settings, embedder)
+    student = await asyncio.to_thread(_load_student, release, settings.models_folder)
+    parts = PipelineParts(
+        index_folder=(settings.home / manifest.index.uri).parent,
+        embedder=embedder,
+        k=manifest.retrieval.k,
+        teacher=teacher,
+        prompt=_prompt(manifest),
+        router=manifest.router,
+        validator=manifest.validator.policy,
+        count_tokens=student.count_prompt_tokens if student else None,
+    )
+    pipeline = await parts.assemble(
+        manifest.index.fingerprint, student=student, phase=_choose_phase(manifest, settings)
+    )
+    return ServingEngine(
+        pipeline=pipeline,
+        manifest=manifest,
+        sequence=release.sequence,
+        parent=release.parent,
+        close=close,
+    )
+
+
+def _choose_phase(manifest: ReleaseManifest, settings: ServerSettings) -> Phase:
+    """Return the operator's phase, else the release's; overriding a verdict is said in the log."""
+    phase = settings.phase or manifest.phase
+    if phase != manifest.phase:
+        _LOG.warning(
+            "serving in phase %s by setting; the release was published as %s (verdict %s)",
+            phase,
+            manifest.phase,
+            manifest.gate.verdict,
+        )
+    return phase
+
+
+def _prompt(manifest: ReleaseManifest) -> PromptFormat:
+    prompt = PromptFormat(citation_ids=manifest.prompt.citation_ids)
+    longest = max((s.max_answer_tokens for s in manifest.students.values()), default=None)
+    if longest is None:
+        return prompt
+    return PromptFormat(citation_ids=prompt.citation_ids, max_answer_tokens=longest)
+
+
+def _check_versions(manifest: ReleaseManifest) -> None:
+    _expect(manifest, "prompt version", manifest.prompt.version, _prompt(manifest).version)
+    _expect(manifest, "validator version", manifest.validator.version, VALIDATOR_VERSION)
+    if len(manifest.students) > 1:
+        _expect(manifest, "number of students", "1", str(len(manifest.students)))
+
+
+def _load_embedder(manifest: ReleaseManifest, models_folder: Path) -> Embedder:
+    from serving.models.embedder import load_embedder
+
+    entry = manifest.embedder
+    embedder = load_embedder(entry.model, entry.revision, models_folder)
+    if embedder.fingerprint != entry.fingerprint:
+        raise IndexMismatchError(
+            f"loading the embedder of release {manifest.release_id}",
+            expected=f"{entry.model} with fingerprint {entry.fingerprint}, the index's",
+            found=embedder.fingerprint,
+            next_step="install the embedder the index was built with, or build a new release",
+        )
+    return embedder
+
+
+def _connect_teacher(
+    manifest: ReleaseManifest, settings: ServerSettings, embedder: Embedder
+) -> tuple[ChatModel, Callable[[], Awaitable[None]]]:
+    from serving.models.openai_chat import connect, connect_in_process
+
+    entry = manifest.teacher
+    if entry.provider == "extractive":
+        from serving.models.extractive.app import create_app
+
+        teacher = connect_in_process(
+            create_app(embedder),
+            model=entry.model,
+            price=entry.price,
+            timeout_seconds=entry.timeout_seconds,
+        )
+    else:
+        teacher = connect(
+            base_url=entry.base_url or "",
+            api_key=settings.read_secret(entry.api_key_env),
+            model=entry.model,
+            price=entry.price,
+            timeout_seconds=entry.timeout_seconds,
+        )
+    return teacher, getattr(teacher, "close", _close_nothing)
+
+
+def _load_student(release: VerifiedRelease, models_folder: Path) -> "LocalStudent | None":
+    from serving.models.causal_lm import hash_base_model
+    from serving.models.embedded import resolve_model
+    from serving.models.local_student import LocalStudent
+
+    for name, entry in release.manifest.students.items():
+        base = resolve_model(entry.base_model, entry.base_revision, models_folder).path
+        _expect_base(release.manifest, entry, hash_base_model(base))
+        return LocalStudent.load(
+            base,
+            release.adapter_folder(name),
+            name=entry.adapter,
+            price=entry.price,
+            activation=entry.activation,
+            context_tokens=entry.context_tokens,
+        )
+    return None
+
+
+def _expect_base(manifest: ReleaseManifest, entry: StudentEntry, found: str) -> None:
+    _expect(manifest, f"hash of the base model {entry.base_model}", entry.base_hash, found)
+
+
+def _expect(manifest: ReleaseManifest, what: str, expected: str, found: str) -> None:
+    if expected != found:
+        raise ReleaseError(
+            f"loading the release {manifest.release_id}",
+            expected=f"{what} {expected}",
+            found=found,
+            next_step="serve it with the version of Understudy that built it, or build a new one",
+        )

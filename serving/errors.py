@@ -1,0 +1,89 @@
+"""Every error a user of the serving package can meet, as one tree.
+
+    UnderstudyError
+    ├── InvalidInputError        something a person wrote is wrong: a file, a key, a request
+    ├── HashMismatchError        bytes are not the bytes that were pinned
+    ├── ModelError
+    │   ├── UpstreamError        the model's server failed; `is_retryable` says whether trying again can help
+    │   ├── BudgetExceededError  the next call would spend past the budget
+    │   └── DeadlineExceededError
+    ├── IndexMismatchError       index and embedder (or prompt) do not belong together
+    ├── ReleaseError             a release bundle cannot be trusted or loaded
+    └── TraceError               a trace could not be made durable
+
+Belongs here: exception classes and the one message shape. Does not belong here: HTTP mapping (`app`).
+"""
+
+
+class UnderstudyError(Exception):
+    """Something failed, said in three parts: what was attempted, expected against found, what to do.
+
+    Args:
+        attempted: what the code was doing, as a clause ("reading the corpus at docs/").
+        expected: what had to be true.
+        found: what was there instead, with values.
+        next_step: what the reader should do now.
+    """
+
+    def __init__(self, attempted: str, *, expected: str, found: str, next_step: str) -> None:
+        self.attempted = attempted
+        self.expected = expected
+        self.found = found
+        self.next_step = next_step
+        super().__init__(
+            f"While {attempted}: expected {expected}, found {found}. Next: {next_step}"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild across process boundaries (Dagster's subprocess executors copy exceptions)."""
+        return (_rebuild, (type(self), self.attempted, self.expected, self.found, self.next_step))
+
+
+def _rebuild(
+    kind: type[UnderstudyError], attempted: str, expected: str, found: str, next_step: str
+) -> UnderstudyError:
+    return kind(attempted, expected=expected, found=found, next_step=next_step)
+
+
+class InvalidInputError(UnderstudyError):
+    """A file, a config key or a request that a person wrote is wrong."""
+
+
+class HashMismatchError(UnderstudyError):
+    """Bytes on disk are not the bytes that were pinned or locked."""
+
+
+class ModelError(UnderstudyError):
+    """A model could not answer."""
+
+
+class UpstreamError(ModelError):
+    """The server behind a model failed. `is_retryable` says whether trying again can help."""
+
+    is_retryable = True
+
+
+class UpstreamRejectedError(UpstreamError):
+    """The server refused the request itself (4xx other than 429): trying again cannot help."""
+
+    is_retryable = False
+
+
+class BudgetExceededError(ModelError):
+    """The next call could spend past the budget, so it was not made."""
+
+
+class DeadlineExceededError(ModelError):
+    """The answer did not arrive before the deadline."""
+
+
+class IndexMismatchError(UnderstudyError):
+    """The index was built with another embedder, chunker or corpus than the one in use."""
+
+
+class ReleaseError(UnderstudyError):
+    """A release bundle cannot be trusted or loaded."""
+
+
+class TraceError(UnderstudyError):
+    """A trace record could not be written or read back."""

@@ -1,0 +1,88 @@
+"""Atomic writes: a reader sees the old file or the new one, never half of either.
+
+Belongs here: the one way to write a file or move a folder into place. Does not belong here: formats.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+STAGING = ".tmp"
+FILE_MODE, FOLDER_MODE = 0o644, 0o755  # before the umask; tempfile's own are private to the writer
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success flush it and rename it to `target`, on error remove it.
+
+    The temporary file lies in `.tmp/` beside the target: on the same file system, and matched by no
+    reader's glob. Raises `OSError` (disk full, read-only) with nothing left behind.
+    """
+    temporary = _stage(target, lambda path: path.touch(mode=FILE_MODE))
+    try:
+        yield temporary
+        flush_to_disk(temporary)
+        temporary.replace(target)
+        flush_to_disk(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+        _leave(temporary.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder and rename it to `target` on success.
+
+    If `target` already exists, or another writer is first, theirs is kept and ours dropped: folders
+    written this way are content-addressed, so equal names hold equal content.
+    """
+    temporary = _stage(target, lambda path: path.mkdir(mode=FOLDER_MODE))
+    try:
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            flush_to_disk(path)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        flush_to_disk(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _leave(temporary.parent)
+
+
+def _stage(target: Path, make: Callable[[Path], None]) -> Path:
+    """Make a temporary beside `target`; another writer may remove the empty staging folder under us."""
+    temporary = target.parent / STAGING / f"{target.name}.{uuid.uuid4().hex}"
+    while True:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make(temporary)
+        except FileNotFoundError:
+            continue
+        return temporary
+
+
+def _leave(staging: Path) -> None:
+    with contextlib.suppress(OSError):  # another writer's temporary is in it
+        staging.rmdir()
+
+
+def write_text_atomically(target: Path, text: str) -> None:
+    """Write UTF-8 text to `target` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

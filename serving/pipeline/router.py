@@ -1,0 +1,53 @@
+"""The router: three rules decide, in order, whether a question goes to the teacher.
+
+Belongs here: the decision on one request. Does not belong here: thresholds (config, release), calling
+models, fallbacks (`answer`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from serving.models.protocols import ServedBy
+
+RouteReason = Literal["default", "long_context", "low_retrieval", "prefer_quality", "phase"]
+Phase = Literal["hitchhiker", "switch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterPolicy:
+    """Thresholds of the three rules.
+
+    `long_context_tokens`: prompt and chunks above it go to the teacher (student's tokenizer).
+    `min_retrieval_score`: a best cosine below it goes to the teacher.
+    """
+
+    long_context_tokens: int = 6000
+    min_retrieval_score: float = 0.55
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Where a question goes and why."""
+
+    to: ServedBy
+    reason: RouteReason
+
+
+def choose_route(
+    *,
+    prompt_tokens: int,
+    max_score: float,
+    prefer_quality: bool,
+    phase: Phase,
+    policy: RouterPolicy,
+) -> Route:
+    """Apply the rules in order; the first that holds sends the question to the teacher."""
+    if phase == "hitchhiker":
+        return Route(to="teacher", reason="phase")
+    if prompt_tokens > policy.long_context_tokens:
+        return Route(to="teacher", reason="long_context")
+    if max_score < policy.min_retrieval_score:
+        return Route(to="teacher", reason="low_retrieval")
+    if prefer_quality:
+        return Route(to="teacher", reason="prefer_quality")
+    return Route(to="student", reason="default")

@@ -1,0 +1,198 @@
+"""Problem documents (RFC 9457): the one shape of everything that is not an answer.
+
+Belongs here: the catalogue of problems, raising and rendering them. Does not belong here: deciding
+that a request has one (`app`). Nothing of an upstream's message or of the request is echoed.
+"""
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serving.errors import BudgetExceededError, DeadlineExceededError, ModelError
+from serving.schemas import (
+    MAXIMUM_QUESTION_CHARS,
+    PROBLEM_MEDIA_TYPE,
+    PROBLEM_PREFIX,
+    Problem,
+    ProblemName,
+)
+
+CATALOGUE: Mapping[ProblemName, tuple[int, str]] = {
+    "invalid-request": (422, "The request is not valid"),
+    "not-allowed": (403, "This is not allowed here"),
+    "not-found": (404, "There is nothing at this address"),
+    "method-not-allowed": (405, "This address does not take that method"),
+    "too-large": (413, "The request is too large"),
+    "not-ready": (503, "The server is not ready"),
+    "overloaded": (503, "The server is at capacity"),
+    "deadline-exceeded": (504, "No answer before the deadline"),
+    "upstream-failed": (502, "The model behind this server failed"),
+    "internal-error": (500, "Something went wrong in this server"),
+}
+EXPECTED_BODY = (
+    f"a JSON object with question (1..{MAXIMUM_QUESTION_CHARS} characters), and optionally "
+    "prefer_quality (true or false) and conversation_id (text or null)"
+)
+_BY_STATUS: Mapping[int, ProblemName] = {
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "too-large",
+}
+_SHOWN_ERRORS = 5
+
+
+class ProblemError(Exception):
+    """A request cannot be answered, and this is what the user is told."""
+
+    def __init__(
+        self,
+        name: ProblemName,
+        *,
+        expected: str,
+        found: str,
+        next_step: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Say in three parts what happened; `headers` go out with the document."""
+        super().__init__(name, found)
+        self.name = name
+        self.expected = expected
+        self.found = found
+        self.next_step = next_step
+        self.headers = dict(headers or {})
+
+
+def write_problem(error: ProblemError, trace_id: str) -> Response:
+    """Return the problem document as a response."""
+    status, title = CATALOGUE[error.name]
+    problem = Problem(
+        type=PROBLEM_PREFIX + error.name,
+        title=title,
+        status=status,
+        detail=f"Expected {error.expected}; found {error.found}.",
+        expected=error.expected,
+        found=error.found,
+        next_step=error.next_step,
+        instance=trace_id,
+    )
+    headers = {**error.headers, "X-Trace-Id": trace_id}
+    return JSONResponse(
+        problem.model_dump(), status, headers=headers, media_type=PROBLEM_MEDIA_TYPE
+    )
+
+
+def explain_model_error(error: ModelError) -> ProblemError:
+    """Return the problem of a failed model. Its message stays in the log: it may hold secrets."""
+    if isinstance(error, DeadlineExceededError):
+        return deadline_exceeded("the model's deadline passed")
+    is_retryable = getattr(error, "is_retryable", not isinstance(error, BudgetExceededError))
+    return ProblemError(
+        "upstream-failed",
+        expected="an answer of the model",
+        found=type(error).__name__,
+        next_step="Try again in a moment." if is_retryable else "Tell the operator of this server.",
+    )
+
+
+def deadline_exceeded(found: str) -> ProblemError:
+    """Return the problem of a request that took too long."""
+    return ProblemError(
+        "deadline-exceeded",
+        expected="an answer within the deadline",
+        found=found,
+        next_step="Try again; if it stays, ask something shorter.",
+    )
+
+
+def too_large(limit_bytes: int) -> ProblemError:
+    """Return the problem of a body over the limit."""
+    return ProblemError(
+        "too-large",
+        expected=f"a body of at most {limit_bytes} bytes",
+        found="a larger one",
+        next_step="Shorten the question.",
+        headers={"Connection": "close"},
+    )
+
+
+def describe_problems(*names: ProblemName) -> dict[int | str, dict[str, object]]:
+    """Return the OpenAPI responses of a route that can end in these problems."""
+    described: dict[int | str, dict[str, object]] = {}
+    for name in names:
+        status, title = CATALOGUE[name]
+        known = described.get(status)
+        described[status] = {
+            "description": f"{known['description']}; or {title.lower()}" if known else title,
+            "content": {PROBLEM_MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+        }
+    return described
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Render every error of the app as a problem document."""
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+def _on_problem(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ProblemError):
+        return _on_unexpected(request, error)
+    return write_problem(error, request.state.trace_id)
+
+
+def _on_invalid(request: Request, error: Exception) -> Response:
+    errors = error.errors() if isinstance(error, RequestValidationError) else []
+    found = "; ".join(
+        f"{_name_location(item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
+        for item in errors[:_SHOWN_ERRORS]
+    )
+    problem = ProblemError(
+        "invalid-request",
+        expected=EXPECTED_BODY,
+        found=found or "another body",
+        next_step="Mend what is named and send the request again.",
+    )
+    return write_problem(problem, request.state.trace_id)
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(getattr(error, "headers", None) or {})
+    name = _BY_STATUS.get(status, "invalid-request")
+    expected, next_step = EXPECTED_BODY, "Mend the request and send it again."
+    if name in ("not-found", "method-not-allowed"):
+        expected, next_step = "an address and method listed in /docs", "See /docs."
+    problem = ProblemError(
+        name,
+        expected=expected,
+        found=f"{request.method} of another address" if status == 404 else f"status {status}",
+        next_step=next_step,
+        headers=headers,
+    )
+    return write_problem(problem, request.state.trace_id)
+
+
+def _on_unexpected(request: Request, error: Exception) -> Response:
+    return write_problem(unexpected(error), request.state.trace_id)
+
+
+def unexpected(error: Exception) -> ProblemError:
+    """Return the problem of an error nobody planned for: its kind, never its message."""
+    return ProblemError(
+        "internal-error",
+        expected="an answer",
+        found=type(error).__name__,
+        next_step="Give the operator of this server the instance id.",
+    )
+
+
+def _name_location(location: tuple[int | str, ...]) -> str:
+    """Name the field; keys a client made up are shortened and kept printable."""
+    parts = [str(p) for p in location if p != "body"]
+    return ".".join(ascii(p[:40])[1:-1] for p in parts) or "body"

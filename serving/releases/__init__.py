@@ -1,0 +1,1 @@
+"""Releases: what a server loads, and why it may trust it."""

@@ -1,0 +1,185 @@
+"""The manifest of a release: everything that decides an answer, pinned by hash.
+
+Belongs here: the schema of `manifest.json`, what the release id is a hash of. Does not belong here:
+files, signatures (`bundle`, `signing`), secrets (a manifest names the variable that holds one).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+from serving.hashing import content_hash
+from serving.models.protocols import Price
+from serving.pipeline.prompt import CitationIds
+from serving.pipeline.router import Phase, RouterPolicy
+from serving.pipeline.validator import VALIDATOR_VERSION, ValidatorPolicy
+
+RELEASE_ID_PATTERN = r"[0-9a-f]{12}"
+SAFE_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}"
+OUTSIDE_THE_HASH = frozenset({"release_id", "parent", "created_at", "sequence"})
+"""When and after what a bundle was built: CURRENT, which is signed, says what was published."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FolderName = Annotated[str, StringConstraints(pattern=rf"^{SAFE_NAME_PATTERN}$")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Entry(BaseModel):
+    """A part of the manifest: unknown keys are refused, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StudentEntry(_Entry):
+    """A student: one adapter on one pinned base.
+
+    `adapter` is the folder's name (`compact@3f9c0a1b2c4d`), `adapter_sha256` its `folder_sha256`,
+    `base_hash` what `hash_base_model` says of the base.
+    """
+
+    adapter: FolderName
+    adapter_sha256: Sha256
+    base_model: str
+    base_revision: str
+    base_hash: str
+    activation: Literal["question", "all"]
+    context_tokens: Positive
+    max_answer_tokens: Positive
+    engine: Literal["local"] = "local"
+    price: Price = Price()
+
+
+class TeacherEntry(_Entry):
+    """The teacher. `api_key_env` names a variable; a secret itself has no field to stand in."""
+
+    provider: Literal["extractive", "openai"]
+    model: str
+    base_url: str | None = None
+    api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = (
+        None
+    )
+    price: Price = Price()
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _is_reachable_without_secrets(self) -> Self:
+        if self.provider == "openai" and not self.base_url:
+            raise ValueError("provider openai needs base_url")
+        if self.base_url and re.search(r"://[^/]*@|[?&]", self.base_url):
+            raise ValueError("base_url must not carry credentials or a query")
+        return self
+
+
+class EmbedderEntry(_Entry):
+    """The query embedder, which must be the index's."""
+
+    model: str
+    revision: str
+    fingerprint: str
+
+
+class IndexEntry(_Entry):
+    """The index snapshot: the folder `uri`, relative to home or absolute, named by fingerprint."""
+
+    uri: str
+    fingerprint: str
+
+    @model_validator(mode="after")
+    def _uri_names_the_snapshot(self) -> Self:
+        path = PurePosixPath(self.uri)
+        if ".." in path.parts or path.name != self.fingerprint:
+            raise ValueError(f"uri must end in /{self.fingerprint} and hold no '..'")
+        return self
+
+
+class RetrievalEntry(_Entry):
+    """How many chunks a question is answered from."""
+
+    k: Annotated[int, Field(ge=1, le=50)]
+
+
+class PromptEntry(_Entry):
+    """The prompt format and the version it had when labels and answers were made."""
+
+    citation_ids: CitationIds
+    version: str
+
+
+class ValidatorEntry(_Entry):
+    """The validator's limits and the version of its rules."""
+
+    policy: ValidatorPolicy = ValidatorPolicy()
+    version: str = VALIDATOR_VERSION
+
+
+class GateEntry(_Entry):
+    """The verdict this release was published with, and every gate's evidence."""
+
+    verdict: Literal["PROMOTE", "HOLD", "INCONCLUSIVE"]
+    gates: tuple[dict[str, JsonValue], ...] = ()
+
+
+class GoldenPrompt(_Entry):
+    """A question whose retrieved chunks are known: a server checks it before it is ready."""
+
+    question: str
+    retrieved_hash: str
+
+
+class ReleaseManifest(_Entry):
+    """A release. Build with an empty `release_id`: `build_bundle` fills it."""
+
+    release_id: Annotated[str, StringConstraints(pattern=rf"^({RELEASE_ID_PATTERN})?$")] = ""
+    parent: str | None = None
+    created_at: datetime
+    sequence: Annotated[int, Field(ge=0)] = 0
+    phase: Phase
+    students: dict[FolderName, StudentEntry] = Field(default_factory=dict)
+    teacher: TeacherEntry
+    embedder: EmbedderEntry
+    index: IndexEntry
+    retrieval: RetrievalEntry
+    prompt: PromptEntry
+    router: RouterPolicy = RouterPolicy()
+    validator: ValidatorEntry = ValidatorEntry()
+    gate: GateEntry
+    golden_prompts: tuple[GoldenPrompt, ...] = ()
+    distillation_loss_statement: str
+
+    @model_validator(mode="after")
+    def _student_earned_its_traffic(self) -> Self:
+        if self.phase == "switch" and self.gate.verdict != "PROMOTE":
+            raise ValueError(f"phase switch needs the verdict PROMOTE, not {self.gate.verdict}")
+        if self.phase == "switch" and not self.students:
+            raise ValueError("phase switch needs a student")
+        if len({s.adapter for s in self.students.values()}) < len(self.students):
+            raise ValueError("two students share an adapter folder")
+        return self
+
+    @property
+    def prices(self) -> dict[str, Price]:
+        """What each model costs, by role or student name."""
+        return {"teacher": self.teacher.price, **{n: s.price for n, s in self.students.items()}}
+
+    def content_id(self) -> str:
+        """Return the 12 hex digits that identify this content, whenever it was built."""
+        # Through the text that is stored: what JSON cannot say (NaN) hashes as it is read back.
+        content = json.loads(self.model_dump_json(exclude=set(OUTSIDE_THE_HASH)))
+        return hashlib.sha256(canonical_json(content)).hexdigest()[:12]
+
+
+def canonical_json(value: object) -> bytes:
+    """Return the one byte form of a JSON value: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return text.encode()
+
+
+def hash_retrieved(chunk_ids: Sequence[str]) -> str:
+    """Return the hash a golden prompt stores of the chunks retrieved, in order."""
+    return content_hash(list(chunk_ids))

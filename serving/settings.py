@@ -1,0 +1,176 @@
+"""The server's settings: the only place in `serving` that reads the environment.
+
+Belongs here: names of variables, their types, defaults and errors. Does not belong here: what a
+release decides (thresholds, models, prices), and any use of the values.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from serving.errors import InvalidInputError
+from serving.pipeline.router import Phase
+
+PREFIX = "UNDERSTUDY_SERVE_"
+HOME = "UNDERSTUDY_HOME"
+VARIABLES = {
+    "host": f"{PREFIX}HOST",
+    "port": f"{PREFIX}PORT",
+    "phase": f"{PREFIX}PHASE",
+    "allow_prefer_quality": f"{PREFIX}ALLOW_PREFER_QUALITY",
+    "env": f"{PREFIX}ENV",
+    "request_deadline_seconds": f"{PREFIX}REQUEST_DEADLINE_SECONDS",
+    "max_concurrency": f"{PREFIX}MAX_CONCURRENCY",
+}
+MAXIMUM_BODY_BYTES = 64 * 1024
+_FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Everything an operator decides about one server process."""
+
+    home: Path = Path(".understudy")
+    host: str = "127.0.0.1"
+    port: int = 8321
+    phase: Phase | None = None
+    """None: the phase of the release."""
+    allow_prefer_quality: bool = False
+    env: str = "dev"
+    request_deadline_seconds: float = 60.0
+    max_concurrency: int = 32
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Where `read_secret` looks; never printed."""
+
+    @property
+    def releases_folder(self) -> Path:
+        """Where bundles and CURRENT lie."""
+        return self.home / "releases"
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where the key that verifies CURRENT lies."""
+        return self.home / "keys"
+
+    @property
+    def models_folder(self) -> Path:
+        """Where prepared base models lie."""
+        return self.home / "models"
+
+    @property
+    def segments_folder(self) -> Path:
+        """Where this server writes its traces."""
+        return self.home / "traces" / "segments"
+
+    def read_secret(self, variable: str | None) -> str | None:
+        """Return the secret in the named variable, or None when no variable is named.
+
+        Raises:
+            InvalidInputError: the variable is named by the release but not set.
+        """
+        if not variable:
+            return None
+        value = self.environment.get(variable, "")
+        if not value:
+            raise InvalidInputError(
+                f"reading the teacher's API key from ${variable}",
+                expected="a non-empty value",
+                found="nothing",
+                next_step=f"export {variable}=… in the shell that starts the server",
+            )
+        return value
+
+
+def load_settings() -> ServerSettings:
+    """Read the settings of this process."""
+    return from_environment(os.environ)
+
+
+def from_environment(env: Mapping[str, str]) -> ServerSettings:
+    """Read the settings from the given variables; unset or empty ones take their default.
+
+    Raises:
+        InvalidInputError: a value is illegal, or a UNDERSTUDY_SERVE_* variable is unknown.
+    """
+    unknown = sorted(n for n in env if n.startswith(PREFIX) and n not in VARIABLES.values())
+    if unknown:
+        raise _illegal(unknown[0], f"one of {', '.join(sorted(VARIABLES.values()))}", unknown[0])
+    default = ServerSettings()
+    given = {name: env.get(variable, "").strip() for name, variable in VARIABLES.items()}
+    return ServerSettings(
+        home=_read_home(env.get(HOME, "").strip()),
+        host=given["host"] or default.host,
+        port=int(_read_number("port", given, default.port, 1, 65535, whole=True)),
+        phase=_read_phase(given["phase"]),
+        allow_prefer_quality=_read_flag("allow_prefer_quality", given),
+        env=_read_env(given["env"] or default.env),
+        request_deadline_seconds=_read_number(
+            "request_deadline_seconds", given, default.request_deadline_seconds, 0.1, 3600
+        ),
+        max_concurrency=int(
+            _read_number("max_concurrency", given, default.max_concurrency, 1, 100_000, whole=True)
+        ),
+        environment=dict(env),
+    )
+
+
+def _read_home(value: str) -> Path:
+    if "://" in value:
+        raise _illegal(HOME, "a local folder (a server reads its release from disk)", value)
+    return Path(value).expanduser() if value else ServerSettings().home
+
+
+def _read_phase(value: str) -> Phase | None:
+    for phase in get_args(Phase):
+        if value == phase:
+            checked: Phase = phase
+            return checked
+    if value:
+        legal = ", ".join(get_args(Phase))
+        raise _illegal(VARIABLES["phase"], f"one of {legal}, or empty for the release's", value)
+    return None
+
+
+def _read_env(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_-]{1,32}", value):
+        raise _illegal(VARIABLES["env"], "1-32 of a-z 0-9 _ -, for example dev or prod", value)
+    return value
+
+
+def _read_flag(name: str, given: Mapping[str, str]) -> bool:
+    value = given[name].casefold() or "false"
+    if value not in _FLAGS:
+        raise _illegal(VARIABLES[name], f"one of {', '.join(_FLAGS)}", given[name])
+    return _FLAGS[value]
+
+
+def _read_number(
+    name: str,
+    given: Mapping[str, str],
+    default: float,
+    lowest: float,
+    highest: float,
+    *,
+    whole: bool = False,
+) -> float:
+    text = given[name]
+    kind = "a whole number" if whole else "a number"
+    try:
+        value = float(int(text) if whole else float(text)) if text else default
+    except ValueError:
+        value = float("nan")
+    if not lowest <= value <= highest:
+        raise _illegal(VARIABLES[name], f"{kind} from {lowest} to {highest}", text)
+    return value
+
+
+def _illegal(variable: str, expected: str, found: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"reading ${variable}",
+        expected=expected,
+        found=repr(found),
+        next_step=f"set {variable} to a legal value, or unset it",
+    )

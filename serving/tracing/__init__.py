@@ -1,0 +1,1 @@
+"""Tracing: what a request leaves behind, durably."""

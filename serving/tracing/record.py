@@ -1,0 +1,257 @@
+"""The trace record: one per question that reached the pipeline, with all that later stages ask.
+
+Belongs here: the declared fields and how an `Answered` fills them. Does not belong here: how
+records reach the disk (`segments`), admission to training beyond the first cut.
+"""
+
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import uuid6
+
+from serving.hashing import content_hash
+from serving.models.protocols import Price, ServedBy
+from serving.pipeline.answer import Answered, Attempt, normalise_question
+from serving.pipeline.router import RouteReason
+from serving.tracing.scrub import scrub
+
+SelectionMode = Literal["rule", "forced", "explore", "fallback", "shadow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedHit:
+    """A retrieved chunk, by identity."""
+
+    chunk_id: str
+    content_hash: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedAttempt:
+    """One call of one model. Null: this engine does not say, or the call failed."""
+
+    role: ServedBy
+    model: str
+    adapter_sha: str | None
+    started_ms: float
+    latency_ms: float
+    first_token_ms: float | None
+    queue_ms: float | None
+    adapter_load_ms: float | None
+    cold_start: bool | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float
+    finish_reason: str | None
+    error: str | None
+    verdict: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRecord:
+    """One request. What this release cannot know yet is null: it keeps its place in the schema.
+
+    `question`, `answer`, `conversation_id` and errors are scrubbed; `question_hash` is the hash of
+    the scrubbed question, so no personal data can be guessed back from it. `outcome` is `answered`
+    or the name of the problem the user was shown.
+    """
+
+    trace_id: str
+    asked_at: str
+    env: str
+    surface: str = "api"
+    client_kind: str | None = None
+    key_id: str | None = None
+    conversation_id: str | None
+    question: str
+    question_hash: str
+    prompt_version: str
+    release_id: str
+    snapshot_hash: str
+    index_fingerprint: str
+    embedder_fingerprint: str
+    retrieved: tuple[TracedHit, ...] = ()
+    max_score: float | None = None
+    prompt_tokens_estimate: int | None = None
+    phase: str
+    route: ServedBy | None = None
+    route_reason: RouteReason | None = None
+    selection_mode: SelectionMode
+    propensity: float = 1.0
+    attempts: tuple[TracedAttempt, ...] = ()
+    served_by: ServedBy | None = None
+    model: str | None = None
+    answer: str | None = None
+    citations: tuple[str, ...] = ()
+    refused: bool | None = None
+    confidence: float | None = None
+    total_latency_ms: float
+    overhead_ms: float | None = None
+    cost_usd: float = 0.0
+    counterfactual_cost_usd: float = 0.0
+    escalation_requested: bool
+    escalation_granted: bool
+    trainable: bool
+    trainable_reason: str
+    outcome: str = "answered"
+
+
+TRACE_FIELDS = tuple(f.name for f in fields(TraceRecord))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOrigin:
+    """What every record of one loaded release has in common."""
+
+    env: str
+    release_id: str
+    phase: str
+    prompt_version: str
+    snapshot_hash: str
+    index_fingerprint: str
+    embedder_fingerprint: str
+    teacher_price: Price
+    adapter_sha: str | None = None
+
+
+def new_trace_id() -> str:
+    """Return a uuid7: unique, and sortable by time."""
+    return str(uuid6.uuid7())
+
+
+def build_record(
+    answered: Answered,
+    *,
+    origin: TraceOrigin,
+    trace_id: str,
+    asked_at: datetime,
+    conversation_id: str | None = None,
+    prefer_quality: bool = False,
+) -> TraceRecord:
+    """Describe an answered request."""
+    unanswered = build_failure_record(
+        answered.question,
+        origin=origin,
+        trace_id=trace_id,
+        asked_at=asked_at,
+        outcome="answered",
+        total_ms=answered.total_ms,
+        conversation_id=conversation_id,
+        prefer_quality=prefer_quality,
+    )
+    attempts = _trace_attempts(answered, origin.adapter_sha)
+    known_ms = answered.retrieval_ms + sum(a.latency_ms for a in attempts)
+    trainable_reason = _judge_trainable(env=origin.env, is_escalated=prefer_quality)
+    return replace(
+        unanswered,
+        retrieved=tuple(
+            TracedHit(chunk_id=h.chunk_id, content_hash=h.content_hash, score=h.score)
+            for h in answered.retrieved
+        ),
+        max_score=answered.max_score,
+        prompt_tokens_estimate=answered.prompt_tokens_estimate,
+        route=answered.route.to,
+        route_reason=answered.route.reason,
+        selection_mode=_name_selection(answered),
+        attempts=attempts,
+        served_by=answered.served_by,
+        model=answered.model,
+        answer=scrub(answered.answer),
+        citations=tuple(hit.chunk_id for hit in answered.cited),
+        refused=answered.refused,
+        overhead_ms=max(0.0, answered.total_ms - known_ms),
+        cost_usd=answered.cost_usd,
+        counterfactual_cost_usd=_price_at_teacher(answered.last, origin.teacher_price),
+        trainable=trainable_reason == "eligible",
+        trainable_reason=trainable_reason,
+    )
+
+
+def build_failure_record(
+    question: str,
+    *,
+    origin: TraceOrigin,
+    trace_id: str,
+    asked_at: datetime,
+    outcome: str,
+    total_ms: float,
+    conversation_id: str | None = None,
+    prefer_quality: bool = False,
+) -> TraceRecord:
+    """Describe a request that reached the pipeline and got a problem instead of an answer."""
+    scrubbed = scrub(normalise_question(question))
+    return TraceRecord(
+        trace_id=trace_id,
+        asked_at=_write_time(asked_at),
+        env=origin.env,
+        conversation_id=scrub(conversation_id) if conversation_id else None,
+        question=scrubbed,
+        question_hash=content_hash(scrubbed),
+        prompt_version=origin.prompt_version,
+        release_id=origin.release_id,
+        snapshot_hash=origin.snapshot_hash,
+        index_fingerprint=origin.index_fingerprint,
+        embedder_fingerprint=origin.embedder_fingerprint,
+        phase=origin.phase,
+        selection_mode="forced" if prefer_quality else "rule",
+        total_latency_ms=total_ms,
+        escalation_requested=prefer_quality,
+        escalation_granted=prefer_quality,
+        trainable=False,
+        trainable_reason="not_answered",
+        outcome=outcome,
+    )
+
+
+def _trace_attempts(answered: Answered, adapter_sha: str | None) -> tuple[TracedAttempt, ...]:
+    ends = [a.started_ms for a in answered.attempts[1:]] + [answered.total_ms]
+    return tuple(
+        _trace_attempt(attempt, end, adapter_sha)
+        for attempt, end in zip(answered.attempts, ends, strict=True)
+    )
+
+
+def _trace_attempt(attempt: Attempt, end_ms: float, adapter_sha: str | None) -> TracedAttempt:
+    done = attempt.completion
+    return TracedAttempt(
+        role=attempt.role,
+        model=attempt.model,
+        adapter_sha=adapter_sha if attempt.role == "student" else None,
+        started_ms=attempt.started_ms,
+        latency_ms=done.latency_ms if done else end_ms - attempt.started_ms,
+        first_token_ms=done.first_token_ms if done else None,
+        queue_ms=None,
+        adapter_load_ms=None,
+        cold_start=None,
+        prompt_tokens=done.prompt_tokens if done else None,
+        completion_tokens=done.completion_tokens if done else None,
+        cost_usd=done.cost_usd if done else 0.0,
+        finish_reason=done.finish_reason if done else None,
+        error=scrub(attempt.error) if attempt.error else None,
+        verdict=str(attempt.verdict) if attempt.verdict else None,
+    )
+
+
+def _name_selection(answered: Answered) -> SelectionMode:
+    if answered.used_fallback:
+        return "fallback"
+    return "forced" if answered.route.reason == "prefer_quality" else "rule"
+
+
+def _price_at_teacher(attempt: Attempt, price: Price) -> float:
+    """What the teacher would have cost for the tokens of the answer that was served."""
+    done = attempt.completion
+    return price.cost_usd(done.prompt_tokens, done.completion_tokens) if done else 0.0
+
+
+def _judge_trainable(*, env: str, is_escalated: bool) -> str:
+    """First cut of admission: only unforced production traffic may ever be curated."""
+    if is_escalated:
+        return "escalated"
+    return "eligible" if env == "prod" else "not_prod"
+
+
+def _write_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,82 @@
+"""The asset graph is a public interface: its order, its names, its promises."""
+
+import dagster as dg
+import pytest
+
+from assets import STAGES, tables
+from orchestration.definitions import build_defs
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return build_defs().resolve_asset_graph()
+
+
+@pytest.fixture(scope="module")
+def made(graph):
+    return [graph.get(key) for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
+
+
+def test_every_edge_points_from_an_earlier_stage_to_the_same_or_a_later_one(graph):
+    order = {stage: position for position, stage in enumerate(STAGES)}
+    backwards = [
+        f"{parent.to_user_string()} -> {key.to_user_string()}"
+        for key in graph.toposorted_asset_keys
+        for parent in graph.get(key).parent_keys
+        if order[parent.path[0]] > order[key.path[0]]
+    ]
+    assert backwards == []
+
+
+def test_every_asset_key_is_stage_and_noun_and_its_group_is_the_stage(graph):
+    for key in graph.toposorted_asset_keys:
+        assert len(key.path) == 2
+        assert key.path[0] in STAGES
+        assert graph.get(key).group_name == key.path[0]
+
+
+def test_every_asset_says_who_what_and_which_version(made):
+    for node in made:
+        name = node.key.to_user_string()
+        assert node.owners, f"{name} has no owner"
+        assert node.kinds, f"{name} has no kinds"
+        assert node.code_version, f"{name} has no code version"
+        assert node.description, f"{name} has no docstring"
+
+
+def test_every_asset_has_a_check_and_blocks_unless_its_docstring_says_why_not(graph, made):
+    checked = {check.asset_key for check in graph.asset_check_keys}
+    assert [node.key.to_user_string() for node in made if node.key not in checked] == []
+    for check in graph.asset_check_keys:
+        spec = graph.get_check_spec(check)
+        assert spec.blocking or "does not block" in (spec.description or ""), check.name
+
+
+def test_every_table_has_a_declared_schema_that_the_ui_shows(made):
+    for node in made:
+        schema = tables.BY_KEY[tuple(node.key.path)]
+        shown = node.metadata["dagster/column_schema"]
+        columns = getattr(shown, "schema", shown).columns
+        assert [column.name for column in columns] == schema.names()
+
+
+def test_the_graph_is_the_one_the_documentation_lists(graph):
+    assert [key.to_user_string() for key in sorted(graph.get_all_asset_keys())] == sorted(
+        [
+            "corpus/source_files", "corpus/pages", "corpus/chunks", "corpus/vector_index",
+            "seeds/seed_file", "seeds/seed_questions",
+            "eval_set/golden_file", "eval_set/golden_cases", "eval_set/eval_embeddings",
+            "paraphrases/seed_clusters", "paraphrases/paraphrases", "paraphrases/guarded_questions",
+            "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
+            "labels/teacher_logprobs",
+            "students/recipe_file", "students/training_set", "students/student_adapter",
+            "students/training_curve",
+            "parity/arm_answers", "parity/graded_answers", "parity/parity_report",
+            "releases/gate_verdict", "releases/release_bundle",
+        ]
+    )  # fmt: skip
+
+
+def test_no_io_manager_of_dagster_that_pickles_is_used():
+    defs = build_defs()
+    assert not isinstance(defs.resources["io_manager"], dg.FilesystemIOManager)

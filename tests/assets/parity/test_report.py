@@ -1,0 +1,211 @@
+"""The report: complete, self-contained, and safe with whatever a model or a user wrote."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+
+import polars as pl
+import pytest
+
+from assets.parity.comparison import METRICS, SLICES
+from assets.parity.report import (
+    MAXIMUM_WORST_CASES,
+    ReportContents,
+    find_worst_cases,
+    render_report,
+    report_json,
+    view_guard,
+    view_routing,
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A stand-in for the gate's result, which lives in a later stage."""
+
+    name: str = "pooled_non_inferiority"
+    outcome: str = "FAIL"
+    number: float | None = -0.123
+    limit: float | None = -0.1
+    relation: str = "above"
+    unit: str = "points"
+    n: int = 50
+    detail: str = "0 gained, 5 lost"
+    is_gating: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A stand-in for the verdict."""
+
+    verdict: str = "HOLD"
+    gates: tuple[Gate, ...] = (Gate(), Gate(name="slice_boundary", is_gating=False, number=None))
+    statement: str = "1 gate fails."
+    more_cases: int | None = None
+    losses: tuple[str, ...] = ("the student's exact match is below <b>",)
+
+
+@pytest.fixture
+def contents(
+    parity_report: pl.DataFrame,
+    arm_answers: pl.DataFrame,
+    graded_answers: pl.DataFrame,
+    golden_cases: pl.DataFrame,
+    chunks: pl.DataFrame,
+) -> ReportContents:
+    return ReportContents(
+        product="docs</title><script>alert(0)</script>",
+        recipe="compact",
+        generated_at="2026-11-21 12:00 UTC",
+        parity_report=parity_report,
+        arm_answers=arm_answers,
+        graded_answers=graded_answers,
+        golden_cases=golden_cases,
+        chunks=chunks,
+        leakage_cosine_limit=0.92,
+        margin_ratio=0.10,
+        access_count=7,
+        guarded_questions=pl.DataFrame(
+            {
+                "nearest_cosine": [0.10, 0.86, 0.9199, 0.92, 0.99, 0.3],
+                "verdict": ["kept", "kept", "kept", "rejected", "rejected", "rejected"],
+            }
+        ),
+        training_curve=pl.DataFrame(
+            {"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "soft_loss": [None, None, None]},
+            schema_overrides={"soft_loss": pl.Float64},
+        ),
+        verdict=Verdict(),
+        provenance={"base_model": "m@1", "seed": 7, "note": "<script>alert(2)</script>"},
+    )
+
+
+class TagCollector(HTMLParser):
+    """Collects tags and the attributes that could load or run something; checks the nesting."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_nothing_written_by_a_model_or_a_user_becomes_markup(contents: ReportContents) -> None:
+    html = render_report(contents)
+    page = TagCollector()
+    page.feed(html)
+    assert not page.open
+    assert not page.tags & {"script", "iframe", "object", "img", "link", "form", "base"}
+    assert not {name for name in page.attributes if name.startswith("on")} | (
+        page.attributes & {"src", "srcset"}
+    )
+    assert html.count("&lt;script&gt;") >= 5
+    assert "alert(&#39;x&#39;)" in html
+
+
+def test_the_file_needs_no_network(contents: ReportContents) -> None:
+    html = render_report(contents)
+    assert "default-src 'none'" in html
+    assert not re.search(r"(?:https?:)?//[a-z]", html.replace("https://docs.example", ""))
+    assert set(re.findall(r'href="(.)', html)) == {"#"}
+    for target in re.findall(r'href="#(\w+)"', html):
+        assert f'id="{target}"' in html
+
+
+def test_the_verdict_comes_first_and_every_gate_is_listed(contents: ReportContents) -> None:
+    html = render_report(contents)
+    body = html[html.index("<body>") :]
+    assert body.index("HOLD") < body.index('id="gates"') < body.index('id="parity"')
+    assert "\u221212.3 pp" in body
+    assert "above \u221210.0 pp" in body
+    assert "NOT GATED" in body
+    assert "below &lt;b&gt;" in body
+
+
+def test_every_metric_slice_and_piece_of_evidence_is_shown(contents: ReportContents) -> None:
+    html = render_report(contents)
+    for metric in METRICS:
+        assert html.count(f'<th scope="row">{metric.label}<') == len(SLICES)
+        assert f"<dt>{metric.label}</dt>" in html
+    for text in ("read 7 times", "limit 0.92", "m@1", "prefers-color-scheme: dark"):
+        assert text in html
+
+
+def test_a_report_can_be_written_before_the_gate_and_without_extras(
+    contents: ReportContents,
+) -> None:
+    bare = replace(contents, verdict=None, guarded_questions=None, training_curve=None)
+    html = render_report(bare)
+    for text in ("NOT GATED", "No gate has run", "No guarded questions", "No training curve"):
+        assert text in html
+    assert report_json(bare)["verdict"] is None
+
+
+def test_worst_cases_show_both_sides_with_their_chunks(contents: ReportContents) -> None:
+    worst = find_worst_cases(contents)
+    assert [case["case_id"] for case in worst] == ["g003", "g013", "g023", "g033", "g043"]
+    teacher, student = worst[0]["sides"]
+    assert (teacher["arm"], student["arm"]) == ("teacher", "student")
+    assert "missing: option 3 is 300" in student["details"]
+    assert student["chunks"][0]["chunk_id"] == "docs:quickstart/3"
+    assert student["chunks"][0]["heading"] == "Quickstart > Options"
+    assert worst[-1]["should_refuse"]
+    assert worst[-1]["sides"][1]["chunks"][0]["heading"] == "not in this corpus"
+
+
+def test_at_most_eight_worst_cases(contents: ReportContents) -> None:
+    grades = contents.graded_answers.with_columns(
+        value=pl.when(pl.col("arm") == "student", pl.col("metric") == "exact_match")
+        .then(0.0)
+        .otherwise("value")
+    )
+    worst = find_worst_cases(replace(contents, graded_answers=grades))
+    assert len(worst) == MAXIMUM_WORST_CASES
+
+
+def test_the_guard_counts_what_stands_at_the_limit_as_rejected_side(
+    contents: ReportContents,
+) -> None:
+    guard = view_guard(contents.guarded_questions, 0.92)
+    assert guard is not None
+    bins = {round(b["start"], 2): b["count"] for b in guard["bins"]}
+    assert (bins[0.90], bins[0.92], bins[0.98]) == (1, 1, 1)
+    assert sum(bins.values()) == 6
+    assert guard["near_miss_count"] == 2
+    assert guard["highest_kept"] == 0.9199
+    assert guard["verdicts"] == {"kept": 3, "rejected": 3}
+
+
+def test_routing_shares_add_up(arm_answers: pl.DataFrame) -> None:
+    routing = view_routing(arm_answers)
+    assert routing["served_by"] == [
+        {"name": "student", "count": 40, "ratio": 0.8},
+        {"name": "teacher", "count": 10, "ratio": 0.2},
+    ]
+    assert [row["name"] for row in routing["route_reason"]] == ["default", "low_retrieval"]
+
+
+def test_the_json_is_strict_and_unrounded(contents: ReportContents) -> None:
+    text = json.dumps(report_json(contents), allow_nan=False)
+    facts = json.loads(text)
+    assert facts["verdict"]["verdict"] == "HOLD"
+    assert len(facts["parity"]) == contents.parity_report.height
+    assert facts["golden_set_reads"] == 7
+    assert facts["worst_case_ids"][0] == "g003"
+    assert facts["verdict"]["gates"][0]["number"] == -0.123

@@ -1,0 +1,201 @@
+"""Statistics against published examples, the library's own answers and simulation."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from assets.parity.statistics import (
+    Interval,
+    adjust_by_holm,
+    bootstrap_percentile,
+    clustered_bootstrap,
+    clustered_bootstrap_difference,
+    clustered_wilson_interval,
+    mcnemar_exact,
+    tango_interval,
+    tango_statistic,
+    wilson_interval,
+)
+
+
+def test_wilson_matches_newcombe_1998() -> None:
+    """Newcombe 1998 (Statistics in Medicine 17:857), method 3: 81/263, 15/148, 0/20, 1/29."""
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (successes, n), (lower, upper) in published.items():
+        interval = wilson_interval(successes, n)
+        assert (round(interval.lower, 4), round(interval.upper, 4)) == (lower, upper)
+        assert interval.n == n
+
+
+def test_wilson_one_sided_bound_allows_three_disagreements_in_150() -> None:
+    """EVALUATION section 3: agreement of 95 % allows 3 disagreements at 150 and 16 at 500."""
+    for n, allowed in ((150, 3), (500, 16)):
+        assert wilson_interval(n - allowed, n, alpha=0.10).lower >= 0.95
+        assert wilson_interval(n - allowed - 1, n, alpha=0.10).lower < 0.95
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (5, 4), (-1, 4)])
+def test_impossible_counts_raise_instead_of_being_zero(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        wilson_interval(successes, n)
+    with pytest.raises(ValueError, match="expected"):
+        tango_interval(successes, 0, n)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    """Six discordant cases one way are the fewest with p < 0.05."""
+    assert mcnemar_exact(0, 6) == pytest.approx(2 / 2**6)
+    assert mcnemar_exact(0, 5) == pytest.approx(2 / 2**5)
+    assert mcnemar_exact(0, 5) > 0.05 > mcnemar_exact(0, 6)
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(4, 4) == 1.0
+
+
+def test_tango_reproduces_the_worked_example_of_the_paper() -> None:
+    """Tango 1998 section 6.1 (soft contact lenses): 0 against 1 discordant of 44, margin 0.1."""
+    statistic = tango_statistic(0, 1, 44, -0.1)
+    assert round(statistic, 3) == 1.709
+    assert round(float(norm.sf(statistic)), 3) == 0.044
+    assert round(tango_interval(0, 1, 44, alpha=0.10).lower, 3) == -0.096
+
+
+@pytest.mark.parametrize(
+    ("n10", "n01", "n", "alpha", "limits", "digits"),
+    [
+        (28, 25, 618, 0.10, (-0.0148, 0.0247), 4),
+        (48, 41, 549, 0.10, (-0.0157, 0.0414), 4),
+        (20, 60, 1000, 0.05, (-0.0584, -0.0231), 4),
+    ],
+)
+def test_tango_matches_figures_published_from_r_propcis(
+    n10: int, n01: int, n: int, alpha: float, limits: tuple[float, float], digits: int
+) -> None:
+    """Figures that users of R's PropCIs::scoreci.mp printed in their own documentation."""
+    interval = tango_interval(n10, n01, n, alpha=alpha)
+    assert (round(interval.lower, digits), round(interval.upper, digits)) == limits
+
+
+def test_tango_at_zero_is_the_mcnemar_statistic() -> None:
+    assert tango_statistic(12, 5, 150, 0.0) == pytest.approx((12 - 5) / math.sqrt(12 + 5))
+
+
+@pytest.mark.parametrize(
+    ("n10", "n01", "n"),
+    [(0, 0, 1), (0, 0, 150), (1, 0, 30), (0, 7, 150), (40, 20, 160), (10, 0, 10), (0, 10, 10),
+     (5, 5, 10), (0.5, 9.25, 90)],
+)  # fmt: skip
+def test_tango_limits_solve_the_score_equation(n10: float, n01: float, n: float) -> None:
+    interval, z = tango_interval(n10, n01, n), float(norm.ppf(0.975))
+    assert -1 <= interval.lower <= interval.value <= interval.upper <= 1
+    if interval.value > -1:
+        assert tango_statistic(n10, n01, n, interval.lower) == pytest.approx(z, abs=1e-5)
+    if interval.value < 1:
+        assert tango_statistic(n10, n01, n, interval.upper) == pytest.approx(-z, abs=1e-5)
+    mirrored = tango_interval(n01, n10, n)
+    assert mirrored.lower == pytest.approx(-interval.upper, abs=1e-9)
+    assert mirrored.upper == pytest.approx(-interval.lower, abs=1e-9)
+
+
+def test_tango_narrows_with_more_pairs_and_widens_with_confidence() -> None:
+    widths = [i.upper - i.lower for i in (tango_interval(k, 2 * k, 50 * k) for k in (1, 2, 4, 8))]
+    assert all(wide > narrow for wide, narrow in pairwise(widths))
+    wide, narrow = tango_interval(3, 8, 150, alpha=0.01), tango_interval(3, 8, 150, alpha=0.10)
+    assert wide.lower < narrow.lower < narrow.upper < wide.upper
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0.05, 0.05), (0.03, 0.12)])
+def test_tango_covers_the_truth_as_often_as_it_says(better: float, worse: float) -> None:
+    rng, trials = np.random.default_rng(11), 1500
+    tables = rng.multinomial(150, [better, worse, 1 - better - worse], size=trials)
+    intervals = {(a, b): tango_interval(a, b, 150) for a, b in set(map(tuple, tables[:, :2]))}
+    hits = [intervals[a, b].lower <= better - worse <= intervals[a, b].upper for a, b, _ in tables]
+    assert 0.935 <= np.mean(hits) <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("discordance", "margin", "power"), [(0.06, 0.05, 0.75), (0.10, 0.05, 0.59), (0.15, 0.10, 0.92)]
+)
+def test_power_of_the_gate_is_what_the_evaluation_page_says(
+    discordance: float, margin: float, power: float
+) -> None:
+    half = discordance / 2
+    tables = np.random.default_rng(5).multinomial(150, [half, half, 1 - discordance], size=3000)
+    z = float(norm.ppf(0.95))
+    passed = [tango_statistic(int(a), int(b), 150, -margin) > z for a, b, _ in tables]
+    assert np.mean(passed) == pytest.approx(power, abs=0.025)
+
+
+def test_sentences_of_one_answer_do_not_count_as_independent() -> None:
+    grouped = clustered_wilson_interval([9, 9], [10, 10])
+    assert grouped.value == 0.9
+    assert grouped.n == 2
+    assert grouped.lower == pytest.approx(wilson_interval(1.8, 2).lower)
+    singles = clustered_wilson_interval([1] * 18 + [0] * 2, [1] * 20)
+    assert (singles.lower, singles.upper) == pytest.approx(
+        (wilson_interval(18, 20).lower, wilson_interval(18, 20).upper)
+    )
+    lopsided = clustered_wilson_interval([90, 1, 1], [100, 1, 1])
+    assert lopsided.upper - lopsided.lower > 0.5
+
+
+def test_bootstrap_is_seeded_and_agrees_with_theory() -> None:
+    values = np.random.default_rng(3).normal(10, 2, size=200).tolist()
+    clusters = [str(i) for i in range(200)]
+    first, again = clustered_bootstrap(values, clusters), clustered_bootstrap(values, clusters)
+    assert first == again
+    error = np.std(values) / math.sqrt(200)
+    assert first.value == pytest.approx(np.mean(values))
+    assert first.upper - first.lower == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert clustered_bootstrap(values, clusters, seed=1) != first
+
+
+def test_clusters_that_agree_widen_the_interval() -> None:
+    values = [float(i % 2) for i in range(20) for _ in range(10)]
+    alone = clustered_bootstrap(values, [str(i) for i in range(200)])
+    together = clustered_bootstrap(values, [str(i // 10) for i in range(200)])
+    assert together.upper - together.lower > 2.5 * (alone.upper - alone.lower)
+
+
+def test_paired_bootstrap_cancels_what_is_hard_for_both() -> None:
+    rng = np.random.default_rng(4)
+    hard, ones, clusters = rng.normal(0, 5, 100), [1.0] * 100, [str(i) for i in range(100)]
+    first, second = (hard + 1).tolist(), hard.tolist()
+    difference = clustered_bootstrap_difference((first, ones), (second, ones), clusters)
+    assert difference == Interval(
+        value=pytest.approx(1), lower=pytest.approx(1), upper=pytest.approx(1), n=100
+    )
+
+
+def test_percentiles_and_their_difference() -> None:
+    values = [float(i) for i in range(1, 102)]
+    assert bootstrap_percentile(values, 50).value == 51
+    assert bootstrap_percentile(values, 95).value == 96
+    faster = bootstrap_percentile(values, 50, minus=[v + 30 for v in values])
+    assert (faster.value, faster.upper) == (-30, -30)
+
+
+def test_holm_orders_and_caps_the_p_values() -> None:
+    assert adjust_by_holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
+    assert adjust_by_holm([0.9, 0.8]) == pytest.approx((1.0, 1.0))
+
+
+def test_no_values_and_broken_values_raise() -> None:
+    for call in (
+        lambda: clustered_bootstrap([], []),
+        lambda: clustered_bootstrap([1.0, math.nan], ["a", "b"]),
+        lambda: clustered_bootstrap([1.0], ["a", "b"]),
+        lambda: clustered_bootstrap([1.0], ["a"], denominators=[0.0]),
+        lambda: clustered_wilson_interval([1], [0]),
+        lambda: bootstrap_percentile([], 50),
+        lambda: adjust_by_holm([]),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            call()

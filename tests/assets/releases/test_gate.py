@@ -1,0 +1,273 @@
+"""Each verdict recreated from a parity table made by hand."""
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.parity.comparison import METRICS, SLICES
+from assets.parity.statistics import clustered_bootstrap, tango_interval, wilson_interval
+from assets.releases.gate import (
+    GatePolicy,
+    GateResult,
+    GateVerdict,
+    IntegrityEvidence,
+    decide,
+)
+
+SOUND = IntegrityEvidence(
+    golden_lock_matches=True,
+    golden_case_count=150,
+    training_question_count=900,
+    leaked_question_count=0,
+)
+SLICE_SIZES = {"all": 150, "answerable": 90, "boundary": 30, "out_of_scope": 30}
+
+
+def make_report(**changes: dict[str, Any]) -> pl.DataFrame:
+    """A report every gate passes; `changes` are keyed `arm|metric|slice`, as in the table."""
+    rows = []
+    for slice_name in SLICES:
+        for metric in METRICS:
+            for arm in ("teacher", "student", "routed"):
+                rows.append(_arm_row(arm, metric.name, slice_name))
+            for arm in ("student-teacher", "routed-teacher"):
+                rows.append(_difference_row(arm, metric.name, slice_name))
+        rows.append(_row("ratio", "routed/teacher", "usd_per_1k", slice_name, 0.3, 0.25, 0.35))
+    for row in rows:
+        row |= changes.pop(f"{row['arm']}|{row['metric']}|{row['slice']}", {})
+    assert not changes, f"no such row: {list(changes)}"
+    return pl.DataFrame(rows, schema=tables.PARITY_REPORT)
+
+
+def _row(
+    kind: str, arm: str, metric: str, slice_name: str, value: float, lower: float, upper: float
+) -> dict[str, Any]:
+    return {
+        "kind": kind, "arm": arm, "metric": metric, "slice": slice_name, "value": value,
+        "lower": lower, "upper": upper, "n": SLICE_SIZES[slice_name], "inconclusive_count": 0,
+    }  # fmt: skip
+
+
+def _arm_row(arm: str, metric: str, slice_name: str) -> dict[str, Any]:
+    n = 45 if metric == "refusal_recall" else SLICE_SIZES[slice_name]
+    wilson = wilson_interval(n - 1, n)
+    row = _row("arm", arm, metric, slice_name, wilson.value, wilson.lower, wilson.upper)
+    if metric.endswith("_ms"):
+        row["value"] = 900.0 if arm == "teacher" else 300.0
+    return row | {"n": n, "numerator": float(n - 1)}
+
+
+def _difference_row(arm: str, metric: str, slice_name: str) -> dict[str, Any]:
+    if metric.endswith("_ms"):
+        return _row("difference", arm, metric, slice_name, -600, -650, -550)
+    return _row("difference", arm, metric, slice_name, 0, -0.05, 0.05) | {"n10": 4, "n01": 4}
+
+
+def discordant(n10: int, n01: int, **more: Any) -> dict[str, Any]:
+    tango = tango_interval(n10, n01, 150)
+    counts = {"n10": n10, "n01": n01, "value": tango.value}
+    return counts | {"lower": tango.lower, "upper": tango.upper} | more
+
+
+def judge(integrity: IntegrityEvidence = SOUND, **changes: dict[str, Any]) -> GateVerdict:
+    return decide(make_report(**changes), integrity=integrity, policy=GatePolicy())
+
+
+def gate_of(verdict: GateVerdict, name: str) -> GateResult:
+    return next(gate for gate in verdict.gates if gate.name == name)
+
+
+POOLED = "routed-teacher|exact_match|all"
+
+
+def test_promote_when_every_gate_passes() -> None:
+    verdict = judge()
+    assert verdict.verdict == "PROMOTE"
+    assert [gate.name for gate in verdict.gates] == [
+        "golden_lock", "no_leaked_training_text", "refusal_recall", "slice_answerable",
+        "slice_boundary", "slice_out_of_scope", "pooled_non_inferiority", "cost_ratio",
+        "latency_p50",
+    ]  # fmt: skip
+    assert {gate.outcome for gate in verdict.gates} == {"PASS"}
+    assert verdict.more_cases is None
+    assert verdict.statement.startswith("All 9 gates passed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "gate", "outcome"),
+    [
+        ({"golden_lock_matches": False}, "golden_lock", "FAIL"),
+        ({"golden_case_count": 0}, "golden_lock", "INCONCLUSIVE"),
+        ({"leaked_question_count": 1}, "no_leaked_training_text", "FAIL"),
+        ({"training_question_count": 0}, "no_leaked_training_text", "INCONCLUSIVE"),
+    ],
+)
+def test_broken_integrity_is_never_promoted(
+    changes: dict[str, Any], gate: str, outcome: str
+) -> None:
+    verdict = judge(IntegrityEvidence(**(vars(SOUND) | changes)))
+    assert gate_of(verdict, gate).outcome == outcome
+    assert verdict.verdict == ("HOLD" if outcome == "FAIL" else "INCONCLUSIVE")
+
+
+@pytest.mark.parametrize(
+    ("refused", "n", "unknown", "outcome"),
+    [
+        (45, 45, 0, "PASS"),
+        (42, 45, 0, "INCONCLUSIVE"),
+        (33, 45, 0, "FAIL"),
+        (43, 43, 6, "INCONCLUSIVE"),
+        (0, 0, 0, "INCONCLUSIVE"),
+        (0, 0, 45, "INCONCLUSIVE"),
+    ],
+)
+def test_refusal_recall_is_judged_by_its_bounds(
+    refused: int, n: int, unknown: int, outcome: str
+) -> None:
+    value = refused / n if n else None
+    row = {"numerator": float(refused), "n": n, "value": value, "inconclusive_count": unknown}
+    verdict = judge(**{"routed|refusal_recall|all": row})
+    assert gate_of(verdict, "refusal_recall").outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "unknown", "outcome", "is_gating"),
+    [
+        (15, 30, 0, "PASS", True),
+        (9, 30, 0, "FAIL", True),
+        (0, 29, 0, "INCONCLUSIVE", False),
+        (0, 0, 0, "INCONCLUSIVE", False),
+        (29, 29, 1, "INCONCLUSIVE", True),
+    ],
+)
+def test_slices_under_thirty_are_shown_and_never_gated(
+    right: int, n: int, unknown: int, outcome: str, is_gating: bool
+) -> None:
+    value = right / n if n else None
+    row = {"numerator": float(right), "n": n, "value": value, "inconclusive_count": unknown}
+    verdict = judge(**{"routed|exact_match|boundary": row})
+    gate = gate_of(verdict, "slice_boundary")
+    assert (gate.outcome, gate.is_gating) == (outcome, is_gating)
+    expected = "PROMOTE" if not is_gating or outcome == "PASS" else "INCONCLUSIVE"
+    assert verdict.verdict == ("HOLD" if outcome == "FAIL" else expected)
+
+
+@pytest.mark.parametrize(
+    ("n10", "n01", "unknown", "outcome"),
+    [
+        (5, 5, 0, "PASS"),
+        (0, 0, 0, "PASS"),
+        (0, 8, 0, "PASS"),  # worse at p < 0.01, but wholly inside the margin: the page's order
+        (5, 13, 0, "INCONCLUSIVE"),
+        (5, 20, 0, "FAIL"),  # the point is at -10 pp and the upper bound below 0
+        (1, 14, 0, "FAIL"),  # McNemar p = 0.001, point short of the margin
+        (5, 5, 30, "INCONCLUSIVE"),  # thirty ungraded cases could all be losses
+    ],
+)
+def test_pooled_non_inferiority(n10: int, n01: int, unknown: int, outcome: str) -> None:
+    verdict = judge(**{POOLED: discordant(n10, n01, inconclusive_count=unknown)})
+    gate = gate_of(verdict, "pooled_non_inferiority")
+    assert gate.outcome == outcome
+    worst = tango_interval(n10, n01 + unknown, 150 + unknown, alpha=0.10)
+    assert gate.number == worst.lower
+    assert gate.limit == -0.10
+
+
+def test_pooled_without_pairs_is_inconclusive() -> None:
+    empty = {"n": 0, "value": None, "lower": None, "upper": None, "n10": None, "n01": None}
+    verdict = judge(**{POOLED: empty})
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert verdict.more_cases is None
+
+
+def test_inconclusive_says_how_many_more_cases_would_decide() -> None:
+    verdict = judge(**{POOLED: discordant(5, 13)})
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert verdict.more_cases is not None
+    scale = (150 + verdict.more_cases) / 150
+    counts = (round(5 * scale), round(13 * scale))
+    assert tango_interval(*counts, 150 + verdict.more_cases, alpha=0.10).lower > -0.10
+    assert f"about {verdict.more_cases} more cases" in verdict.statement
+
+
+def test_more_cases_is_unknown_when_another_gate_is_open_too() -> None:
+    cost = {"value": 0.6, "lower": 0.5, "upper": 0.7}
+    verdict = judge(**{POOLED: discordant(5, 13), "routed/teacher|usd_per_1k|all": cost})
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert verdict.more_cases is None
+    assert "more cases alone would not decide" in verdict.statement
+
+
+@pytest.mark.parametrize(
+    ("value", "lower", "upper", "outcome"),
+    [
+        (0.5, 0.4, 0.6, "PASS"),
+        (0.59, 0.5, 0.65, "INCONCLUSIVE"),
+        (0.9, 0.8, 1.0, "FAIL"),
+        (None, None, None, "INCONCLUSIVE"),
+    ],
+)
+def test_cost_ratio(
+    value: float | None, lower: float | None, upper: float | None, outcome: str
+) -> None:
+    row = {"value": value, "lower": lower, "upper": upper}
+    verdict = judge(**{"routed/teacher|usd_per_1k|all": row})
+    assert gate_of(verdict, "cost_ratio").outcome == outcome
+
+
+def test_a_teacher_that_is_faster_holds_the_release() -> None:
+    """The embedded teacher quotes in milliseconds: honest arithmetic says HOLD."""
+    verdict = judge(
+        **{
+            "teacher|p50_latency_ms|all": {"value": 3.0},
+            "routed-teacher|p50_latency_ms|all": {"value": 297, "lower": 290, "upper": 305},
+            POOLED: discordant(5, 13),
+        }
+    )
+    assert verdict.verdict == "HOLD"
+    assert gate_of(verdict, "latency_p50").detail.startswith("300 ms against the teacher's 3.0 ms")
+    assert verdict.statement == "1 gate fails (latency p50): the teacher keeps answering."
+    assert verdict.more_cases is None
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "outcome"), [(-9, -1, "PASS"), (-5, 5, "INCONCLUSIVE"), (0, 9, "FAIL")]
+)
+def test_latency(lower: float, upper: float, outcome: str) -> None:
+    row = {"value": (lower + upper) / 2, "lower": lower, "upper": upper}
+    verdict = judge(**{"routed-teacher|p50_latency_ms|all": row})
+    assert gate_of(verdict, "latency_p50").outcome == outcome
+
+
+def test_losses_are_sentences_with_numbers_and_silence_is_bounded() -> None:
+    lost = {"value": -0.12, "lower": -0.2, "upper": -0.04, "n10": 2, "n01": 13}
+    slower = {"value": 42.0, "lower": 10.0, "upper": 60.0}
+    verdict = judge(
+        **{
+            "student-teacher|exact_match|answerable": lost,
+            "student-teacher|p95_latency_ms|all": slower,
+        }
+    )
+    assert verdict.losses == (
+        "On answerable cases the student's exact match is 12.0 pp below the teacher's "
+        "(interval \u221220.0 to \u22124.0 pp, n = 90).",
+        "Over all cases the student's latency p95 is 42.0 ms above the teacher's "
+        "(interval +10.0 to +60.0 ms, n = 150).",
+        "On 150 cases a loss of exact match of up to 5.0 points is compatible with what was seen; "
+        "behaviours no golden case asks for were not measured.",
+    )
+
+
+def test_the_verdict_becomes_one_row_per_gate() -> None:
+    frame = judge().to_frame()
+    assert frame.schema == tables.GATE_VERDICT
+    assert frame["position"].to_list() == list(range(1, 10))
+    assert set(frame["verdict"]) == {"PROMOTE"}
+
+
+def test_bootstrap_agrees_with_the_cost_row_it_feeds() -> None:
+    """The ratio row is a ratio of sums, so one dear case weighs as much as it costs."""
+    ratio = clustered_bootstrap([1, 1, 10], ["a", "b", "c"], denominators=[10, 10, 20])
+    assert ratio.value == pytest.approx(12 / 40)

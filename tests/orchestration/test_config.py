@@ -1,0 +1,99 @@
+"""The config file: what is wrong is said by key, value, legal values and line."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestration.config import load_config, read_config, read_secret
+from serving.errors import InvalidInputError
+
+GOOD = """\
+home: ./made
+product:
+  name: mine
+  corpus: {path: pages}
+seeds: {path: seeds.jsonl}
+eval: {golden: golden.jsonl}
+teacher: {model: extractive-v1, license: MIT, trainable: true}
+judge: {model: extractive-judge-v1, epoch: "2026-11"}
+students:
+  compact: {base_model: some/base, revision: 0123abc}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "product.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problem(folder: Path, text: str) -> str:
+    with pytest.raises(InvalidInputError) as error:
+        read_config(write(folder, text))
+    return str(error.value)
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    config = read_config(write(tmp_path, GOOD))
+    assert config.home == tmp_path / "made"
+    assert config.product.corpus.path == tmp_path / "pages"
+    assert config.seeds.path == tmp_path / "seeds.jsonl"
+    assert config.eval.golden == tmp_path / "golden.jsonl"
+
+
+def test_the_environment_chooses_file_and_home(tmp_path):
+    path = write(tmp_path, GOOD)
+    config = load_config({"UNDERSTUDY_CONFIG": str(path), "UNDERSTUDY_HOME": str(tmp_path / "h")})
+    assert config.source == path
+    assert config.home == tmp_path / "h"
+
+
+def test_the_committed_default_is_valid():
+    config = load_config({})
+    assert config.teacher.provider == "extractive"
+    assert config.home.name == ".understudy"
+    assert config.home.parent == Path(__file__).resolve().parents[2]
+
+
+def test_an_unknown_key_names_the_key_its_line_and_the_legal_keys(tmp_path):
+    text = problem(tmp_path, GOOD.replace("seeds: {path: seeds.jsonl}", "seeds:\n  pth: seeds.jsonl"))
+    assert "seeds.pth (line 6): unknown key" in text
+    assert "paraphrases_per_medoid" in text
+    assert "seeds.path" in text
+    assert "missing" in text
+
+
+def test_a_misspelt_section_names_the_sections_that_exist(tmp_path):
+    text = problem(tmp_path, GOOD + "routr: {}\n")
+    assert "routr (line 11): unknown key" in text
+    assert "router" in text
+
+
+def test_a_wrong_value_is_shown(tmp_path):
+    text = problem(tmp_path, GOOD + "router: {min_retrieval_score: 1.5}\n")
+    assert "router.min_retrieval_score (line 11)" in text
+    assert "found 1.5" in text
+
+
+@pytest.mark.parametrize("alias", ["latest", "gpt-5-latest", "main"])
+def test_aliases_are_refused_where_a_snapshot_is_meant(tmp_path, alias):
+    text = problem(tmp_path, GOOD.replace("extractive-v1", alias))
+    assert "teacher.model" in text
+    assert "alias" in text
+
+
+def test_broken_yaml_names_the_line(tmp_path):
+    text = problem(tmp_path, "product:\n  name: [unclosed\nseeds: 1\n")
+    assert "line 3" in text or "line 2" in text
+
+
+def test_a_missing_file_says_which_variable_to_set(tmp_path):
+    with pytest.raises(InvalidInputError, match="UNDERSTUDY_CONFIG"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_a_named_secret_must_be_set_and_is_never_in_the_message():
+    with pytest.raises(InvalidInputError, match=r"\$TEACHER_KEY"):
+        read_secret("TEACHER_KEY", {})
+    assert read_secret("TEACHER_KEY", {"TEACHER_KEY": "s3cret"}) == "s3cret"
+    assert read_secret(None, {}) is None

@@ -1,0 +1,121 @@
+import pytest
+import torch
+
+from serving.errors import InvalidInputError
+from serving.models.causal_lm import (
+    decode_greedily,
+    hash_base_model,
+    load_causal_lm,
+    pad_batch,
+    read_prefix,
+    resolve_dtype,
+    run_decoder,
+)
+from tests.tiny_student import make_base
+
+PREFIXES = [list(range(5, 25)), [], list(range(40, 47))]
+SUFFIXES = [list(range(100, 104)), list(range(60, 72)), list(range(200, 207))]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base):
+    return load_causal_lm(tiny_base, "float32")
+
+
+def hidden_of_whole(model, ids):
+    with torch.no_grad():
+        return model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_of_a_padded_batch_equal_each_row_alone_and_unsplit(model, side):
+    states = [read_prefix(model, prefix) for prefix in PREFIXES]
+    assert [len(state) for state in states] == [20, 0, 7]
+    with torch.no_grad():
+        hidden = run_decoder(model, pad_batch(model, states, SUFFIXES, pad_side=side))
+    width = max(map(len, SUFFIXES))
+    for row, (prefix, suffix) in enumerate(zip(PREFIXES, SUFFIXES, strict=True)):
+        start = width - len(suffix) if side == "left" else 0
+        found = hidden[row, start : start + len(suffix)]
+        expected = hidden_of_whole(model, prefix + suffix)[len(prefix) :]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_decoding_equals_transformers_generate(model):
+    prompt = PREFIXES[0] + SUFFIXES[0]
+    expected = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
+        max_new_tokens=12, eos_token_id=None, pad_token_id=0,
+    )[0, len(prompt) :].tolist()  # fmt: skip
+    states = [read_prefix(model, PREFIXES[0])]
+    (found,) = decode_greedily(
+        model, states, SUFFIXES[:1], max_tokens=[12], stop_ids=frozenset()
+    )
+    assert found.ids == expected
+    assert found.finish_reason == "length"
+    # the second of these tokens, as a stop token, ends the answer there
+    (stopped,) = decode_greedily(
+        model, states, SUFFIXES[:1], max_tokens=[12], stop_ids=frozenset({expected[1]})
+    )
+    assert stopped.ids == expected[: expected.index(expected[1]) + 1]
+    assert stopped.finish_reason == "stop"
+
+
+def test_a_batch_decodes_what_each_row_decodes_alone(model):
+    states = [read_prefix(model, prefix) for prefix in PREFIXES]
+    limits = [3, 9, 6]
+    together = decode_greedily(
+        model, states, SUFFIXES, max_tokens=limits, stop_ids=frozenset({7})
+    )
+    for state, suffix, limit, found in zip(states, SUFFIXES, limits, together, strict=True):
+        (alone,) = decode_greedily(
+            model, [state], [suffix], max_tokens=[limit], stop_ids=frozenset({7})
+        )
+        assert found.ids == alone.ids
+        assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_logprobs_are_those_of_the_model(model):
+    (found,) = decode_greedily(
+        model, [read_prefix(model, [])], SUFFIXES[:1], max_tokens=[4], stop_ids=frozenset()
+    )
+    hidden = hidden_of_whole(model, SUFFIXES[0] + found.ids)
+    logprobs = model.lm_head(hidden).log_softmax(dim=-1)
+    start = len(SUFFIXES[0]) - 1
+    expected = [logprobs[start + i, token].item() for i, token in enumerate(found.ids)]
+    assert found.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_abandoned_row_stops_early(model):
+    states = [read_prefix(model, [])] * 2
+    gone, kept = decode_greedily(
+        model, states, SUFFIXES[:2], max_tokens=[8, 8], stop_ids=frozenset(),
+        is_abandoned=lambda row: row == 0,
+    )  # fmt: skip
+    assert (len(gone.ids), len(kept.ids)) == (1, 8)
+
+
+def test_the_hash_is_of_what_computes(tiny_base, tmp_path):
+    folder = make_base(tmp_path / "copy")
+    assert hash_base_model(folder) == hash_base_model(tiny_base)
+    (folder / "prepared.json").write_text("{}")
+    (folder / "README.md").write_text("hello")
+    assert hash_base_model(folder) == hash_base_model(tiny_base)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("\n", "\n "))
+    assert hash_base_model(folder) != hash_base_model(tiny_base)
+    assert hash_base_model(make_base(tmp_path / "other", seed=1)) != hash_base_model(tiny_base)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match="safetensors"):
+        hash_base_model(tmp_path)
+
+
+def test_auto_dtype_follows_the_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert resolve_dtype("auto") is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    assert resolve_dtype("auto") is torch.float32
+    assert resolve_dtype("bfloat16") is torch.bfloat16
