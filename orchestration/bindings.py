@@ -6,6 +6,7 @@ does (`resources`), the schema of the configuration (`config`).
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -31,8 +32,9 @@ from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
 from serving.releases.manifest import TeacherEntry
 
-JUDGE_BUDGET_RATIO = 1.0
-"""The judge may spend as much as the teacher: both are capped by `teacher.budget_usd`."""
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 
 
 @dataclass(eq=False)
@@ -70,16 +72,21 @@ class Bindings:
         return load_embedder(section.model, section.revision, self.home.models, self.progress)
 
     @cached_property
+    def embedded_app(self) -> "FastAPI":
+        """The extractive teacher and judge: one app, so that a sentence is embedded once for both."""
+        from serving.models.extractive.app import create_app  # noqa: PLC0415  (fastapi, 0.5 s)
+
+        return create_app(self.embedder)
+
+    @cached_property
     def teacher(self) -> CachedChatModel:
         """The teacher, cached and budgeted."""
         return self._connect(self.config.teacher, self.config.teacher.budget_usd)
 
     @cached_property
     def judge(self) -> CachedChatModel:
-        """The judge, cached and budgeted."""
-        return self._connect(
-            self.config.judge, self.config.teacher.budget_usd * JUDGE_BUDGET_RATIO
-        )
+        """The judge, cached; it may spend as much as the teacher again."""
+        return self._connect(self.config.judge, self.config.teacher.budget_usd)
 
     @cached_property
     def prompt(self) -> PromptFormat:
@@ -255,6 +262,6 @@ class Bindings:
             api_key=read_secret(section.api_key_env),
             price=Price(**section.price.model_dump()),
             timeout_seconds=section.timeout_seconds,
-            embedder=lambda: self.embedder,
+            embedded_app=lambda: self.embedded_app,
         )
         return CachedChatModel(model, self.home.answer_cache, budget_usd=budget_usd)

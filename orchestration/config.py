@@ -5,6 +5,7 @@ that name key, legal values and line. Does not belong here: what the values are 
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -280,6 +281,8 @@ def prepare_environment(config: Config) -> None:
     """
     storage = config.home / "dagster"
     storage.mkdir(parents=True, exist_ok=True)
+    # Dagster says of its own beta features that they are beta; a user can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*currently in (beta|preview)")
     os.environ.update(
         TELEMETRY_OFF,
         DAGSTER_HOME=str(PROJECT_ROOT),

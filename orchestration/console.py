@@ -31,7 +31,7 @@ class RunLines(logging.Handler):
             return
         line = describe_event(event)
         if line:
-            self._console.print(line)
+            self._console.print(line, soft_wrap=True)
 
 
 def describe_event(event: dg.DagsterEvent) -> str:
@@ -78,7 +78,7 @@ def _find_message(record: logging.LogRecord) -> str:
 @dg.logger(description="One line per asset, problems in full.")
 def console_logger(_context: dg.InitLoggerContext) -> logging.Logger:
     """Return the logger the CLI's runs print through."""
-    logger = logging.Logger("understudy.run", logging.INFO)
+    logger = logging.Logger("understudy.run", logging.DEBUG)
     logger.addHandler(RunLines(CONSOLE))
     return logger
 

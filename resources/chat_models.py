@@ -7,11 +7,15 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.errors import BudgetExceededError
 from serving.files import write_text_atomically
 from serving.models.openai_chat import connect, connect_in_process
-from serving.models.protocols import ChatModel, ChatRequest, Completion, Embedder, Price
+from serving.models.protocols import ChatModel, ChatRequest, Completion, Price
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 CHARS_PER_TOKEN = 3.0
 """A low estimate for English, so that a call's cost is over- rather than underestimated."""
@@ -101,7 +105,7 @@ def connect_chat_model(
     api_key: str | None,
     price: Price,
     timeout_seconds: float,
-    embedder: Callable[[], Embedder],
+    embedded_app: "Callable[[], FastAPI]",
 ) -> ChatModel:
     """Return the chat model a config section names.
 
@@ -109,10 +113,8 @@ def connect_chat_model(
     any server; `openai` is any OpenAI-compatible server.
     """
     if provider == "extractive":
-        from serving.models.extractive.app import create_app  # noqa: PLC0415  (fastapi, 0.5 s)
-
         return connect_in_process(
-            create_app(embedder()), model=model, price=price, timeout_seconds=timeout_seconds
+            embedded_app(), model=model, price=price, timeout_seconds=timeout_seconds
         )
     return connect(
         base_url=base_url or "",

@@ -1,4 +1,4 @@
-"""A two-layer random student with a byte-level tokenizer and SmolLM2's chat template, made in 0.1 s."""
+"""A two-layer random student with a byte-level tokenizer and SmolLM2's chat template."""
 
 import functools
 from collections.abc import Sequence
@@ -39,12 +39,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(TEXT * 3, trainer)
+    names = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
+        tokenizer_object=backend, **{f"{name}_token": token for name, token in names.items()}
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer

@@ -6,12 +6,14 @@ import polars as pl
 from assets import keys
 from assets.parity.answering import ARM_MODES
 from assets.parity.comparison import METRICS
+from assets.partitions import RECIPES
 
 
 @dg.asset_check(
     asset=keys.ARM_ANSWERS,
     additional_ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
     blocking=True,
+    partitions_def=RECIPES,
 )
 def every_arm_answered_every_case(
     arm_answers: pl.DataFrame, golden_cases: pl.DataFrame
@@ -37,6 +39,7 @@ def every_arm_answered_every_case(
 @dg.asset_check(
     asset=keys.ARM_ANSWERS,
     blocking=True,
+    partitions_def=RECIPES,
 )
 def every_citation_was_retrieved(arm_answers: pl.DataFrame) -> dg.AssetCheckResult:
     """No arm shows a citation of a chunk that was not retrieved for that question."""
@@ -52,7 +55,7 @@ def every_citation_was_retrieved(arm_answers: pl.DataFrame) -> dg.AssetCheckResu
     )
 
 
-@dg.asset_check(asset=keys.GRADED_ANSWERS, blocking=True)
+@dg.asset_check(asset=keys.GRADED_ANSWERS, blocking=True, partitions_def=RECIPES)
 def grades_are_conclusive(graded_answers: pl.DataFrame) -> dg.AssetCheckResult:
     """At most 5 % of the grades are inconclusive (an arm or the judge failed)."""
     inconclusive = float((graded_answers["status"] == "inconclusive").mean() or 0.0)
@@ -66,7 +69,7 @@ def grades_are_conclusive(graded_answers: pl.DataFrame) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=keys.PARITY_REPORT, blocking=True)
+@dg.asset_check(asset=keys.PARITY_REPORT, blocking=True, partitions_def=RECIPES)
 def every_metric_has_rows(parity_report: pl.DataFrame) -> dg.AssetCheckResult:
     """Every arm has a number with n > 0 for every metric over all cases."""
     pooled = parity_report.filter((pl.col("kind") == "arm") & (pl.col("slice") == "all"))

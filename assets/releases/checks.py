@@ -4,12 +4,13 @@ import dagster as dg
 import polars as pl
 
 from assets import keys
+from assets.partitions import RECIPES
 from serving.errors import ReleaseError
 from serving.home import Home
 from serving.releases.bundle import load_current, load_public_key
 
 
-@dg.asset_check(asset=keys.GATE_VERDICT, blocking=True)
+@dg.asset_check(asset=keys.GATE_VERDICT, blocking=True, partitions_def=RECIPES)
 def every_gate_has_evidence(gate_verdict: pl.DataFrame) -> dg.AssetCheckResult:
     """One verdict, and no gate that passes without cases behind it."""
     verdicts = gate_verdict["verdict"].unique().to_list()
@@ -24,7 +25,7 @@ def every_gate_has_evidence(gate_verdict: pl.DataFrame) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=keys.RELEASE_BUNDLE, blocking=True)
+@dg.asset_check(asset=keys.RELEASE_BUNDLE, blocking=True, partitions_def=RECIPES)
 def bundle_verifies(
     release_bundle: pl.DataFrame, home: dg.ResourceParam[Home]
 ) -> dg.AssetCheckResult:

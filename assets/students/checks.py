@@ -4,6 +4,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys
+from assets.partitions import RECIPES
 from assets.students.provenance import find_foreign_files
 from serving.home import Home
 
@@ -12,6 +13,7 @@ from serving.home import Home
     asset=keys.TRAINING_SET,
     additional_ins={"labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES)},
     blocking=True,
+    partitions_def=RECIPES,
 )
 def no_training_example_is_cut(
     training_set: pl.DataFrame, labelled_examples: pl.DataFrame
@@ -36,7 +38,7 @@ def no_training_example_is_cut(
     )
 
 
-@dg.asset_check(asset=keys.STUDENT_ADAPTER, blocking=True)
+@dg.asset_check(asset=keys.STUDENT_ADAPTER, blocking=True, partitions_def=RECIPES)
 def adapter_is_safetensors_only(
     student_adapter: pl.DataFrame, home: dg.ResourceParam[Home]
 ) -> dg.AssetCheckResult:
@@ -48,7 +50,7 @@ def adapter_is_safetensors_only(
     )
 
 
-@dg.asset_check(asset=keys.TRAINING_CURVE, blocking=True)
+@dg.asset_check(asset=keys.TRAINING_CURVE, blocking=True, partitions_def=RECIPES)
 def loss_went_down(training_curve: pl.DataFrame) -> dg.AssetCheckResult:
     """The last tenth of the steps has a lower mean loss than the first, and none is NaN."""
     window = max(1, training_curve.height // 10)

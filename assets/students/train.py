@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from assets.students.recipe import Recipe
 from serving.errors import HashMismatchError, InvalidInputError, UnderstudyError
 from serving.files import atomic_folder
+from serving.models.causal_lm import let_threads_sleep
 
 if TYPE_CHECKING:
     from assets.students.training import StepReport
@@ -130,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--spec", type=Path, required=True, help="path of the spec (JSON)")
     options = parser.parse_args(arguments)
+    let_threads_sleep()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Dagster stops a step with it
     try:

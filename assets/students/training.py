@@ -196,7 +196,7 @@ class _PrefixStore:
         """Return the states of a prefix."""
         states = self._states.get(prefix_ids)
         if states is None:
-            states = read_prefix(self._frozen, prefix_ids)
+            states = read_prefix(self._frozen, prefix_ids[:-1])
             self.tokens_read += len(prefix_ids)
             if states.nbytes <= self._free:
                 self._free -= states.nbytes

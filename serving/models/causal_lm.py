@@ -6,6 +6,7 @@ is cheap. Belongs here: loading, prefix states, padding, the decoding loop. Does
 adapters and queues (`local_student`), losses and optimizers (`assets.students`).
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ from serving.hashing import content_hash, file_sha256
 
 if TYPE_CHECKING:
     import torch
+
+THREADS_SLEEP = ("OMP_WAIT_POLICY", "PASSIVE")
+"""Idle OpenMP threads spin by default: where another process wants the core, each of a forward's
+thousand barriers waits a time slice (decoding 14 times slower was measured). Read by the OpenMP
+runtime when torch loads, so it is set before."""
 
 BASE_FILES = (
     "*.safetensors",
@@ -64,8 +70,14 @@ def resolve_dtype(name: str) -> "torch.dtype":
     return torch.bfloat16 if native else torch.float32
 
 
+def let_threads_sleep() -> None:
+    """Make torch's idle threads sleep instead of spin. Call before anything imports torch."""
+    os.environ.setdefault(*THREADS_SLEEP)
+
+
 def load_causal_lm(folder: Path, dtype: str = "auto") -> Any:
     """Return the model in `folder`: eval mode, no gradients, safetensors only, no network."""
+    let_threads_sleep()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -140,8 +152,12 @@ def pad_batch(
     suffixes: Sequence[Sequence[int]],
     *,
     pad_side: str,
+    room: int = 0,
 ) -> PaddedBatch:
-    """Join prefix states (padded on the left) and suffix ids (on `pad_side`) into one batch."""
+    """Join prefix states (padded on the left) and suffix ids (on `pad_side`) into one batch.
+
+    With `room`, the cache has buffers for so many tokens after the suffix, and allows no gradient.
+    """
     import torch
 
     device = model.device
@@ -151,14 +167,14 @@ def pad_batch(
     for row, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
         start = after - len(suffix) if pad_side == "left" else 0
         ids[row, start : start + len(suffix)] = torch.tensor(list(suffix))
-        mask[row, before - len(prefix) : before] = 1
+        mask[row, :before] = 1
         mask[row, before + start : before + start + len(suffix)] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
     return PaddedBatch(
         input_ids=ids.to(device),
         mask=mask.to(device),
         position_ids=positions.to(device),
-        cache=_join(prefixes, before),
+        cache=_join(model, prefixes, before, after + room if room else 0),
     )
 
 
@@ -176,21 +192,27 @@ def run_decoder(model: Any, batch: PaddedBatch) -> "torch.Tensor":
     return hidden
 
 
-def _join(prefixes: Sequence[PrefixStates], longest: int) -> Any:
+def _join(model: Any, prefixes: Sequence[PrefixStates], longest: int, room: int) -> Any:
+    """Return a cache of the prefixes side by side; `room` is for tokens after them."""
     from transformers import DynamicCache
 
+    from serving.models.growing_cache import make_growing_cache
+
+    layer_count = model.config.get_text_config().num_hidden_layers
     filled = [
         (row, p.keys, p.values)
         for row, p in enumerate(prefixes)
         if p.keys is not None and p.values is not None
     ]
     if not filled:
-        return DynamicCache()
+        return make_growing_cache(layer_count, room, None, 0) if room else DynamicCache()
     layers, heads, _, size = filled[0][1].shape
-    joined = filled[0][1].new_zeros(2, layers, len(prefixes), heads, longest, size)
+    joined = filled[0][1].new_zeros(2, layers, len(prefixes), heads, longest + room, size)
     for row, keys, values in filled:
-        joined[0, :, row, :, longest - keys.shape[2] :] = keys
-        joined[1, :, row, :, longest - keys.shape[2] :] = values
+        joined[0, :, row, :, longest - keys.shape[2] : longest] = keys
+        joined[1, :, row, :, longest - keys.shape[2] : longest] = values
+    if room:
+        return make_growing_cache(layer_count, longest + room, joined, longest)
     return DynamicCache(list(zip(joined[0], joined[1], strict=True)))
 
 
@@ -224,7 +246,7 @@ def decode_greedily(
     results = [Generation() for _ in suffixes]
     rows = list(range(len(suffixes)))
     with torch.inference_mode():
-        batch = pad_batch(model, prefixes, suffixes, pad_side="left")
+        batch = pad_batch(model, prefixes, suffixes, pad_side="left", room=max(max_tokens))
         head = model.get_output_embeddings()
         while True:
             logits = head(run_decoder(model, batch)[:, -1]).float()

@@ -2,8 +2,8 @@
 
 The frozen base reads the prefix (its states are cached: many questions share sources), a merged
 copy reads the question and decodes. Waiting requests are batched. Belongs here: loading and
-trusting an adapter, the queue, the prefix cache. Does not belong here: the forward passes (`causal_lm`),
-prompts (`pipeline.prompt`), training (`assets.students`).
+trusting an adapter, the queue, the prefix cache. Does not belong here: the forward passes
+(`causal_lm`), prompts (`pipeline.prompt`), training (`assets.students`).
 """
 
 import asyncio
@@ -211,7 +211,7 @@ class LocalStudent:
                 if not jobs:
                     self._is_working = False
                     return
-            self._answer([job for job in jobs if job.future.set_running_or_notify_cancel()])
+            self._answer([job for job in jobs])
 
     def _answer(self, jobs: list[_Job]) -> None:
         if not jobs:

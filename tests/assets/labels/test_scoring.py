@@ -31,9 +31,7 @@ def scored(scorer):
 def test_row_j_predicts_token_j_under_the_students_exact_prompt(scorer, scored):
     built = build_training_set(make_labelled(6), scorer.tokenizer, context_tokens=512).frame
     assert scored.schema == tables.TEACHER_LOGPROBS
-    for row, trained in zip(
-        scored.iter_rows(named=True), built.iter_rows(named=True), strict=True
-    ):
+    for row, trained in zip(scored.iter_rows(named=True), built.iter_rows(named=True), strict=True):
         assert row["token_hash"] == trained["token_hash"]
         assert row["token_ids"] == trained["answer_ids"]
         assert row["cite"] == trained["cite_mask"]
@@ -72,7 +70,7 @@ def test_progress_is_told(scorer):
     told = []
 
     class Listener:
-        def advance(self, description, done, total, note=""):
+        def advance(self, _description, done, total, _note=""):
             told.append((done, total))
 
     score_answers(make_labelled(3), scorer, progress=Listener(), **LOOSE)

@@ -28,7 +28,7 @@ def frame(count=3, *, answer=(7, 8, 9, 2), cite=(False, True, True, False)):
     )
 
 
-def logprobs(*, scorer="other", token_hash="h0", soft_ok=(True,) * 4, y=(-0.1, -0.2, -3.0, -5.0)):
+def logprobs(*, scorer="other", key="h0", soft_ok=(True,) * 4, y=(-0.1, -0.2, -3.0, -5.0)):
     """Stored top 3 ids per row; row 0 holds the realised id 7 among them, the others do not."""
     probabilities = [[math.exp(-0.1), 0.02, 0.01]] + [[0.1, 0.04, 0.01]] * 3
     ids = [[7, 40, 41]] + [[40, 41, 42]] * 3
@@ -36,7 +36,7 @@ def logprobs(*, scorer="other", token_hash="h0", soft_ok=(True,) * 4, y=(-0.1, -
     return pl.DataFrame(
         {
             "example_id": ["e0"],
-            "token_hash": [token_hash],
+            "token_hash": [key],
             "top_ids": [ids],
             "top_logprobs": [[[math.log(p) for p in row] for row in probabilities]],
             "y_logp": [list(y)],
@@ -104,7 +104,7 @@ def test_the_mass_of_dropped_ids_joins_the_tail(top_k):
 
 def test_stale_logprobs_are_refused():
     with pytest.raises(InvalidInputError, match="another token hash"):
-        make_examples(frame(), logprobs(token_hash="old"), recipe(), BASE)
+        make_examples(frame(), logprobs(key="old"), recipe(), BASE)
 
 
 def test_no_examples_and_empty_answers_are_refused():

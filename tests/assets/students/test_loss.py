@@ -65,7 +65,11 @@ def oracle(case):
     logits = case["hidden"].double() @ case["head_weight"].double().T
     for row in range(len(logits)):
         z, y = logits[row], int(case["targets"][row])
-        inside = [(int(i), p) for i, p in zip(case["soft"].ids[row], case["soft"].logp[row]) if i >= 0]
+        inside = [
+            (int(i), p)
+            for i, p in zip(case["soft"].ids[row], case["soft"].logp[row], strict=True)
+            if i >= 0
+        ]
         outside = torch.tensor([v for v in range(len(z)) if v not in {i for i, _ in inside}])
         log_q = z - z.logsumexp(0)
         parts_q = [log_q[i] for i, _ in inside] + [log_q[outside].logsumexp(0)]
@@ -90,7 +94,9 @@ def test_equals_the_oracle_in_value_and_gradient():
 
 def test_float32_is_within_1e_6_of_the_oracle():
     case = make_case(3)
-    low = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()}
+    low = {
+        k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in case.items()
+    }
     exact = case | {k: low[k].double() for k in ("hidden", "head_weight", "alpha", "weight")}
     assert run(low).total.item() == pytest.approx(oracle(exact).item(), rel=1e-6)
 
@@ -314,4 +320,3 @@ def test_a_head_that_is_trained_is_refused(model):
     model.get_input_embeddings().weight.requires_grad_()
     with pytest.raises(DistillationLossError, match="tied"):
         refuse_unsupported_model(model)
-

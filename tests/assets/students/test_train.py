@@ -82,7 +82,7 @@ def test_the_folder_holds_what_the_contract_says(spec, tiny_base):
     assert provenance["activation"] == "question"
     assert provenance["training_example_counts"]["train"] == 13
     assert {"data_hash", "seed", "hardware", "training_seconds", "dtype"} <= provenance.keys()
-    assert os.listdir(spec.adapters_folder) == [folder.name], "nothing else is left behind"
+    assert list(spec.adapters_folder.iterdir()) == [folder], "nothing else is left behind"
 
 
 def test_peft_loads_the_adapter_as_an_activated_lora_and_it_answers_alike(spec, tiny_base):
@@ -184,9 +184,7 @@ def test_missing_facts_are_named_before_training(spec):
 
 def test_a_diverged_run_keeps_the_last_good_weights_apart(spec, monkeypatch):
     monkeypatch.setattr(training, "MAXIMUM_GRADIENT_NORM", float("nan"))
-    monkeypatch.setattr(
-        torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf"))
-    )
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
     with pytest.raises(DivergedError, match="gradient norm inf on the batch of examples e0"):
         run_training(spec)
     (kept,) = (spec.adapters_folder / ".diverged").iterdir()
@@ -206,7 +204,7 @@ def test_ctrl_c_leaves_nothing_behind(spec, monkeypatch, when):
     else:
         with pytest.raises(KeyboardInterrupt):
             run_training(spec, on_step=interrupt)
-    assert not spec.adapters_folder.exists() or os.listdir(spec.adapters_folder) == []
+    assert not spec.adapters_folder.exists() or not list(spec.adapters_folder.iterdir())
 
 
 def test_a_wrong_spec_is_named(tmp_path):

@@ -79,7 +79,7 @@ def test_it_learns(tiny_base, activation):
 
 
 def test_the_frozen_base_reads_the_prefix_and_only_the_suffix_is_adapted(tiny_base, monkeypatch):
-    """The first loss, and the loss after a step, equal a plain forward with the split made by hand."""
+    """The first loss equals a plain forward of the base over whole prompts, example by example."""
     frame = tokenise(count=4)
     seen = {}
     read = training.read_prefix
@@ -195,15 +195,14 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_and_the_weights_before(
 
     def poisoned(*arguments, **options):
         loss = real(*arguments, **options)
-        if len(steps) == 3:
+        if len(steps) == 3:  # the third step was reported, so this is the fourth
             loss.total.data.fill_(math.nan)
         return loss
 
     monkeypatch.setattr(training, "distillation_loss", poisoned)
     with pytest.raises(DivergedError, match=r"step 4 of 15.*examples e0\d\d, e0\d\d") as caught:
         train(tiny_base, on_step=lambda report: steps.append(report.step))
-        pytest.fail("unreached")
-    assert steps == [1, 2, 3] or steps == [1, 2]
+    assert steps == [1, 2, 3]
     good = caught.value.last_good
     assert good
     assert all(torch.isfinite(value).all() for value in good.values())

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -48,9 +52,7 @@ def test_greedy_decoding_equals_transformers_generate(model):
         max_new_tokens=12, eos_token_id=None, pad_token_id=0,
     )[0, len(prompt) :].tolist()  # fmt: skip
     states = [read_prefix(model, PREFIXES[0])]
-    (found,) = decode_greedily(
-        model, states, SUFFIXES[:1], max_tokens=[12], stop_ids=frozenset()
-    )
+    (found,) = decode_greedily(model, states, SUFFIXES[:1], max_tokens=[12], stop_ids=frozenset())
     assert found.ids == expected
     assert found.finish_reason == "length"
     # the second of these tokens, as a stop token, ends the answer there
@@ -64,9 +66,7 @@ def test_greedy_decoding_equals_transformers_generate(model):
 def test_a_batch_decodes_what_each_row_decodes_alone(model):
     states = [read_prefix(model, prefix) for prefix in PREFIXES]
     limits = [3, 9, 6]
-    together = decode_greedily(
-        model, states, SUFFIXES, max_tokens=limits, stop_ids=frozenset({7})
-    )
+    together = decode_greedily(model, states, SUFFIXES, max_tokens=limits, stop_ids=frozenset({7}))
     for state, suffix, limit, found in zip(states, SUFFIXES, limits, together, strict=True):
         (alone,) = decode_greedily(
             model, [state], [suffix], max_tokens=[limit], stop_ids=frozenset({7})
@@ -119,3 +119,37 @@ def test_auto_dtype_follows_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
     assert resolve_dtype("auto") is torch.float32
     assert resolve_dtype("bfloat16") is torch.bfloat16
+
+
+def test_decoding_past_the_room_of_the_cache_changes_nothing(model):
+    from serving.models.growing_cache import make_growing_cache
+
+    ids = torch.tensor([SUFFIXES[1]])
+    expected = hidden_of_whole(model, SUFFIXES[1])
+    cache = make_growing_cache(2, 3, None, 0)  # twelve tokens into room for three
+    decoder = model.get_decoder()
+    with torch.no_grad():
+        first = decoder(input_ids=ids[:, :5], past_key_values=cache).last_hidden_state
+        rest = [
+            decoder(input_ids=ids[:, i : i + 1], past_key_values=cache).last_hidden_state
+            for i in range(5, 12)
+        ]
+    torch.testing.assert_close(torch.cat([first, *rest], dim=1)[0], expected, atol=1e-4, rtol=1e-4)
+    assert cache.get_seq_length() == 12
+
+
+def test_loading_lets_idle_threads_sleep_unless_the_user_chose():
+    code = (
+        "import os, sys; from serving.models.causal_lm import let_threads_sleep; "
+        "let_threads_sleep(); assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    for chosen, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | chosen
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected

@@ -11,7 +11,13 @@ from serving.models.chat_tokens import (
 )
 from tests.tiny_student import make_messages, make_tokenizer
 
-QUESTIONS = ["How?", "  leading and trailing \n\n", "Ünïcode 漢字 👩‍🚀 [docs:a/b/1]", "\n", "a" * 300]
+QUESTIONS = [
+    "How?",
+    "  leading and trailing \n\n",
+    "Ünïcode 漢字 👩‍🚀 [docs:a/b/1]",
+    "\n",
+    "a" * 300,
+]
 
 
 def whole_ids(tokenizer, messages):
