@@ -1,9 +1,10 @@
 """What exists: every table, adapter, report and release, as stages of one pipeline.
 
-`STAGES` is the order in which stages are loaded and grouped, in which they may import each other, and
-in which every edge of the asset graph points. Belongs here: declarations (`assets.py`), promises
-(`checks.py`) and the pure functions that compute them. Does not belong here: SDKs and credentials
-(`resources`), schedules and environments (`orchestration`), what production runs (`serving`).
+`STAGES` is the order in which stages are loaded and grouped, in which they may import each other,
+and in which every edge of the asset graph points. Belongs here: declarations (`assets.py`),
+promises (`checks.py`) and the pure functions that compute them. Does not belong here: SDKs and
+credentials (`resources`), schedules and environments (`orchestration`), what production runs
+(`serving`).
 """
 
 STAGES = (

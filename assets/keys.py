@@ -1,6 +1,7 @@
 """Every asset key, in pipeline order: the table of contents of the platform.
 
-Belongs here: keys only, so that jobs, sensors, checks and tests can name assets without importing them.
+Belongs here: keys only, so that jobs, sensors, checks and tests can name assets without importing
+them.
 """
 
 import dagster as dg

@@ -1,7 +1,7 @@
 """The declared schema of every table: the contract a data scientist can rely on.
 
-The lake checks each frame against it on write, and Dagster shows it as the column schema. Belongs here:
-column names and types. Does not belong here: how a column is computed (its stage says so).
+The lake checks each frame against it on write, and Dagster shows it as the column schema. Belongs
+here: column names and types. Does not belong here: how a column is computed (its stage says so).
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """Asking the current release without a network: the server's own app, called in process.
 
-Belongs here: settings of a server started by the platform's CLI, and one request to it. Does not belong
+Belongs here: settings of a server started by the platform's CLI, and one request to it. Does not
+belong
 here: the server (`serving/app`).
 """
 
@@ -30,11 +31,11 @@ def ask_once(config: Config, question: str, *, prefer_quality: bool = False) -> 
 
 
 async def _ask(settings: ServerSettings, question: str, prefer_quality: bool) -> dict[str, Any]:  # noqa: FBT001
-    import httpx2  # noqa: PLC0415
+    import httpx2
 
-    from serving.app import create_app  # noqa: PLC0415
-    from serving.engine import load_engine  # noqa: PLC0415
-    from serving.tracing.segments import SegmentWriter  # noqa: PLC0415
+    from serving.app import create_app
+    from serving.engine import load_engine
+    from serving.tracing.segments import SegmentWriter
 
     engine = await load_engine(settings)
     await engine.warm_up()

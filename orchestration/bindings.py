@@ -1,12 +1,12 @@
-"""Roles bound to resources: every object the assets ask for, built from the configuration on demand.
+"""Roles bound to resources: every object the assets ask for, built on demand.
 
-Belongs here: which resource fills which role with which settings. Does not belong here: what a resource
-does (`resources`), the schema of the configuration (`config`).
+Belongs here: which resource fills which role with which settings. Does not belong here: what a
+resource does (`resources`), the schema of the configuration (`config`).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -34,7 +34,6 @@ from serving.releases.manifest import TeacherEntry
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
 
 
 @dataclass(eq=False)
@@ -73,8 +72,8 @@ class Bindings:
 
     @cached_property
     def embedded_app(self) -> "FastAPI":
-        """The extractive teacher and judge: one app, so that a sentence is embedded once for both."""
-        from serving.models.extractive.app import create_app  # noqa: PLC0415  (fastapi, 0.5 s)
+        """The extractive teacher and judge: one app, so a sentence is embedded once for both."""
+        from serving.models.extractive.app import create_app
 
         return create_app(self.embedder)
 
@@ -92,9 +91,7 @@ class Bindings:
     def prompt(self) -> PromptFormat:
         """The prompt's wording and numbering."""
         longest = max(student.max_answer_tokens for student in self.config.students.values())
-        return PromptFormat(
-            citation_ids=self.config.prompt.citation_ids, max_answer_tokens=longest
-        )
+        return PromptFormat(citation_ids=self.config.prompt.citation_ids, max_answer_tokens=longest)
 
     @cached_property
     def router(self) -> RouterPolicy:
@@ -117,7 +114,16 @@ class Bindings:
             prompt=self.prompt,
             router=self.router,
             validator=self.validator,
+            count_tokens=self.count_student_tokens,
         )
+
+    def count_student_tokens(self, text: str) -> int:
+        """Count with the first student's tokenizer: the unit of `router.long_context_tokens`."""
+        return len(self._student_tokenizer.encode(text, add_special_tokens=False))
+
+    @cached_property
+    def _student_tokenizer(self) -> Any:
+        return self.students.tokenizer(next(iter(self.config.students)))
 
     @cached_property
     def students(self) -> Students:
@@ -221,7 +227,7 @@ class Bindings:
         return GatePolicy(**self.config.gates.model_dump())
 
     def to_resources(self) -> dict[str, object]:
-        """Return the resources of a code location. Models are built when a step first needs them."""
+        """Return a code location's resources. Models are built when a step first needs them."""
 
         def later(name: str) -> dg.ResourceDefinition:
             return dg.ResourceDefinition(lambda _: getattr(self, name))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from orchestration.config import Config, load_config
@@ -48,7 +49,9 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
         except UnderstudyError as error:
             fail(error)
         except KeyboardInterrupt:
-            CONSOLE.print("\n[yellow]Interrupted.[/] What was bought and made so far is kept; run again.")
+            CONSOLE.print(
+                "\n[yellow]Interrupted.[/] What was bought and made so far is kept; run again."
+            )
             raise typer.Exit(130) from None
 
     return wrapped
@@ -86,7 +89,7 @@ def run(
 @explain_errors
 def demo(recipe: Recipe = None) -> None:
     """Run the whole chain, then print the parity table and where everything lies."""
-    from orchestration.demo import show_outcome  # noqa: PLC0415
+    from orchestration.demo import show_outcome
 
     config = load_config()
     name = recipe or config.default_recipe
@@ -105,7 +108,7 @@ def ask(
     ] = False,
 ) -> None:
     """Ask the current release one question, through the server's own request path."""
-    from orchestration.asking import ask_once  # noqa: PLC0415
+    from orchestration.asking import ask_once
 
     body = ask_once(load_config(), question, prefer_quality=prefer_quality)
     if as_json:
@@ -123,7 +126,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Print the parity table of a recipe and where its report lies."""
-    from orchestration.demo import read_report, show_report  # noqa: PLC0415
+    from orchestration.demo import read_report, show_report
 
     config = load_config()
     name = recipe or config.default_recipe
@@ -136,13 +139,15 @@ def report(
 @app.command(epilog="Example: understudy doctor")
 @explain_errors
 def doctor() -> None:
-    """Check python, packages, models, config, disk, ports and keys; say what is wrong and what to do."""
-    from orchestration.doctor import examine  # noqa: PLC0415
+    """Check python, packages, models, config, disk, ports and keys; say what to do."""
+    from orchestration.doctor import examine
 
     table = Table(box=None, show_header=False, padding=(0, 1))
     findings = list(examine())
     for finding in findings:
-        mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "problem": "[red]✗[/]"}[finding.level]
+        mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "problem": "[red]✗[/]"}[
+            finding.level
+        ]
         table.add_row(mark, finding.subject, finding.found, f"[dim]{finding.next_step}[/]")
     CONSOLE.print(table)
     if any(finding.level == "problem" for finding in findings):
@@ -159,8 +164,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the current release over HTTP."""
-    from orchestration.asking import server_settings  # noqa: PLC0415
-    from serving.app import run as run_server  # noqa: PLC0415
+    from orchestration.asking import server_settings
+    from serving.app import run as run_server
 
     given = {"UNDERSTUDY_SERVE_HOST": host, "UNDERSTUDY_SERVE_PORT": port,
              "UNDERSTUDY_SERVE_PHASE": phase}  # fmt: skip
@@ -172,7 +177,7 @@ def serve(
 @explain_errors
 def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> None:
     """Open the Dagster UI on loopback (it has no login)."""
-    from orchestration.running import launch_ui  # noqa: PLC0415
+    from orchestration.running import launch_ui
 
     raise typer.Exit(launch_ui(load_config(), port))
 
@@ -182,11 +187,11 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
 def serve_teacher(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8322,
 ) -> None:
-    """Serve the extractive teacher in the OpenAI format on loopback. No LLM: it quotes the sources."""
-    import uvicorn  # noqa: PLC0415
+    """Serve the extractive teacher (no LLM: it quotes) in the OpenAI format on loopback."""
+    import uvicorn
 
-    from orchestration.bindings import Bindings  # noqa: PLC0415
-    from serving.models.extractive.app import create_app  # noqa: PLC0415
+    from orchestration.bindings import Bindings
+    from serving.models.extractive.app import create_app
 
     embedder = Bindings(load_config(), RichProgress(CONSOLE)).embedder
     CONSOLE.print(f"extractive teacher: http://127.0.0.1:{port}/v1 (embedded, no LLM)")
@@ -194,7 +199,7 @@ def serve_teacher(
 
 
 def _run(config: Config, *, recipe: str, select: list[str], force: bool) -> None:
-    from orchestration.running import run_chain  # noqa: PLC0415
+    from orchestration.running import run_chain
 
     started = time.monotonic()
     outcome = run_chain(
@@ -206,14 +211,16 @@ def _run(config: Config, *, recipe: str, select: list[str], force: bool) -> None
     elif outcome.succeeded:
         CONSOLE.print(f"Done: {len(outcome.planned)} assets in {seconds:.0f} s.")
     else:
-        CONSOLE.print(f"[red bold]Stopped.[/] {outcome.failure}", soft_wrap=True)
+        CONSOLE.print(f"[red bold]Stopped.[/] {escape(outcome.failure)}", soft_wrap=True)
         CONSOLE.print("What was made and bought before is kept: mend the cause and run again.")
         raise typer.Exit(1)
 
 
 def _show_answer(body: dict[str, Any]) -> None:
     if "answer" not in body:
-        CONSOLE.print(f"[red]{body.get('title', 'failed')}[/] {body.get('detail', '')}", soft_wrap=True)
+        CONSOLE.print(
+            f"[red]{body.get('title', 'failed')}[/] {body.get('detail', '')}", soft_wrap=True
+        )
         return
     CONSOLE.print(body["answer"], markup=False, soft_wrap=True)
     for citation in body["citations"]:
@@ -231,5 +238,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-

@@ -146,7 +146,6 @@ class TeacherSection(RemoteSection):
     license: str
     trainable: bool
     budget_usd: Annotated[float, Field(ge=0)] = 25.0
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
 
 class JudgeSection(RemoteSection):
@@ -171,7 +170,7 @@ class StudentSection(Section):
     base_model: str
     revision: Pinned = "embedded"
     context_tokens: Positive = 2048
-    max_answer_tokens: Positive = 160
+    max_answer_tokens: Positive = 120
     price: PriceSection = PriceSection()
 
 
@@ -275,7 +274,7 @@ TELEMETRY_OFF = {
 
 
 def prepare_environment(config: Config) -> None:
-    """Set what Dagster and the libraries read from the environment, for this process and its children.
+    """Set what Dagster and the libraries read from the environment, here and in children.
 
     DAGSTER_HOME is the project (where `dagster.yaml` lies); what Dagster stores lies in the home.
     """
@@ -404,9 +403,7 @@ def _make_absolute(config: Config, base: Path) -> Config:
     def absolute(path: Path) -> Path:
         return Path(os.path.normpath(base / path.expanduser()))
 
-    corpus = config.product.corpus.model_copy(
-        update={"path": absolute(config.product.corpus.path)}
-    )
+    corpus = config.product.corpus.model_copy(update={"path": absolute(config.product.corpus.path)})
     return config.model_copy(
         update={
             "home": absolute(config.home),

@@ -13,6 +13,7 @@ from rich.markup import escape
 CONSOLE = Console(stderr=True, highlight=False)
 QUIET_METADATA = frozenset({"path", "dagster/uri", "estimated_size_mb", "dagster/column_schema"})
 LONGEST_VALUE = 60
+SKIPPED_STEP = "Dependencies for step"  # one per asset after a failure: the failure says it all
 
 
 class RunLines(logging.Handler):
@@ -26,8 +27,9 @@ class RunLines(logging.Handler):
         """Print the record if a person would want to see it."""
         event = _find_event(record)
         if event is None:
-            if record.levelno >= logging.WARNING:
-                self._console.print(f"  [yellow]![/] {escape(_find_message(record))}")
+            message = _find_message(record)
+            if record.levelno >= logging.WARNING and not message.startswith(SKIPPED_STEP):
+                self._console.print(f"  [yellow]![/] {escape(message)}", soft_wrap=True)
             return
         line = describe_event(event)
         if line:
@@ -50,7 +52,12 @@ def describe_metadata(metadata: dict[str, Any]) -> str:
     shown = []
     for name, entry in metadata.items():
         value = getattr(entry, "value", entry)
-        if name in QUIET_METADATA or value is None or "/" in name or len(str(value)) > LONGEST_VALUE:
+        if (
+            name in QUIET_METADATA
+            or value is None
+            or "/" in name
+            or len(str(value)) > LONGEST_VALUE
+        ):
             continue
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         shown.append(f"{name.replace('_', ' ')} {text}")
@@ -75,12 +82,13 @@ def _find_message(record: logging.LogRecord) -> str:
     return str(getattr(record, "dagster_meta", {}).get("orig_message") or record.getMessage())
 
 
-@dg.logger(description="One line per asset, problems in full.")
-def console_logger(_context: dg.InitLoggerContext) -> logging.Logger:
+def make_logger(_context: dg.InitLoggerContext) -> logging.Logger:
     """Return the logger the CLI's runs print through."""
     logger = logging.Logger("understudy.run", logging.DEBUG)
     logger.addHandler(RunLines(CONSOLE))
     return logger
 
 
-CONSOLE_LOGGER = console_logger
+CONSOLE_LOGGER = dg.LoggerDefinition(
+    make_logger, description="One line per asset, problems in full."
+)

@@ -28,8 +28,8 @@ CONFIG_SECTIONS: dict[str, tuple[str, ...]] = {
     "parity": ("retrieval", "prompt", "router", "validator", "students"),
     "releases": ("gates", "router", "serving", "students"),
 }
-"""The parts of the configuration whose change makes a stage's assets stale. Teacher and judge are added
-by identity alone (model and epoch): a new timeout or budget changes no answer."""
+"""The parts of the configuration whose change makes a stage's assets stale. Teacher and judge are
+added by identity alone (model and epoch): a new timeout or budget changes no answer."""
 
 
 def build_defs(config: Config | None = None, **overrides: Any) -> dg.Definitions:
@@ -84,7 +84,9 @@ def fingerprint_stage(stage: str, config: Config) -> str:
     }
     if "students" in CONFIG_SECTIONS[stage]:
         parts["students"] = {n: s.model_dump(mode="json") for n, s in config.students.items()}
-    parts.get("product", {}).get("corpus", {}).pop("path", None)  # where files lie is not what they say
+    parts.get("product", {}).get("corpus", {}).pop(
+        "path", None
+    )  # where files lie is not what they say
     parts.get("seeds", {}).pop("path", None)
     if stage in {"paraphrases", "labels", "parity"}:
         parts["teacher"] = [config.teacher.provider, config.teacher.model]

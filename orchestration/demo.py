@@ -15,6 +15,10 @@ from orchestration.console import CONSOLE
 from serving.errors import InvalidInputError
 from serving.home import Home
 
+CURL = (
+    "curl -s localhost:8321/ask -H 'content-type: application/json' "
+    '-d \'{"question": "Where are traces stored?"}\''
+)
 VERDICT_STYLE = {"PROMOTE": "green", "HOLD": "red", "INCONCLUSIVE": "yellow"}
 
 
@@ -27,8 +31,7 @@ def show_outcome(config: Config, recipe: str, *, seconds: float) -> None:
         ("time", f"{seconds / 60:.1f} minutes"),
         ("lake", f"{home.lake}/<stage>/<asset>.parquet"),
         ("release", f"{home.releases}/CURRENT"),
-        ("serve", "make serve    then  curl -s localhost:8321/ask -H 'content-type: application/json' "
-                  "-d '{\"question\": \"Where are traces stored?\"}'"),
+        ("serve", f"make serve    then  {CURL}"),
         ("UI", "make ui       http://127.0.0.1:3000"),
     ):  # fmt: skip
         CONSOLE.print(f"[dim]{label:>8}[/]  {value}", soft_wrap=True)

@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,7 +55,7 @@ def examine() -> Iterator[Finding]:
 def examine_python() -> Finding:
     """Python 3.11 or newer."""
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - pip may be told to ignore requires-python
         return Finding(
             level="problem", subject="python", found=version, next_step="install Python 3.11+"
         )
@@ -78,6 +78,7 @@ def examine_packages() -> Iterator[Finding]:
             found=f"missing: {', '.join(missing)}",
             next_step="run `make setup`",
         )
+        return
     yield Finding(level="ok", subject="packages", found=", ".join(versions))
 
 
@@ -110,15 +111,16 @@ def examine_embedded_models() -> Iterator[Finding]:
 
 def examine_inputs(config: Config) -> Iterator[Finding]:
     """The hand-written files, read as a run would read them."""
-    from orchestration.bindings import Bindings  # noqa: PLC0415
-    from serving.models.protocols import NoProgress  # noqa: PLC0415
+    from orchestration.bindings import Bindings
+    from serving.models.protocols import NoProgress
 
     bindings = Bindings(config, NoProgress())
-    for subject, read in (
-        ("corpus", lambda: f"{len(bindings.corpus.list_files())} pages"),
-        ("seeds", lambda: f"{len(bindings.seeds.read())} questions"),
-        ("golden set", lambda: f"{len(bindings.golden.read())} cases, lock matches"),
-    ):
+    readers: dict[str, Callable[[], str]] = {
+        "corpus": lambda: f"{len(bindings.corpus.list_files())} pages",
+        "seeds": lambda: f"{len(bindings.seeds.read())} questions",
+        "golden set": lambda: f"{len(bindings.golden.read())} cases, lock matches",
+    }
+    for subject, read in readers.items():
         try:
             yield Finding(level="ok", subject=subject, found=read())
         except UnderstudyError as error:

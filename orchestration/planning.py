@@ -1,9 +1,11 @@
 """Which assets a run would change: Dagster's code and data versions, read from the event log.
 
-Belongs here: the decision, as a pure function over facts, and the reading of the facts. Does not belong
+Belongs here: the decision, as a pure function over facts, and the reading of the facts. Does not
+belong
 here: launching (`cli`).
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,9 @@ import dagster as dg
 CODE_VERSION_TAG = "dagster/code_version"
 DATA_VERSION_TAG = "dagster/data_version"
 INPUT_VERSION_PREFIX = "dagster/input_data_version/"
+STATED_VERSION_PREFIX = "input_version/"
+"""Metadata by which an asset states the version of an input itself: Dagster 1.13 records none for one
+partition of an observable source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class AssetState:
     code_version: str | None
     upstream: tuple[str, ...]
     latest: Materialized | None
+    is_partitioned: bool = False
     source_version: str | None = None
     """The observed data version, for a source that is not materialized."""
 
@@ -55,8 +61,24 @@ def plan_run(states: Sequence[AssetState]) -> list[PlannedAsset]:
         reason = _find_reason(state, planned, versions)
         if reason:
             planned[state.key] = PlannedAsset(key=state.key, reason=reason)
-        versions[state.key] = state.latest.data_version if state.latest else None
+        versions[state.key] = _current_version(state)
     return list(planned.values())
+
+
+def _current_version(state: AssetState) -> str | None:
+    """Return the version a downstream asset would record: of a partition, Dagster hashes it again."""
+    version = state.latest.data_version if state.latest else None
+    if version is None or not state.is_partitioned:
+        return version
+    return hashlib.sha256(version.encode()).hexdigest()
+
+
+def _strip_prefix(prefix: str, values: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
 
 
 def _find_reason(
@@ -106,6 +128,7 @@ def read_states(
                 latest=_read_latest(
                     instance, key, partition if node.is_partitioned else None, checks.get(key, [])
                 ),
+                is_partitioned=node.is_partitioned,
                 source_version=sources.get(key),
             )
         )
@@ -122,16 +145,19 @@ def _read_latest(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None),
         limit=1,
     ).records
-    if not records or records[0].asset_materialization is None:
+    materialization = records[0].asset_materialization if records else None
+    if materialization is None:
         return None
-    tags = records[0].asset_materialization.tags or {}
+    tags = materialization.tags or {}
     return Materialized(
         code_version=tags.get(CODE_VERSION_TAG),
         data_version=tags.get(DATA_VERSION_TAG),
         input_versions={
-            name.removeprefix(INPUT_VERSION_PREFIX): version
-            for name, version in tags.items()
-            if name.startswith(INPUT_VERSION_PREFIX)
+            **_strip_prefix(INPUT_VERSION_PREFIX, tags),
+            **_strip_prefix(
+                STATED_VERSION_PREFIX,
+                {n: str(entry.value) for n, entry in materialization.metadata.items()},
+            ),
         },
         failed_checks=_read_failed_checks(instance, checks, after=records[0].timestamp),
     )

@@ -1,7 +1,7 @@
 """Launching runs in this process: observe, plan, materialize, say what happened.
 
-Belongs here: the run the CLI and the demo launch. Does not belong here: how it looks (`console`, `cli`),
-which assets are stale (`planning`).
+Belongs here: the run the CLI and the demo launch. Does not belong here: how it looks (`console`,
+`cli`), which assets are stale (`planning`).
 """
 
 import subprocess
@@ -165,6 +165,12 @@ def launch_ui(config: Config, port: int) -> int:
 
 
 def _describe_failure(result: dg.ExecuteInProcessResult) -> str:
+    failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    if failed:
+        return "; ".join(
+            f"{e.asset_key.to_user_string()}: {e.check_name} failed. {e.description or ''}".strip()
+            for e in failed
+        )
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.error:
             error = event.step_failure_data.error

@@ -1,6 +1,7 @@
 """Chat models by provider, with a cache that never buys an answer twice and a budget that holds.
 
-Belongs here: connecting, caching, metering. Does not belong here: prompts, what an answer is good for.
+Belongs here: connecting, caching, metering. Does not belong here: prompts, what an answer is good
+for.
 """
 
 import json
@@ -109,8 +110,8 @@ def connect_chat_model(
 ) -> ChatModel:
     """Return the chat model a config section names.
 
-    `extractive` is the embedded teacher behind its ASGI app, spoken to by the same `openai` client as
-    any server; `openai` is any OpenAI-compatible server.
+    `extractive` is the embedded teacher behind its ASGI app, spoken to by the same `openai` client
+    as any server; `openai` is any OpenAI-compatible server.
     """
     if provider == "extractive":
         return connect_in_process(

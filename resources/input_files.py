@@ -1,6 +1,7 @@
 """Hand-written inputs: seed questions and golden cases, as JSON Lines.
 
-Belongs here: reading and checking the files line by line. Does not belong here: what is done with them.
+Belongs here: reading and checking the files line by line. Does not belong here: what is done with
+them.
 """
 
 import json
@@ -112,7 +113,7 @@ class GoldenFile:
                 f"comparing {self.path.name} with its lock",
                 expected=f"sha256 {expected[0] if expected else '(empty lock)'}",
                 found=found,
-                next_step="restore the frozen file; a changed set is a new version beside the old one",
+                next_step="restore the frozen file; a change is a new version beside the old one",
             )
         return found
 

@@ -17,20 +17,18 @@ from serving.files import atomic_path
 if TYPE_CHECKING:
     from upath import UPath
 
-COMPRESSION = "zstd"
-
 
 class LakeIOManager(dg.UPathIOManager):
     """Stores Polars frames under `<lake>/<stage>/<asset>[/<partition>].parquet`.
 
-    Dagster's own file system IO manager pickles, and not atomically; dagster-polars copies sample rows
-    of private tables into the event log. This one does neither.
+    Dagster's own file system IO manager pickles, and not atomically; dagster-polars copies sample
+    rows of private tables into the event log. This one does neither.
     """
 
     extension = ".parquet"
 
     def __init__(self, lake: Path, schemas: Mapping[tuple[str, ...], pl.Schema]) -> None:
-        from upath import UPath as Path_  # noqa: PLC0415
+        from upath import UPath as Path_
 
         super().__init__(base_path=Path_(lake))
         self._schemas = schemas
@@ -40,7 +38,7 @@ class LakeIOManager(dg.UPathIOManager):
         key = tuple(context.asset_key.path)
         _check_schema(key, obj, self._schemas.get(key))
         with atomic_path(Path(str(path))) as temporary:
-            obj.write_parquet(temporary, compression=COMPRESSION, statistics=True)
+            obj.write_parquet(temporary, compression="zstd", statistics=True)
 
     def load_from_path(self, context: dg.InputContext, path: "UPath") -> pl.DataFrame:  # noqa: ARG002
         """Read the whole table."""

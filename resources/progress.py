@@ -65,9 +65,7 @@ class RichProgress:
             if description not in self._tasks:
                 task = self._progress.add_task(description, total=total, note=note)
                 self._tasks[description] = task
-            self._progress.update(
-                self._tasks[description], completed=done, total=total, note=note
-            )
+            self._progress.update(self._tasks[description], completed=done, total=total, note=note)
             if done >= total:
                 self._progress.remove_task(self._tasks.pop(description))
             if not self._tasks:

@@ -64,12 +64,12 @@ class Students:
 
     def tokenizer(self, student: str) -> Any:
         """Return the tokenizer of a student's base model."""
-        from serving.models.causal_lm import load_tokenizer  # noqa: PLC0415  (transformers)
+        from serving.models.causal_lm import load_tokenizer
 
         return load_tokenizer(self.base(student).path)
 
     def load(self, adapter: dict[str, Any]) -> ChatModel:
-        """Return the adapted student of a student_adapter row, its answers cached by content key."""
+        """Return the student of a student_adapter row, its answers cached by content key."""
         settings = self.find(adapter["student"])
         model = _load_student(
             self.base(adapter["student"]).path,
@@ -86,7 +86,7 @@ class Students:
 def _load_student(
     base: Path, adapter: Path, name: str, price: Price, activation: Any, context_tokens: int
 ) -> ChatModel:
-    from serving.models.local_student import LocalStudent  # noqa: PLC0415  (torch)
+    from serving.models.local_student import LocalStudent
 
     return LocalStudent.load(
         base,

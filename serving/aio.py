@@ -1,8 +1,8 @@
 """One event loop for synchronous callers: connections outlive a call, ctrl-C cancels it.
 
 Dagster assets and the CLI are synchronous, the request path is not. Starting a loop per call would
-close the HTTP connections of the previous one under a live client. Belongs here: the bridge, and bounded
-concurrency on it. Does not belong here: retries, budgets, what is run.
+close the HTTP connections of the previous one under a live client. Belongs here: the bridge, and
+bounded concurrency on it. Does not belong here: retries, budgets, what is run.
 """
 
 import asyncio
@@ -44,7 +44,8 @@ async def map_bounded(
 ) -> list[T]:
     """Return `[await work(item) for item in items]` with at most `concurrency` in flight.
 
-    The first failure cancels the rest and is raised as itself; whatever `work` had stored by then stays.
+    The first failure cancels the rest and is raised as itself; whatever `work` had stored by then
+    stays.
     """
     results: dict[int, T] = {}
     queue = iter(enumerate(items))

@@ -16,7 +16,7 @@ from serving.errors import IndexMismatchError, ReleaseError
 from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, Embedder
 from serving.pipeline.answer import AnswerPipeline, Mode
-from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import Phase
 from serving.pipeline.validator import VALIDATOR_VERSION
@@ -127,7 +127,7 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
         prompt=_prompt(manifest),
         router=manifest.router,
         validator=manifest.validator.policy,
-        count_tokens=student.count_prompt_tokens if student else None,
+        count_tokens=student.count_prompt_tokens if student else estimate_tokens,
     )
     pipeline = await parts.assemble(
         manifest.index.fingerprint, student=student, phase=_choose_phase(manifest, settings)

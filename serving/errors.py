@@ -4,19 +4,20 @@
     ├── InvalidInputError        something a person wrote is wrong: a file, a key, a request
     ├── HashMismatchError        bytes are not the bytes that were pinned
     ├── ModelError
-    │   ├── UpstreamError        the model's server failed; `is_retryable` says whether trying again can help
+    │   ├── UpstreamError        the model's server failed; `is_retryable`: may trying again help?
     │   ├── BudgetExceededError  the next call would spend past the budget
     │   └── DeadlineExceededError
     ├── IndexMismatchError       index and embedder (or prompt) do not belong together
     ├── ReleaseError             a release bundle cannot be trusted or loaded
     └── TraceError               a trace could not be made durable
 
-Belongs here: exception classes and the one message shape. Does not belong here: HTTP mapping (`app`).
+Belongs here: exception classes and the one message shape. Does not belong here: HTTP mapping
+(`app`).
 """
 
 
 class UnderstudyError(Exception):
-    """Something failed, said in three parts: what was attempted, expected against found, what to do.
+    """Something failed: what was attempted, expected against found, what to do.
 
     Args:
         attempted: what the code was doing, as a clause ("reading the corpus at docs/").

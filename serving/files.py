@@ -1,6 +1,7 @@
 """Atomic writes: a reader sees the old file or the new one, never half of either.
 
-Belongs here: the one way to write a file or move a folder into place. Does not belong here: formats.
+Belongs here: the one way to write a file or move a folder into place. Does not belong here:
+formats.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
 
 STAGING = ".tmp"
 FILE_MODE, FOLDER_MODE = 0o644, 0o755  # before the umask; tempfile's own are private to the writer
@@ -57,7 +57,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _stage(target: Path, make: Callable[[Path], None]) -> Path:
-    """Make a temporary beside `target`; another writer may remove the empty staging folder under us."""
+    """Make a temporary beside `target`; another writer may remove the staging folder under us."""
     temporary = target.parent / STAGING / f"{target.name}.{uuid.uuid4().hex}"
     while True:
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def write_text_atomically(target: Path, text: str) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """fsync a file or a directory."""
+    """Fsync a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
 """Content identity: ids are hashes of what they name, so equal content has one id everywhere.
 
-Belongs here: the one way to hash values and files. Does not belong here: what goes into an identity.
+Belongs here: the one way to hash values and files. Does not belong here: what goes into an
+identity.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ ID_HEX_DIGITS = 16
 def content_hash(*parts: Any, digits: int = ID_HEX_DIGITS) -> str:
     """Return the first `digits` hex digits of the blake2b of the parts as canonical JSON.
 
-    Parts are anything JSON can say; keys are sorted, so dict order does not matter. Raises `TypeError`
-    for values JSON cannot say, rather than hashing their `repr`.
+    Parts are anything JSON can say; keys are sorted, so dict order does not matter. Raises
+    `TypeError` for values JSON cannot say, rather than hashing their `repr`.
     """
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=32).hexdigest()[:digits]

@@ -35,7 +35,7 @@ def chunk_ids_are_unique(chunks: pl.DataFrame) -> dg.AssetCheckResult:
 def no_chunk_exceeds_the_maximum(
     chunks: pl.DataFrame, chunk_sizes: dg.ResourceParam[ChunkSizes]
 ) -> dg.AssetCheckResult:
-    """No chunk is larger than the maximum, save a single block that must not be cut (a code fence)."""
+    """No chunk exceeds the maximum, save a single block that must not be cut (a code fence)."""
     too_large = chunks.filter(
         (pl.col("token_count") > chunk_sizes.maximum_tokens) & ~pl.col("is_oversized")
     )

@@ -1,7 +1,7 @@
 """From pages to chunks to index rows, as frames.
 
-Belongs here: the shape of the corpus tables. Does not belong here: chunking itself and the index, which
-production shares (`serving/pipeline`).
+Belongs here: the shape of the corpus tables. Does not belong here: chunking itself and the index,
+which production shares (`serving/pipeline`).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,7 @@
 """Golden cases against the corpus: is every fact we ask for really written there?
 
-Belongs here: pure checks of the golden set. Does not belong here: grading answers (`assets/parity`).
+Belongs here: pure checks of the golden set. Does not belong here: grading answers
+(`assets/parity`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -41,11 +41,13 @@ def reject_near_duplicates(
     Args:
         texts: n candidate questions.
         vectors: [n, d] their unit vectors.
-        case_ids, case_texts: m eval cases.
+        case_ids: of the m eval cases.
+        case_texts: their questions.
         case_vectors: [m, d] their unit vectors, by the same embedder.
 
     Returns:
-        n verdicts: rejected at or above `LEAKAGE_COSINE_LIMIT`, or when the normalised texts are equal.
+        n verdicts: rejected at or above `LEAKAGE_COSINE_LIMIT`, or when the normalised texts are
+        equal.
 
     Raises:
         ValueError: there is no eval case to compare with, or lengths differ.

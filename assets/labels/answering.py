@@ -1,7 +1,7 @@
 """Labelling: the teacher's answers through the production pipeline.
 
-Belongs here: the loop over questions and the shape of its rows. Does not belong here: how a question is
-answered (`serving/pipeline/answer`), caching and budgets (`resources/chat_models`).
+Belongs here: the loop over questions and the shape of its rows. Does not belong here: how a
+question is answered (`serving/pipeline/answer`), caching and budgets (`resources/chat_models`).
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ async def label_questions(
 ) -> list[dict[str, Any]]:
     """Return one teacher_answers row per question, in order.
 
-    Every answer is kept by the teacher's cache before the next is asked, so an interrupt loses only the
-    calls in flight, and the rerun buys only what is missing.
+    Every answer is kept by the teacher's cache before the next is asked, so an interrupt loses only
+    the calls in flight, and the rerun buys only what is missing.
     """
 
     async def label(question: AskedQuestion) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Label assets: teacher_answers -> judged_answers -> labelled_examples -> teacher_logprobs.
 
-Belongs here: declarations. Does not belong here: how a question is answered (`serving`), which answers
-teach (`selection`), what the rubric asks (`judging`), how answers are scored (`scoring`).
+Belongs here: declarations. Does not belong here: how a question is answered (`serving`), which
+answers teach (`selection`), what the rubric asks (`judging`), how answers are scored (`scoring`).
 """
 
 from collections.abc import Callable
@@ -104,7 +104,7 @@ def judged_answers(
     labelling_plan: dg.ResourceParam[LabellingPlan],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Five axes of the rubric for every answer; what the judge could not decide is null, never 0."""
+    """Five rubric axes for every answer; what the judge could not decide is null, never 0."""
     items = [
         Rateable(
             question=row["question"],
@@ -146,7 +146,7 @@ def labelled_examples(
     judged_answers: pl.DataFrame,
     labelling_plan: dg.ResourceParam[LabellingPlan],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The answers worth learning from, split by seed so that no paraphrase validates its sibling."""
+    """The answers worth learning from, split by seed: no paraphrase validates its sibling."""
     selection = select_examples(
         teacher_answers,
         judged_answers,
@@ -180,7 +180,9 @@ def teacher_logprobs(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Top-K log-probabilities of training answers under the scorer, by example and token hash."""
     if scorer_plan.find_model is None:
-        return dg.MaterializeResult(value=tables.TEACHER_LOGPROBS.to_frame(), metadata={"scored_count": 0})
+        return dg.MaterializeResult(
+            value=tables.TEACHER_LOGPROBS.to_frame(), metadata={"scored_count": 0}
+        )
     frame = score_answers(
         labelled_examples.filter(pl.col("split") == "train"),
         AnswerScorer.load(scorer_plan.find_model().path, scorer_id=scorer_plan.scorer_id),

@@ -224,7 +224,7 @@ def _score_one(
         suffix = (*chat.suffix_ids, *answer.ids[:-1])
         hidden = run_decoder(
             scorer.model, pad_batch(scorer.model, [prefix], [suffix], pad_side="right")
-        )[0, len(chat.suffix_ids) - 2 : -1]
+        )[0, len(chat.suffix_ids) - 1 :]
         logits = scorer.model.get_output_embeddings()(hidden).double()
         logprobs = logits.log_softmax(dim=-1)
         top = logprobs.topk(min(top_k, logprobs.shape[1]), dim=-1)

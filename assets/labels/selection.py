@@ -44,7 +44,8 @@ def select_examples(
 
     Args:
         answers: teacher_answers rows.
-        judged: judged_answers rows (long: one per content_key and axis; a null score is inconclusive).
+        judged: judged_answers rows (long: one per content_key and axis; a null score is
+            inconclusive).
         minimum_score: on the rubric's 1-5 scale, every axis.
         teacher_license: stored with each example.
         is_trainable: whether the teacher's terms allow training on its answers.

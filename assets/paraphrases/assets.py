@@ -115,7 +115,10 @@ def guarded_questions(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Every candidate question with its nearest golden case; rejected ones stay, marked."""
     seeds = seed_questions.select(
-        "question_id", "text", pl.col("question_id").alias("seed_id"), pl.lit("seed").alias("origin")
+        "question_id",
+        "text",
+        pl.col("question_id").alias("seed_id"),
+        pl.lit("seed").alias("origin"),
     )
     reworded = paraphrases.select(
         "question_id", "text", "seed_id", pl.lit("paraphrase").alias("origin")

@@ -13,7 +13,7 @@ from serving.models.protocols import Vectors
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterMember:
-    """One seed's place: its cluster, whether it stands for it, and its cosine distance to the medoid."""
+    """One seed's cluster, whether it stands for it, and its cosine distance to the medoid."""
 
     cluster_id: int
     is_medoid: bool
@@ -28,10 +28,10 @@ def cluster_questions(vectors: Vectors, *, questions_per_cluster: int) -> list[C
         questions_per_cluster: average cluster size; ceil(n / it) clusters are formed.
 
     Returns:
-        n members in input order; each cluster has exactly one medoid, the member whose summed distance
-        to the others is least (ties: the earlier one).
+        n members in input order; each cluster has exactly one medoid, the member whose summed
+        distance to the others is least (ties: the earlier one).
     """
-    from sklearn.cluster import AgglomerativeClustering  # noqa: PLC0415  (0.9 s)
+    from sklearn.cluster import AgglomerativeClustering
 
     count = math.ceil(len(vectors) / questions_per_cluster)
     if count < 2:

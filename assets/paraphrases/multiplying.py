@@ -1,7 +1,7 @@
 """From medoids to paraphrases: ask the teacher, keep what is new.
 
-Belongs here: the loop over medoids and deduplication across seeds. Does not belong here: the prompt and
-the reading of its answer (`rewriting`).
+Belongs here: the loop over medoids and deduplication across seeds. Does not belong here: the prompt
+and the reading of its answer (`rewriting`).
 """
 
 from collections.abc import Sequence
@@ -48,9 +48,7 @@ async def paraphrase_medoids(
     """
 
     async def ask(medoid: tuple[str, str]) -> tuple[str, ...]:
-        request = write_rewrite_request(
-            medoid[1], count=count, temperature=temperature, seed=SEED
-        )
+        request = write_rewrite_request(medoid[1], count=count, temperature=temperature, seed=SEED)
         completion = await teacher.complete(request)
         return read_paraphrases(completion.text, original=medoid[1])
 

@@ -11,7 +11,7 @@ import polars as pl
 from assets import keys, tables
 from assets.labels.assets import LabellingPlan, describe_spending
 from assets.labels.rating import Rateable, rate_answers
-from assets.parity.answering import ARM_MODES, answer_cases
+from assets.parity.answering import ARM_MODES, answer_arm
 from assets.parity.comparison import build_parity_table
 from assets.parity.graders import grade_answers
 from assets.parity.ledger import record_read
@@ -55,7 +55,9 @@ def arm_answers(
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The golden cases answered by teacher, student and router, through the production pipeline."""
-    record_read(home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=context.run_id)
+    record_read(
+        home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=context.run.run_id
+    )
     student = students.load(student_adapter.row(0, named=True))
     cases = list(golden_cases.select("case_id", "question").iter_rows())
 
@@ -65,13 +67,11 @@ def arm_answers(
         )
         rows = []
         for arm in ARM_MODES:
-            rows += await answer_cases(
-                cases, arm=arm, pipeline=pipeline, concurrency=1, progress=progress
-            )
+            rows += await answer_arm(cases, arm=arm, pipeline=pipeline, progress=progress)
         return rows
 
     frame = pl.DataFrame(run_blocking(answer_all()), schema=tables.ARM_ANSWERS)
-    routed = frame.filter(pl.col("arm") == "routed")
+    routed = frame.filter((pl.col("arm") == "routed") & (pl.col("repeat") == 0))
     return dg.MaterializeResult(
         value=frame,
         metadata={
@@ -105,8 +105,9 @@ def graded_answers(
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Every answer under every metric, and the judge's rubric by axis."""
-    graded = grade_answers(arm_answers, golden_cases, chunks)
-    answered = arm_answers.filter(pl.col("error").is_null())
+    first = arm_answers.filter(pl.col("repeat") == 0)  # later repeats are there to be timed
+    graded = grade_answers(first, golden_cases, chunks)
+    answered = first.filter(pl.col("error").is_null())
     items = [
         Rateable(
             question=row["question"],
@@ -145,7 +146,7 @@ def graded_answers(
 def parity_report(
     arm_answers: pl.DataFrame, graded_answers: pl.DataFrame, golden_cases: pl.DataFrame
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Teacher, student and routed side by side: every metric and slice, with intervals and deltas."""
+    """Teacher, student and routed side by side: metrics and slices, intervals and deltas."""
     frame = build_parity_table(
         arm_answers=arm_answers,
         graded_answers=graded_answers,

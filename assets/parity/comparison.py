@@ -131,8 +131,8 @@ METRICS = (
         method="percentile",
         is_higher_better=False,
         definition=(
-            "Half of the answers took at most this long, retrieval and every attempt included, "
-            "all arms on the same machine. Bootstrap interval."
+            "Half of the timed answers took at most this long, retrieval and every attempt "
+            "included; asked one at a time, all arms on the same machine. Bootstrap interval."
         ),
     ),
     Metric(
@@ -195,7 +195,7 @@ def build_parity_table(
 ) -> pl.DataFrame:
     """Compare the arms: a row per arm, slice and metric, and each arm's distance to the teacher.
 
-    Quality is read from each case's first repeat, latency from all. Intervals are two-sided at
+    Quality and cost are read from each case's first repeat, latency from the rows that carry one. Intervals are two-sided at
     1 - alpha.
     """
     present = set(arm_answers["arm"].unique())
@@ -249,9 +249,12 @@ def measure_cases(
         first.filter(pl.col("metric") != "refused", ~pl.col("metric").str.starts_with("rubric")),
         _measure_refusals(first.filter(metric="refused").join(cases, on="case_id")),
         _measure_rubric(rubric_scores),
-        _measure_column(arm_answers, "cost_usd", "usd_per_1k", scale=1000.0),
+        _measure_column(arm_answers.filter(repeat=0), "cost_usd", "usd_per_1k", scale=1000.0),
         _measure_column(
-            arm_answers.filter(pl.col("error").is_null()), "latency_ms", "latency_ms", scale=1.0
+            arm_answers.filter(pl.col("latency_ms").is_not_null(), pl.col("error").is_null()),
+            "latency_ms",
+            "latency_ms",
+            scale=1.0,
         ),
     )
     types = pl.Schema({"repeat": pl.Int32, "numerator": pl.Float64, "denominator": pl.Float64})

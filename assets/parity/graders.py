@@ -25,7 +25,6 @@ Status = Literal["graded", "not_applicable", "inconclusive"]
 `inconclusive`: it should have said something and could not (the arm failed). Neither is a zero."""
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """What a golden case asks for."""

@@ -327,7 +327,7 @@ def _place(
 
 def view_routing(arm_answers: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """Return who served the routed arm's questions and why, as counts and shares."""
-    routed = arm_answers.filter(pl.col("arm") == "routed", pl.col("error").is_null())
+    routed = arm_answers.filter(pl.col("error").is_null(), arm="routed", repeat=0)
     return {
         column: [
             {"name": row[column], "count": row["len"], "ratio": row["len"] / routed.height}

@@ -1,7 +1,7 @@
 """Release assets: gate_verdict -> release_bundle, one partition per recipe.
 
-Belongs here: declarations. Does not belong here: the gates (`gate`), the manifest (`bundling`), signing
-and verifying (`serving/releases`).
+Belongs here: declarations. Does not belong here: the gates (`gate`), the manifest (`bundling`),
+signing and verifying (`serving/releases`).
 """
 
 from datetime import UTC, datetime
@@ -61,7 +61,7 @@ def gate_verdict(
     golden: dg.ResourceParam[Golden],
     home: dg.ResourceParam[Home],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """PROMOTE, HOLD or INCONCLUSIVE, every gate with its number, and the report that shows it all."""
+    """PROMOTE, HOLD or INCONCLUSIVE, every gate with its number, and the report of it all."""
     verdict = decide(
         parity_report,
         integrity=gather_integrity(
@@ -123,7 +123,7 @@ def release_bundle(
     release_terms: dg.ResourceParam[ReleaseTerms],
     home: dg.ResourceParam[Home],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The signed bundle a server loads: adapter, index, prompt, policies and the gate's evidence."""
+    """The signed bundle a server loads: adapter, index, prompt, policies, the gate's evidence."""
     adapter = student_adapter.row(0, named=True)
     index = vector_index.row(0, named=True)
     questions = seed_questions["text"].head(GOLDEN_PROMPT_COUNT).to_list()
@@ -140,6 +140,8 @@ def release_bundle(
             for question in questions
         ]
 
+    key = ensure_signing_key(home.keys)
+    current = read_pointer(home.releases / "CURRENT", key.public_key())
     manifest = write_manifest(
         terms=release_terms,
         gates=gate_verdict.to_dicts(),
@@ -147,18 +149,22 @@ def release_bundle(
         adapter=adapter,
         index=index,
         golden_prompts=run_blocking(sample_retrieval()),
+        parent=current,
     )
     release_id = build_bundle(
         home.releases, manifest, {adapter["student"]: home.adapters / adapter["adapter"]}
     )
-    key = ensure_signing_key(home.keys)
-    current = read_pointer(home.releases / "CURRENT", key.public_key())
-    parent = current.release_id if current else None
-    pointer = publish(home.releases, release_id, expected_parent=parent, signing_key=key)
+    if current is None or current.release_id != release_id:
+        current = publish(
+            home.releases,
+            release_id,
+            expected_parent=current.release_id if current else None,
+            signing_key=key,
+        )
     row = {
         "release_id": release_id,
-        "parent": parent,
-        "sequence": pointer.sequence,
+        "parent": current.parent,
+        "sequence": current.sequence,
         "phase": manifest.phase,
         "verdict": manifest.gate.verdict,
         "is_current": True,

@@ -24,6 +24,7 @@ from serving.releases.manifest import (
     TeacherEntry,
     ValidatorEntry,
 )
+from serving.releases.signing import CurrentPointer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,12 @@ def write_manifest(
     adapter: Mapping[str, Any],
     index: Mapping[str, Any],
     golden_prompts: Sequence[GoldenPrompt],
+    parent: CurrentPointer | None,
 ) -> ReleaseManifest:
     """Return the manifest of one adapter's release.
 
-    A student that did not earn PROMOTE is shipped, but in phase `hitchhiker`: the teacher answers all.
+    A student that did not earn PROMOTE is shipped, but in phase `hitchhiker`: the teacher answers
+    all.
 
     Args:
         terms: the configured part.
@@ -84,10 +87,13 @@ def write_manifest(
         adapter: the student_adapter row.
         index: the vector_index row.
         golden_prompts: questions whose retrieved chunks a server checks before it is ready.
+        parent: what CURRENT points at, the release this one follows.
     """
     student = terms.students[adapter["student"]]
     verdict = gates[0]["verdict"]
     return ReleaseManifest(
+        parent=parent.release_id if parent else None,
+        sequence=parent.sequence + 1 if parent else 1,
         created_at=datetime.now(UTC),
         phase=terms.promoted_phase if verdict == "PROMOTE" else "hitchhiker",
         students={

@@ -94,6 +94,7 @@ def training_set(
             "refusal_ratio": built.refusal_ratio,
             "too_long_count": len(built.too_long),
             "not_sampled_count": built.not_sampled,
+            f"input_version/{keys.RECIPE_FILE.to_user_string()}": recipe.fingerprint,
         },
     )
 

@@ -131,7 +131,7 @@ def make_targets(batch: Sequence[Example], *, hard_only: bool = False) -> BatchT
 
     width = max(e.trained_tokens for e in batch)
     positions = [
-        row * width + len(example.suffix_ids) + j
+        row * width + len(example.suffix_ids) - 1 + j
         for row, example in enumerate(batch)
         for j in range(len(example.answer_ids))
     ]

@@ -18,7 +18,7 @@ from serving.home import Home
 def no_training_example_is_cut(
     training_set: pl.DataFrame, labelled_examples: pl.DataFrame
 ) -> dg.AssetCheckResult:
-    """Examples are whole: each answer ends its turn, has a citation mask, and is in its seed's split."""
+    """Examples are whole: answers end their turn, have a citation mask, keep their split."""
     lengths = pl.col("answer_ids").list.len()
     broken = training_set.filter((lengths == 0) | (lengths != pl.col("cite_mask").list.len()))
     splits = labelled_examples.select("example_id", pl.col("split").alias("seed_split"))
@@ -42,7 +42,7 @@ def no_training_example_is_cut(
 def adapter_is_safetensors_only(
     student_adapter: pl.DataFrame, home: dg.ResourceParam[Home]
 ) -> dg.AssetCheckResult:
-    """The adapter folder holds what CONTRACTS names, no pickle, and is the one that was recorded."""
+    """The adapter folder holds the five expected files, no pickle, as they were recorded."""
     row = student_adapter.row(0, named=True)
     problems = find_foreign_files(home.adapters / row["adapter"], row["adapter_sha256"])
     return dg.AssetCheckResult(

@@ -220,7 +220,7 @@ def _reduce_chunk(logits: "Tensor", chunk: _Chunk, *, wants_gradient: bool) -> "
         plain = chunk.weight * chunk.alpha
         # q_v = outside * exp(peak - lse); q_v / q_tail = outside / outside_sum
         factor = plain * (peak - lse).exp()
-        factor = factor + share * pull_tail.where(outside_sum > 0, 1.0)
+        factor = factor + share * pull_tail / outside_sum.where(outside_sum > 0, 1.0)
         outside.mul_(factor[:, None])
         entries = plain[:, None] * (inside - lse[:, None]).exp() + share[:, None] * pull_inside
         outside[rows, slots[is_real]] = entries[is_real]
@@ -246,7 +246,7 @@ def _coarse_kl(
     p = log_p.exp()
     kl = torch.where(p > 0, p * (log_p - log_q_all), 0.0).sum(dim=-1)
     pull = t * (log_q_all.exp() - p)
-    return kl, pull[:, :-1], pull[:, -1]
+    return t * t * kl, pull[:, :-1], pull[:, -1]
 
 
 def _check_batch(

@@ -68,7 +68,7 @@ def tabulate_adapter(
 
 
 def find_foreign_files(folder: Path, expected_sha256: str) -> list[str]:
-    """Return what is wrong with an adapter folder; nothing when it is the recorded, pickle-free one."""
+    """Return what is wrong with an adapter folder; nothing when it is the recorded one."""
     expected = {
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -34,7 +34,7 @@ from serving.models.causal_lm import PrefixStates, pad_batch, read_prefix, run_d
 if TYPE_CHECKING:
     from torch import Tensor
 
-CODE_VERSION = "training-1"
+CODE_VERSION = "training-2"
 """Raised whenever a change here, in `loss` or in `batches` can change an adapter."""
 
 MAXIMUM_VALIDATION_EXAMPLES = 40
@@ -196,7 +196,7 @@ class _PrefixStore:
         """Return the states of a prefix."""
         states = self._states.get(prefix_ids)
         if states is None:
-            states = read_prefix(self._frozen, prefix_ids[:-1])
+            states = read_prefix(self._frozen, prefix_ids)
             self.tokens_read += len(prefix_ids)
             if states.nbytes <= self._free:
                 self._free -= states.nbytes

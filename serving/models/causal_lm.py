@@ -167,7 +167,7 @@ def pad_batch(
     for row, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
         start = after - len(suffix) if pad_side == "left" else 0
         ids[row, start : start + len(suffix)] = torch.tensor(list(suffix))
-        mask[row, :before] = 1
+        mask[row, before - len(prefix) : before] = 1
         mask[row, before + start : before + start + len(suffix)] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
     return PaddedBatch(

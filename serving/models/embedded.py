@@ -49,7 +49,8 @@ def resolve_model(
 
     Args:
         name: a hub name (`org/model`) or a local folder.
-        revision: `embedded` for the wheels pinned here, a commit hash for the hub; ignored for folders.
+        revision: `embedded` for the wheels pinned here, a commit hash for the hub; ignored for
+            folders.
         models_folder: where prepared models are kept (`UNDERSTUDY_HOME/models`).
         progress: told about preparation, which takes 10-40 s once.
 
@@ -138,7 +139,7 @@ def _download(name: str, revision: str, models_folder: Path) -> ResolvedModel:
             found=repr(revision),
             next_step="pin `revision`: an alias can change under your results",
         )
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  (heavy, and only for hub users)
+    from huggingface_hub import snapshot_download
 
     folder = Path(
         snapshot_download(
@@ -161,9 +162,9 @@ def _dequantise_gguf(weights: Path, target: Path) -> None:
     `dequantize=True` matters: without it the weights stay packed and cannot be saved
     (transformers 5.23). bf16 keeps what Q4_1 can express in half the bytes of fp32.
     """
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
-    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(

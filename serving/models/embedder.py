@@ -46,7 +46,7 @@ class SentenceEmbedder:
         return int(self._load().max_seq_length or 512)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return [len(texts), dimension] float32 rows of unit length; an empty list gives 0 rows."""
+        """Return [len(texts), dimension] float32 rows of unit length; no text gives 0 rows."""
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
         model = self._load()
@@ -65,16 +65,14 @@ class SentenceEmbedder:
         if not texts:
             return []
         tokenizer = self._load().tokenizer
-        encoded = tokenizer(
-            list(texts), add_special_tokens=False, truncation=False, verbose=False
-        )
+        encoded = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
         return [len(ids) for ids in encoded["input_ids"]]
 
     def _load(self) -> "SentenceTransformer":
         with self._lock:
             if self._model is None:
-                from sentence_transformers import SentenceTransformer  # noqa: PLC0415  (5 s)
-                from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+                from sentence_transformers import SentenceTransformer
+                from transformers.utils.logging import disable_progress_bar
 
                 disable_progress_bar()  # a server's log is no place for "Loading weights"
                 self._model = SentenceTransformer(str(self._folder), device="cpu")

@@ -211,7 +211,7 @@ class LocalStudent:
                 if not jobs:
                     self._is_working = False
                     return
-            self._answer([job for job in jobs])
+            self._answer([job for job in jobs if job.future.set_running_or_notify_cancel()])
 
     def _answer(self, jobs: list[_Job]) -> None:
         if not jobs:

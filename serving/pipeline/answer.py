@@ -1,4 +1,4 @@
-"""The request path: retrieve -> route -> model -> validate -> fallback. One function, three callers.
+"""The request path: retrieve -> route -> model -> validate -> fallback. One for three callers.
 
 Production answers users with it, labelling asks it for the teacher's answers, evaluation runs every
 arm through it. Belongs here: the order of the steps and what is recorded of each. Does not belong
@@ -8,7 +8,7 @@ here: HTTP, traces on disk, caching (a `ChatModel` may cache).
 import time
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from serving.errors import ModelError
@@ -101,21 +101,22 @@ class AnswerPipeline:
     count_tokens: Callable[[str], int]
 
     async def answer(
-        self, question: str, *, prefer_quality: bool = False, mode: Mode = "routed"
+        self, question: str, *, prefer_quality: bool = False, mode: Mode = "routed", seed: int = 0
     ) -> Answered:
-        """Answer one question.
+        """Answer one question; another `seed` is another draw, and never taken from a cache of this one.
 
         Never returns an invalid answer: what no model could answer validly becomes a refusal.
 
         Raises:
-            ModelError: no attempt produced any text (upstream down, deadline, budget). When only the
+            ModelError: no attempt produced any text (upstream down, deadline, budget). When only
+            the
                 fallback fails, the user gets a refusal and both attempts are recorded.
         """
         started = time.perf_counter()
         question = normalise_question(question)
         hits = await self.retriever.retrieve(question)
         retrieval_ms = _elapsed_ms(started)
-        request = self.prompt.write_request(question, hits)
+        request = replace(self.prompt.write_request(question, hits), seed=seed)
         prompt_tokens = sum(self.count_tokens(m["content"]) for m in request.messages)
         route = self._choose_route(hits, prompt_tokens, prefer_quality=prefer_quality, mode=mode)
         attempts = [await self._attempt(route.to, request, hits, started)]
@@ -207,8 +208,8 @@ class AnswerPipeline:
 def normalise_question(text: str) -> str:
     """Return what retrieval and models see of a question.
 
-    NFKC; control characters become spaces; invisible format characters (zero-width, soft hyphen, bidi
-    marks) vanish, so that no word can be split or hidden by them; runs of space become one.
+    NFKC; control characters become spaces; invisible format characters (zero-width, soft hyphen,
+    bidi marks) vanish, so that no word can be split or hidden by them; runs of space become one.
     """
     folded = unicodedata.normalize("NFKC", text)
     visible = (

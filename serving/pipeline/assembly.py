@@ -1,6 +1,7 @@
 """Assembling the request path from its parts, the same way in the factory and in production.
 
-Belongs here: which part goes where. Does not belong here: where parts come from (resources, releases).
+Belongs here: which part goes where. Does not belong here: where parts come from (resources,
+releases).
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class PipelineParts:
     prompt: PromptFormat
     router: RouterPolicy
     validator: ValidatorPolicy
-    count_tokens: Callable[[str], int] | None = None
+    count_tokens: Callable[[str], int]
 
     async def assemble(
         self, index_fingerprint: str, *, student: ChatModel | None = None, phase: Phase = "switch"
@@ -43,10 +44,10 @@ class PipelineParts:
             router=self.router,
             validator=self.validator,
             phase=phase,
-            count_tokens=self.count_tokens or estimate_tokens,
+            count_tokens=self.count_tokens,
         )
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate tokens where no student tokenizer is at hand: 4 characters each, English's rule of thumb."""
+    """Estimate tokens where no student is loaded: 4 characters each, English's rule of thumb."""
     return len(text) // 4

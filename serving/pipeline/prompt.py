@@ -1,7 +1,8 @@
 """The one prompt: how a question and its sources become messages, and a model's text an answer.
 
-Labelling, evaluation and production all use it, so a change here is a new PROMPT_VERSION and with it
-new labels. Belongs here: wording, source numbering, the reading of a model's plain-text answer. Does
+Labelling, evaluation and production all use it, so a change here is a new PROMPT_VERSION and with
+it new labels. Belongs here: wording, source numbering, the reading of a model's plain-text answer.
+Does
 not belong here: judging whether the answer is acceptable (`validator`).
 """
 
@@ -36,7 +37,7 @@ class PromptFormat:
     """How sources are numbered for the model: `local` ([1]..[k]) or `full` (docs ids)."""
 
     citation_ids: CitationIds = "local"
-    max_answer_tokens: int = 160
+    max_answer_tokens: int = 120
 
     @property
     def version(self) -> str:
@@ -44,8 +45,10 @@ class PromptFormat:
         return content_hash(RULES, REFUSAL_WORD, self.citation_ids, "inline-units-1", digits=12)
 
     def write_request(self, question: str, hits: Sequence[Hit]) -> ChatRequest:
-        """Return the request a model answers: sources in the system message, the question alone
-        in the user message, so that everything before the question can be shared and cached.
+        """Return the request a model answers.
+
+        The sources are in the system message, the question alone in the user message, so that
+        everything before the question can be shared and cached.
         """
         sources = "\n".join(
             self._write_source(number, hit) for number, hit in enumerate(hits, start=1)
@@ -81,7 +84,7 @@ class DraftAnswer:
 
 
 def read_answer(raw: str, hits: Sequence[Hit], prompt: PromptFormat) -> DraftAnswer:
-    """Map a model's plain text to full citation ids and the cited hits, in order of first mention."""
+    """Map a model's text to full citation ids and the cited hits, in order of first mention."""
     stripped = raw.strip()
     if stripped.rstrip(".").upper() == REFUSAL_WORD:
         return DraftAnswer(text="", cited=(), refused=True)

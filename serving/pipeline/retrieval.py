@@ -80,9 +80,9 @@ def build_index(
 
 
 def _write_table(folder: Path, chunks: Sequence[IndexedChunk], vectors: Vectors) -> None:
-    import lancedb  # noqa: PLC0415  (1.4 s, and not needed to load definitions)
-    import pyarrow as pa  # noqa: PLC0415
-    from lancedb.index import FTS  # noqa: PLC0415
+    import lancedb
+    import pyarrow as pa
+    from lancedb.index import FTS
 
     columns: dict[str, Any] = {
         "chunk_id": [c.chunk_id for c in chunks],
@@ -118,7 +118,7 @@ class LanceRetriever:
         Raises:
             IndexMismatchError: no such snapshot, or the embedder's vectors are of another length.
         """
-        import lancedb  # noqa: PLC0415
+        import lancedb
 
         snapshot = folder / fingerprint
         if not snapshot.exists():
@@ -141,7 +141,7 @@ class LanceRetriever:
 
     async def retrieve(self, question: str) -> tuple[Hit, ...]:
         """Return at most k hits, best first by reciprocal-rank fusion, scored 0-1 by cosine."""
-        from lancedb.rerankers import RRFReranker  # noqa: PLC0415
+        from lancedb.rerankers import RRFReranker
 
         vector = (await asyncio.to_thread(self._embedder.embed, [question]))[0]
         query = self._table.query().nearest_to(vector).distance_type("cosine")

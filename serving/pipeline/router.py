@@ -1,7 +1,7 @@
 """The router: three rules decide, in order, whether a question goes to the teacher.
 
-Belongs here: the decision on one request. Does not belong here: thresholds (config, release), calling
-models, fallbacks (`answer`).
+Belongs here: the decision on one request. Does not belong here: thresholds (config, release),
+calling models, fallbacks (`answer`).
 """
 
 from dataclasses import dataclass

@@ -1,20 +1,23 @@
 """Reading an answer statement by statement: which sentences say something, what each one cites.
 
-The validator (production) and the graders (evaluation) read answers with the same eyes. Belongs here:
-splitting and lexical support. Does not belong here: thresholds and verdicts.
+The validator (production) and the graders (evaluation) read answers with the same eyes. Belongs
+here: splitting and lexical support. Does not belong here: thresholds and verdicts.
 """
 
 import re
 from dataclasses import dataclass
 
 from serving.pipeline.prompt import CITATION_PATTERN
+from serving.pipeline.sentences import split_units
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:-]*[A-Za-z0-9]|[A-Za-z0-9]")
 
 STOP_WORDS = frozenset(
-    "a an and are as at be been by can did do does for from had has have how i if in into is it its "
-    "may me my no not of on or our shall should so than that the their them then there these they "
-    "this those to was we were what when where which while who why will with would you your".split()
+    """
+    a an and are as at be been by can did do does for from had has have how i if in into is it its
+    may me my no not of on or our shall should so than that the their them then there these they
+    this those to was we were what when where which while who why will with would you your
+    """.split()
 )
 
 
@@ -29,24 +32,27 @@ class Statement:
 def split_statements(answer: str) -> tuple[Statement, ...]:
     """Split an answer at its citations and sentence ends; pieces that state nothing are dropped.
 
-    A citation belongs to the text before it. Text after the last citation is a statement without one.
+    A citation belongs to the sentence right before it: an earlier sentence without one has none.
     """
     statements: list[Statement] = []
     position = 0
     for match in CITATION_PATTERN.finditer(answer):
-        text = answer[position : match.start()].strip()
+        said = _split_sentences(answer[position : match.start()])
         position = match.end()
-        if content_words(text):
-            statements.append(Statement(text=text, citation_ids=(match["id"],)))
-        elif statements:
+        statements += [Statement(text=text, citation_ids=()) for text in said]
+        if statements:
             last = statements[-1]
             statements[-1] = Statement(
                 text=last.text, citation_ids=(*last.citation_ids, match["id"])
             )
-    rest = answer[position:].strip()
-    if content_words(rest):
-        statements.append(Statement(text=rest, citation_ids=()))
+    statements += [
+        Statement(text=text, citation_ids=()) for text in _split_sentences(answer[position:])
+    ]
     return tuple(statements)
+
+
+def _split_sentences(text: str) -> list[str]:
+    return [unit for unit in split_units(text) if content_words(unit)]
 
 
 def content_words(text: str) -> list[str]:

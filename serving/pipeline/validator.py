@@ -1,7 +1,7 @@
 """The validator: may this draft be shown to a user?
 
-Belongs here: rules on one answer and the sources it was given. Does not belong here: what happens to
-an invalid answer (`answer`), or quality graded against gold (`assets/parity`).
+Belongs here: rules on one answer and the sources it was given. Does not belong here: what happens
+to an invalid answer (`answer`), or quality graded against gold (`assets/parity`).
 """
 
 import re
@@ -71,9 +71,7 @@ def validate(draft: DraftAnswer, hits: Sequence[Hit], policy: ValidatorPolicy) -
     if len(cited) / len(statements) < policy.minimum_cite_coverage_ratio:
         violations.append("uncited_statement")
     texts = {hit.chunk_id: " ".join((*hit.heading_path, hit.text)) for hit in hits}
-    support = [
-        max(support_ratio(s.text, texts.get(i, "")) for i in s.citation_ids) for s in cited
-    ]
+    support = [max(support_ratio(s.text, texts.get(i, "")) for i in s.citation_ids) for s in cited]
     if any(value < policy.minimum_support_ratio for value in support):
         violations.append("unsupported_statement")
     return Verdict(violations=tuple(violations))

@@ -14,7 +14,9 @@ def graph():
 
 @pytest.fixture(scope="module")
 def made(graph):
-    return [graph.get(key) for key in graph.toposorted_asset_keys if graph.get(key).is_materializable]
+    return [
+        graph.get(key) for key in graph.toposorted_asset_keys if graph.get(key).is_materializable
+    ]
 
 
 def test_every_edge_points_from_an_earlier_stage_to_the_same_or_a_later_one(graph):

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "sentence_transformers", "peft", "evidently", "great_expectations")
+HEAVY = (
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "peft",
+    "evidently",
+    "great_expectations",
+)
 ENVIRONMENT_READERS = {"serving/settings.py", "orchestration/config.py"}
 PACKAGES = ("serving", "resources", "assets", "orchestration")
 

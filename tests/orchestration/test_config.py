@@ -56,7 +56,9 @@ def test_the_committed_default_is_valid():
 
 
 def test_an_unknown_key_names_the_key_its_line_and_the_legal_keys(tmp_path):
-    text = problem(tmp_path, GOOD.replace("seeds: {path: seeds.jsonl}", "seeds:\n  pth: seeds.jsonl"))
+    text = problem(
+        tmp_path, GOOD.replace("seeds: {path: seeds.jsonl}", "seeds:\n  pth: seeds.jsonl")
+    )
     assert "seeds.pth (line 6): unknown key" in text
     assert "paraphrases_per_medoid" in text
     assert "seeds.path" in text

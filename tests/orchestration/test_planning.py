@@ -1,5 +1,6 @@
 """Which assets a run would make: the decision, without Dagster."""
 
+import hashlib
 from dataclasses import replace
 
 from orchestration.planning import AssetState, Materialized, plan_run
@@ -19,9 +20,7 @@ CHUNKS = AssetState(
     key="corpus/chunks",
     code_version="1",
     upstream=("corpus/pages",),
-    latest=Materialized(
-        code_version="1", data_version="c1", input_versions={"corpus/pages": "p1"}
-    ),
+    latest=Materialized(code_version="1", data_version="c1", input_versions={"corpus/pages": "p1"}),
 )
 
 
@@ -63,3 +62,11 @@ def test_a_failed_check_plans_the_asset_again_so_that_it_gates():
         "corpus/pages": "its check every_page_has_text failed",
         "corpus/chunks": "corpus/pages will change",
     }
+
+
+def test_a_partitions_version_is_hashed_as_dagster_hashes_it():
+    recorded = hashlib.sha256(b"p1").hexdigest()
+    downstream = replace(
+        CHUNKS, latest=replace(CHUNKS.latest, input_versions={"corpus/pages": recorded})
+    )
+    assert reasons(SOURCE, replace(PAGES, is_partitioned=True), downstream) == {}

@@ -61,7 +61,7 @@ def test_the_budget_stops_before_it_is_overspent_and_keeps_what_was_bought(tmp_p
     inner = CountingModel()
     model = CachedChatModel(inner, tmp_path, budget_usd=0.02)
     asyncio.run(model.complete(ask("one")))  # costs 0.015
-    with pytest.raises(BudgetExceededError, match="0.02"):
+    with pytest.raises(BudgetExceededError, match=r"0\.02"):
         asyncio.run(model.complete(ask("two")))
     assert inner.calls == 1
     assert model.meter.spent_usd <= 0.02

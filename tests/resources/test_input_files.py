@@ -50,7 +50,7 @@ def test_a_broken_line_is_named_by_number(tmp_path):
 )
 def test_a_duplicate_seed_names_both_lines(tmp_path, second):
     seeds = write_seeds(tmp_path, '{"question_id": "a", "text": "how?"}', second)
-    with pytest.raises(InvalidInputError, match="line 2.*already on line 1"):
+    with pytest.raises(InvalidInputError, match=r"line 2.*already on line 1"):
         seeds.read()
 
 

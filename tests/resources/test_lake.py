@@ -52,7 +52,7 @@ def test_partitions_are_files_of_their_own(tmp_path):
 def test_another_schema_is_refused_and_the_old_table_stays(tmp_path):
     good = pl.DataFrame({"id": ["x"], "size": [1]}, schema=SCHEMA)
     materialize(tmp_path, good)
-    with pytest.raises(InvalidInputError, match="size: Int64 .declared Int32."):
+    with pytest.raises(InvalidInputError, match=r"size: Int64 .declared Int32."):
         materialize(tmp_path, pl.DataFrame({"id": ["x"], "size": [1]}))
     path = Home(tmp_path).table("stage/table")
     assert pl.read_parquet(path).equals(good)

@@ -23,7 +23,8 @@ def judge(texts: list[str], vectors: np.ndarray):
 
 
 @pytest.mark.parametrize(
-    ("cosine", "verdict"), [(0.9201, "rejected"), (0.9199, "kept"), (0.0, "kept"), (1.0, "rejected")]
+    ("cosine", "verdict"),
+    [(0.9201, "rejected"), (0.9199, "kept"), (0.0, "kept"), (1.0, "rejected")],
 )
 def test_the_limit_decides(cosine, verdict):
     (found,) = judge(["another question"], at_cosine(cosine)[None])

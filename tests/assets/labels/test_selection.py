@@ -45,7 +45,13 @@ def select(answers: list[dict], judged: list[dict], **changes: object):
 
 def test_the_lowest_axis_decides_and_every_loss_is_counted_by_reason():
     selection = select(
-        [answer("good"), answer("low"), answer("open"), answer("bad", verdict="empty"), answer("un")],
+        [
+            answer("good"),
+            answer("low"),
+            answer("open"),
+            answer("bad", verdict="empty"),
+            answer("un"),
+        ],
         [*scores("good", 5, 4), *scores("low", 5, 3), *scores("open", 5, None), *scores("bad", 5)],
     )
     assert selection.examples["question_id"].to_list() == ["good"]

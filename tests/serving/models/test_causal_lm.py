@@ -141,7 +141,8 @@ def test_decoding_past_the_room_of_the_cache_changes_nothing(model):
 def test_loading_lets_idle_threads_sleep_unless_the_user_chose():
     code = (
         "import os, sys; from serving.models.causal_lm import let_threads_sleep; "
-        "let_threads_sleep(); assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+        "let_threads_sleep(); assert 'torch' not in sys.modules; "
+        "print(os.environ['OMP_WAIT_POLICY'])"
     )
     for chosen, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | chosen

@@ -1,0 +1,156 @@
+"""The whole chain on a product of somebody else's: docs to signed release to answer.
+
+The teacher, the embedder, the index, the training process and the server are the real ones; the student
+is a tiny random model, so that its quality is nobody's business here.
+"""
+
+import json
+import os
+
+import duckdb
+import polars as pl
+import pytest
+
+from assets import tables
+from orchestration.asking import ask_once
+from orchestration.config import read_config
+from orchestration.demo import read_report
+from orchestration.running import run_chain
+from serving.home import Home
+from serving.models.protocols import NoProgress
+from serving.tracing.segments import read_segment
+from tests.product import write_golden, write_product
+
+pytestmark = pytest.mark.real_models
+PARTITIONED = {"students", "parity", "releases"}
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory):
+    """The chain, run once. Models prepared by an earlier run are shared through a link."""
+    folder = tmp_path_factory.mktemp("product")
+    before = dict(os.environ)
+    config = read_config(write_product(folder))
+    outcome = run_chain(config, progress=NoProgress(), recipe="tiny")
+    yield config, outcome
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def read(config, key: str) -> pl.DataFrame:
+    partition = "tiny" if key.split("/")[0] in PARTITIONED else None
+    return pl.read_parquet(Home(config.home).table(key, partition))
+
+
+def test_the_chain_runs_to_a_verdict(product):
+    config, outcome = product
+    assert outcome.succeeded, outcome.failure
+    assert len(outcome.planned) == len(tables.BY_KEY)
+    report = read_report(config, "tiny")
+    assert report["verdict"]["verdict"] in {"PROMOTE", "HOLD", "INCONCLUSIVE"}
+    assert {row["arm"] for row in report["parity"] if row["kind"] == "arm"} == {
+        "teacher",
+        "student",
+        "routed",
+    }
+
+
+def test_every_table_has_its_declared_schema_and_opens_in_duckdb(product):
+    config, _ = product
+    for (stage, name), schema in tables.BY_KEY.items():
+        frame = read(config, f"{stage}/{name}")
+        assert frame.schema == schema, f"{stage}/{name}"
+        path = Home(config.home).table(f"{stage}/{name}", "tiny" if stage in PARTITIONED else None)
+        (rows,) = duckdb.sql(f"select count(*) from '{path}'").fetchall()[0]  # noqa: S608
+        assert rows == frame.height
+        assert rows > 0 or name == "teacher_logprobs"  # this product has no scorer
+
+
+def test_a_second_run_buys_nothing_and_makes_nothing(product):
+    config, _ = product
+    cached = len(list(Home(config.home).answer_cache.rglob("*.json")))
+    again = run_chain(config, progress=NoProgress(), recipe="tiny")
+    assert again.planned == ()
+    assert len(list(Home(config.home).answer_cache.rglob("*.json"))) == cached
+
+
+def test_a_forced_rerun_of_labels_and_training_reuses_every_answer_and_the_adapter(product):
+    config, _ = product
+    home = Home(config.home)
+    before = {path.name for path in home.answer_cache.rglob("*.json")}
+    adapter = read(config, "students/student_adapter")["adapter"].item()
+    outcome = run_chain(
+        config,
+        progress=NoProgress(),
+        recipe="tiny",
+        select=["labels/teacher_answers", "students"],
+        force=True,
+    )
+    assert outcome.succeeded, outcome.failure
+    assert {path.name for path in home.answer_cache.rglob("*.json")} == before
+    assert read(config, "students/student_adapter")["adapter"].item() == adapter
+    assert [p.name for p in home.adapters.iterdir()] == [adapter]
+
+
+def test_labels_are_what_the_production_pipeline_answered(product):
+    config, _ = product
+    answers = read(config, "labels/teacher_answers")
+    hot = answers.filter(pl.col("question").str.contains("hot does the kiln"))
+    assert "1300" in hot["answer"][0]
+    assert hot["citations"][0].to_list() == ["docs:index/1"]
+    weather = answers.filter(pl.col("question").str.contains("football"))
+    assert weather["refused"].all()
+
+
+def test_the_release_answers_with_a_citation_and_leaves_a_trace(product):
+    config, _ = product
+    body = ask_once(config, "What does the display error E4 mean?")
+    assert body["served_by"] in {"teacher", "student"}
+    assert body["citations"][0]["id"] == "docs:reference/errors/1"
+    assert "thermocouple" in body["answer"]
+    refused = ask_once(config, "Who won the football match yesterday?")
+    assert refused["refused"]
+    assert refused["citations"] == []
+    traced = [
+        record["trace_id"]
+        for segment in Home(config.home).traces.glob("*.seg*")
+        for record in read_segment(segment)
+    ]
+    assert {body["trace_id"], refused["trace_id"]} <= set(traced)
+
+
+def test_the_golden_reads_are_counted(product):
+    config, _ = product
+    assert read_report(config, "tiny")["golden_set_reads"] >= 1
+
+
+def test_a_fact_that_is_on_no_page_stops_the_chain_and_says_which(product):
+    config, _ = product
+    page = config.product.corpus.path / "reference" / "errors.mdx"
+    text = page.read_text(encoding="utf-8")
+    try:
+        page.write_text(text.replace("thermocouple", "sensor"), encoding="utf-8")
+        outcome = run_chain(
+            config, progress=NoProgress(), recipe="tiny", select=["corpus", "eval_set"], force=True
+        )
+        assert not outcome.succeeded
+        assert "g3" in outcome.failure
+        assert "thermocouple" in outcome.failure
+    finally:
+        page.write_text(text, encoding="utf-8")
+
+
+def test_a_changed_golden_file_is_refused_before_anything_is_made(product):
+    config, _ = product
+    path = config.eval.golden
+    before = read(config, "eval_set/golden_cases")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        changed = json.loads(lines[0]) | {"question": "Another question?"}
+        path.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n", encoding="utf-8")
+        outcome = run_chain(config, progress=NoProgress(), recipe="tiny", select=["eval_set"])
+        assert not outcome.succeeded
+        assert "sha256" in outcome.failure
+        assert read(config, "eval_set/golden_cases").equals(before)
+    finally:
+        write_golden(path.parent)
