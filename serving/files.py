@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 STAGING = ".tmp"
+STAGING_ATTEMPTS = 100
 FILE_MODE, FOLDER_MODE = 0o644, 0o755  # before the umask; tempfile's own are private to the writer
 
 
@@ -59,13 +60,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def _stage(target: Path, make: Callable[[Path], None]) -> Path:
     """Make a temporary beside `target`; another writer may remove the staging folder under us."""
     temporary = target.parent / STAGING / f"{target.name}.{uuid.uuid4().hex}"
-    while True:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
+    for _ in range(STAGING_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
             make(temporary)
-        except FileNotFoundError:
-            continue
-        return temporary
+            return temporary
+    temporary.parent.mkdir(parents=True, exist_ok=True)  # raises what stands in the way
+    make(temporary)
+    return temporary
 
 
 def _leave(staging: Path) -> None:

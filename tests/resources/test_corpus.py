@@ -1,0 +1,50 @@
+"""The corpus folder: a missing folder, an empty page, a foreign encoding are said by name."""
+
+import pytest
+
+from resources.corpus import CorpusFolder
+from serving.errors import InvalidInputError
+
+
+def corpus(path) -> CorpusFolder:
+    return CorpusFolder(path=path, include=("**/*.md", "**/*.mdx"), url="/{slug}/")
+
+
+def test_pages_are_read_sorted_and_hidden_files_are_left_out(tmp_path):
+    for name in ("b.md", "a/c.mdx", ".hidden/x.md", "node_modules/y.md", "note.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("# Title\n\nText.\n", encoding="utf-8")
+    assert [page.path for page in corpus(tmp_path).read_pages()] == ["a/c.mdx", "b.md"]
+
+
+def test_the_fingerprint_moves_with_names_and_bytes(tmp_path):
+    (tmp_path / "a.md").write_text("# A\n\nText.\n", encoding="utf-8")
+    before = corpus(tmp_path).fingerprint()
+    (tmp_path / "a.md").rename(tmp_path / "b.md")
+    renamed = corpus(tmp_path).fingerprint()
+    (tmp_path / "b.md").write_text("# A\n\nOther text.\n", encoding="utf-8")
+    assert len({before, renamed, corpus(tmp_path).fingerprint()}) == 3
+
+
+def test_a_missing_folder_says_which_key_to_set(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"product\.corpus\.path"):
+        corpus(tmp_path / "none").read_pages()
+
+
+def test_a_folder_without_pages_says_what_was_looked_for(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"\*\*/\*\.mdx"):
+        corpus(tmp_path).read_pages()
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "---\ntitle: Empty\n---\n"])
+def test_an_empty_page_is_named(tmp_path, text):
+    (tmp_path / "void.mdx").write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=r"void\.mdx"):
+        corpus(tmp_path).read_pages()
+
+
+def test_a_page_that_is_not_utf8_is_named_with_the_byte(tmp_path):
+    (tmp_path / "latin.md").write_bytes("# Größe\n".encode("latin-1"))
+    with pytest.raises(InvalidInputError, match=r"latin\.md.*0xf6"):
+        corpus(tmp_path).read_pages()

@@ -1,0 +1,70 @@
+"""Embedded models: the pinned bytes or an error that names both hashes."""
+
+import json
+
+import pytest
+
+from serving.errors import HashMismatchError, InvalidInputError
+from serving.models import embedded
+from serving.models.embedded import EMBEDDED_MODELS, resolve_model
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_the_pins_are_the_ones_that_were_published():
+    assert EMBEDDED_MODELS[MINILM].sha256.startswith("53aa51172d142c89")
+    assert EMBEDDED_MODELS["HuggingFaceTB/SmolLM2-135M-Instruct"].sha256.startswith("b179c9523d0e")
+
+
+def test_a_model_is_prepared_once_and_verified_every_time(tmp_path):
+    first = resolve_model(MINILM, "embedded", tmp_path)
+    receipt = first.path / "prepared.json"
+    stamp = receipt.stat().st_mtime_ns
+    assert resolve_model(MINILM, "embedded", tmp_path) == first
+    assert receipt.stat().st_mtime_ns == stamp
+    weights = first.path / "config.json"
+    weights.write_text(weights.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    expected = json.loads(receipt.read_text(encoding="utf-8"))["files"]["config.json"]
+    with pytest.raises(HashMismatchError, match=expected):
+        resolve_model(MINILM, "embedded", tmp_path)
+
+
+def test_a_wheel_with_other_bytes_is_refused_with_both_hashes(tmp_path, monkeypatch):
+    model = EMBEDDED_MODELS[MINILM]
+    pinned = "0" * 64
+    monkeypatch.setitem(
+        embedded.EMBEDDED_MODELS,
+        MINILM,
+        embedded.EmbeddedModel(
+            distribution=model.distribution,
+            version=model.version,
+            weights=model.weights,
+            sha256=pinned,
+            prepare=model.prepare,
+        ),
+    )
+    with pytest.raises(HashMismatchError) as error:
+        resolve_model(MINILM, "embedded", tmp_path)
+    assert pinned in str(error.value)
+    assert model.sha256 in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_local_folder_is_taken_as_it_is_and_hashed(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    resolved = resolve_model(str(folder), "anything", tmp_path / "models")
+    assert resolved.path == folder
+    (folder / "config.json").write_text("{ }", encoding="utf-8")
+    assert resolve_model(str(folder), "anything", tmp_path / "models").sha256 != resolved.sha256
+
+
+def test_a_hub_name_needs_a_pinned_revision(tmp_path):
+    with pytest.raises(InvalidInputError, match="pinned revision"):
+        resolve_model("some/model", "main", tmp_path)
+
+
+def test_an_unknown_embedded_name_lists_the_known_ones(tmp_path):
+    with pytest.raises(InvalidInputError, match="SmolLM2"):
+        resolve_model("some/model", "embedded", tmp_path)
