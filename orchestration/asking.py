@@ -1,8 +1,7 @@
 """Asking the current release without a network: the server's own app, called in process.
 
 Belongs here: settings of a server started by the platform's CLI, and one request to it. Does not
-belong
-here: the server (`serving/app`).
+belong here: the server (`serving/app`).
 """
 
 from collections.abc import Mapping

@@ -181,6 +181,7 @@ class Bindings:
             k=self.config.retrieval.k,
             citation_ids=self.config.prompt.citation_ids,
             prompt_version=self.prompt.version,
+            max_answer_tokens=self.prompt.max_answer_tokens,
             router=self.router,
             validator=self.validator,
             students={

@@ -1,8 +1,7 @@
 """Which assets a run would change: Dagster's code and data versions, read from the event log.
 
 Belongs here: the decision, as a pure function over facts, and the reading of the facts. Does not
-belong
-here: launching (`cli`).
+belong here: launching (`cli`).
 """
 
 import hashlib

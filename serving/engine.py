@@ -155,11 +155,8 @@ def _choose_phase(manifest: ReleaseManifest, settings: ServerSettings) -> Phase:
 
 
 def _prompt(manifest: ReleaseManifest) -> PromptFormat:
-    prompt = PromptFormat(citation_ids=manifest.prompt.citation_ids)
-    longest = max((s.max_answer_tokens for s in manifest.students.values()), default=None)
-    if longest is None:
-        return prompt
-    return PromptFormat(citation_ids=prompt.citation_ids, max_answer_tokens=longest)
+    entry = manifest.prompt
+    return PromptFormat(citation_ids=entry.citation_ids, max_answer_tokens=entry.max_answer_tokens)
 
 
 def _check_versions(manifest: ReleaseManifest) -> None:

@@ -1,7 +1,7 @@
 """A product of somebody else's: six pages about a kiln, seeds, a golden set, a tiny student.
 
-Small enough for a test, real enough for every stage: the extractive teacher answers from these pages,
-and the student is a two-layer model with random weights.
+Small enough for a test, real enough for every stage: the extractive teacher answers from these
+pages, and the student is a two-layer model with random weights.
 """
 
 import hashlib

@@ -20,7 +20,8 @@ from serving.aio import run_blocking
 from serving.models.embedded import ResolvedModel
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.assembly import PipelineParts
-from serving.pipeline.prompt import REFUSAL_WORD
+from serving.pipeline.prompt import PROMPT_WORDING, REFUSAL_WORD
+from serving.pipeline.validator import VALIDATOR_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class ScorerPlan:
         "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
     },
     kinds={"openai", "lancedb", "polars"},
-    code_version="1",
+    code_version=f"1+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="teacher",
 )
 def teacher_answers(

@@ -23,8 +23,8 @@ async def answer_arm(
 ) -> list[dict[str, Any]]:
     """Return the arm_answers rows of one arm.
 
-    Repeat 0 answers every case, several at a time, and is what quality is read from. Repeat 1 asks an
-    even sample again, one at a time and never from a cache of repeat 0: only these rows carry a
+    Repeat 0 answers every case, several at a time, and is what quality is read from. Repeat 1 asks
+    an even sample again, one at a time and never from a cache of repeat 0: only these rows carry a
     latency, because a request that waits for its batch says nothing about how long an answer takes.
     """
     answers = await answer_cases(

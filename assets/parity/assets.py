@@ -21,7 +21,8 @@ from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.assembly import PipelineParts
-from serving.pipeline.prompt import REFUSAL_WORD
+from serving.pipeline.prompt import PROMPT_WORDING, REFUSAL_WORD
+from serving.pipeline.validator import VALIDATOR_VERSION
 
 
 class StudentLoader(Protocol):
@@ -41,7 +42,7 @@ class StudentLoader(Protocol):
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version="1",
+    code_version=f"1+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def arm_answers(

@@ -9,8 +9,8 @@ from assets.parity.comparison import METRICS
 from assets.partitions import RECIPES
 
 MAY_BE_EMPTY = frozenset({"cite_coverage", "cite_correctness", "groundedness", "refusal_precision"})
-"""An arm that answers nothing has no citations, one that refuses nothing no refusal precision: that is
-a finding, which the report shows, not a gap."""
+"""An arm that answers nothing has no citations, one that refuses nothing no refusal precision: that
+is a finding, which the report shows, not a gap."""
 
 
 @dg.asset_check(
@@ -75,7 +75,7 @@ def grades_are_conclusive(graded_answers: pl.DataFrame) -> dg.AssetCheckResult:
 
 @dg.asset_check(asset=keys.PARITY_REPORT, blocking=True, partitions_def=RECIPES)
 def every_metric_has_rows(parity_report: pl.DataFrame) -> dg.AssetCheckResult:
-    """Every arm has a number with n > 0 for every metric that does not depend on what it answers."""
+    """Every arm has a number for every metric that does not depend on what it answers."""
     pooled = parity_report.filter((pl.col("kind") == "arm") & (pl.col("slice") == "all"))
     present = {(arm, metric) for arm, metric, n in pooled.select(
         "arm", "metric", "n"

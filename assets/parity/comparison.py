@@ -161,6 +161,16 @@ METRICS = (
 
 SUPPORTING_METRICS = (
     Metric(
+        name="valid_ratio",
+        label="Valid first answers",
+        unit="ratio",
+        method="binary",
+        definition=(
+            "Share of cases whose first attempt passed the validator. What does not is replaced by "
+            "the teacher (routed) or shown as a refusal (student alone)."
+        ),
+    ),
+    Metric(
         name="cite_page_correctness",
         label="Cite correctness, page alone",
         unit="ratio",
@@ -195,8 +205,8 @@ def build_parity_table(
 ) -> pl.DataFrame:
     """Compare the arms: a row per arm, slice and metric, and each arm's distance to the teacher.
 
-    Quality and cost are read from each case's first repeat, latency from the rows that carry one. Intervals are two-sided at
-    1 - alpha.
+    Quality and cost are read from each case's first repeat, latency from the rows that carry one.
+    Intervals are two-sided at 1 - alpha.
     """
     present = set(arm_answers["arm"].unique())
     arms = [arm for arm in ARMS if arm in present] + sorted(present - set(ARMS))
@@ -250,6 +260,12 @@ def measure_cases(
         _measure_refusals(first.filter(metric="refused").join(cases, on="case_id")),
         _measure_rubric(rubric_scores),
         _measure_column(arm_answers.filter(repeat=0), "cost_usd", "usd_per_1k", scale=1000.0),
+        _measure_column(
+            arm_answers.filter(repeat=0).with_columns(is_valid=pl.col("verdict") == "valid"),
+            "is_valid",
+            "valid_ratio",
+            scale=1.0,
+        ),
         _measure_column(
             arm_answers.filter(pl.col("latency_ms").is_not_null(), pl.col("error").is_null()),
             "latency_ms",

@@ -18,13 +18,12 @@ from assets.partitions import RECIPES
 from assets.releases.bundling import ReleaseTerms, write_manifest
 from assets.releases.gate import GatePolicy, decide, state_losses
 from assets.releases.integrity import gather_integrity
+from assets.releases.publishing import publish_release
 from assets.releases.reporting import write_report
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
-from serving.releases.bundle import build_bundle, ensure_signing_key, publish
 from serving.releases.manifest import GoldenPrompt, hash_retrieved
-from serving.releases.signing import read_pointer
 
 GOLDEN_PROMPT_COUNT = 4
 """Retrieval is checked on this many seed questions before a server is ready."""
@@ -140,8 +139,6 @@ def release_bundle(
             for question in questions
         ]
 
-    key = ensure_signing_key(home.keys)
-    current = read_pointer(home.releases / "CURRENT", key.public_key())
     manifest = write_manifest(
         terms=release_terms,
         gates=gate_verdict.to_dicts(),
@@ -149,26 +146,16 @@ def release_bundle(
         adapter=adapter,
         index=index,
         golden_prompts=run_blocking(sample_retrieval()),
-        parent=current,
     )
-    release_id = build_bundle(
-        home.releases, manifest, {adapter["student"]: home.adapters / adapter["adapter"]}
-    )
-    if current is None or current.release_id != release_id:
-        current = publish(
-            home.releases,
-            release_id,
-            expected_parent=current.release_id if current else None,
-            signing_key=key,
-        )
+    published = publish_release(home, manifest, home.adapters / adapter["adapter"])
     row = {
-        "release_id": release_id,
-        "parent": current.parent,
-        "sequence": current.sequence,
+        "release_id": published.release_id,
+        "parent": published.current.parent if published.is_current else None,
+        "sequence": published.current.sequence if published.is_current else None,
         "phase": manifest.phase,
         "verdict": manifest.gate.verdict,
-        "is_current": True,
-        "folder": str(home.releases / release_id),
+        "is_current": published.is_current,
+        "folder": str(home.releases / published.release_id),
     }
     return dg.MaterializeResult(
         value=pl.DataFrame([row], schema=tables.RELEASE_BUNDLE), metadata=dict(row)

@@ -24,7 +24,6 @@ from serving.releases.manifest import (
     TeacherEntry,
     ValidatorEntry,
 )
-from serving.releases.signing import CurrentPointer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,7 @@ class ReleaseTerms:
     k: int
     citation_ids: Literal["local", "full"]
     prompt_version: str
+    max_answer_tokens: int
     router: RouterPolicy
     validator: ValidatorPolicy
     students: Mapping[str, StudentTerms]
@@ -73,7 +73,6 @@ def write_manifest(
     adapter: Mapping[str, Any],
     index: Mapping[str, Any],
     golden_prompts: Sequence[GoldenPrompt],
-    parent: CurrentPointer | None,
 ) -> ReleaseManifest:
     """Return the manifest of one adapter's release.
 
@@ -87,13 +86,10 @@ def write_manifest(
         adapter: the student_adapter row.
         index: the vector_index row.
         golden_prompts: questions whose retrieved chunks a server checks before it is ready.
-        parent: what CURRENT points at, the release this one follows.
     """
     student = terms.students[adapter["student"]]
     verdict = gates[0]["verdict"]
     return ReleaseManifest(
-        parent=parent.release_id if parent else None,
-        sequence=parent.sequence + 1 if parent else 1,
         created_at=datetime.now(UTC),
         phase=terms.promoted_phase if verdict == "PROMOTE" else "hitchhiker",
         students={
@@ -117,7 +113,11 @@ def write_manifest(
         ),
         index=IndexEntry(uri=index["uri"], fingerprint=index["index_fingerprint"]),
         retrieval=RetrievalEntry(k=terms.k),
-        prompt=PromptEntry(citation_ids=terms.citation_ids, version=terms.prompt_version),
+        prompt=PromptEntry(
+            citation_ids=terms.citation_ids,
+            version=terms.prompt_version,
+            max_answer_tokens=terms.max_answer_tokens,
+        ),
         router=terms.router,
         validator=ValidatorEntry(policy=terms.validator),
         gate=GateEntry(verdict=verdict, gates=tuple(dict(gate) for gate in gates)),

@@ -7,7 +7,7 @@ from assets import keys
 from assets.partitions import RECIPES
 from serving.errors import ReleaseError
 from serving.home import Home
-from serving.releases.bundle import load_current, load_public_key
+from serving.releases.bundle import load_current, load_public_key, verify_bundle
 
 
 @dg.asset_check(asset=keys.GATE_VERDICT, blocking=True, partitions_def=RECIPES)
@@ -29,15 +29,21 @@ def every_gate_has_evidence(gate_verdict: pl.DataFrame) -> dg.AssetCheckResult:
 def bundle_verifies(
     release_bundle: pl.DataFrame, home: dg.ResourceParam[Home]
 ) -> dg.AssetCheckResult:
-    """CURRENT is signed, points at this bundle, and every file in it is the one that was signed."""
-    expected = release_bundle["release_id"].item()
+    """Every file of the bundle is as it was summed, and CURRENT is signed and as recorded."""
+    row = release_bundle.row(0, named=True)
     try:
-        found = load_current(home.releases, load_public_key(home.keys)).manifest.release_id
+        found = verify_bundle(home.releases / row["release_id"]).release_id
+        current = load_current(home.releases, load_public_key(home.keys)).manifest.release_id
         problem = ""
     except ReleaseError as error:
-        found, problem = "", str(error)
+        found, current, problem = "", "", str(error)
+    is_current = current == row["release_id"]
     return dg.AssetCheckResult(
-        passed=found == expected,
+        passed=found == row["release_id"] and is_current == row["is_current"],
         description=problem or None,
-        metadata={"expected_release": expected, "current_release": found or "none"},
+        metadata={
+            "expected_release": row["release_id"],
+            "verified_release": found or "none",
+            "current_release": current or "none",
+        },
     )

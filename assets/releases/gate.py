@@ -1,9 +1,11 @@
 """The gate: from the parity table and the guard's counts to PROMOTE, HOLD or INCONCLUSIVE.
 
 Every gate is computed and shown, in the order integrity, refusals, slices, pooled quality, cost,
-latency. Too little evidence is INCONCLUSIVE, never PASS, and a case that failed to be graded counts
-against the student before a gate may pass. Belongs here: decisions and their wording. Does not
-belong here: measuring (`parity`), publishing (`release_bundle`).
+latency. Too little evidence is INCONCLUSIVE, never PASS. A case that failed to be graded counts
+against the student before refusal recall or pooled quality may pass; a slice fails only when its
+collapse is proven; cost and latency are read from the report's own 95 % intervals. Belongs here:
+decisions and their wording. Does not belong here: measuring (`parity`), publishing
+(`release_bundle`).
 """
 
 from collections.abc import Callable, Sequence

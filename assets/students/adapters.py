@@ -14,8 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from assets.students.recipe import Recipe
-from assets.students.training import CODE_VERSION, TrainedAdapter
+from assets.students.recipe import TRAINING_VERSION, Recipe
+from assets.students.training import TrainedAdapter
 from serving.errors import InvalidInputError
 from serving.files import atomic_folder
 from serving.hashing import content_hash, file_sha256
@@ -56,7 +56,7 @@ def make_training_key(
 ) -> str:
     """Return the identity of a training: equal keys give equal adapters, so one is trained once."""
     return content_hash(
-        recipe.fingerprint, data_hash, base_hash, logprobs_hash, CODE_VERSION, digits=32
+        recipe.fingerprint, data_hash, base_hash, logprobs_hash, TRAINING_VERSION, digits=32
     )
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from assets import keys, tables
 from assets.partitions import RECIPES
 from assets.students.provenance import gather_facts, tabulate_adapter
-from assets.students.recipe import load_recipe
+from assets.students.recipe import TRAINING_VERSION, load_recipe
 from assets.students.training_set import build_training_set
 from serving.home import Home
 from serving.models.causal_lm import hash_base_model
@@ -109,7 +109,7 @@ def training_set(
     deps=[keys.TEACHER_LOGPROBS],
     partitions_def=RECIPES,
     kinds={"pytorch", "safetensors"},
-    code_version="1",
+    code_version=f"1+{TRAINING_VERSION}",
     pool="training",
 )
 def student_adapter(

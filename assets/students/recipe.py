@@ -14,6 +14,10 @@ from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.chat_tokens import Activation
 
+TRAINING_VERSION = "training-3"
+"""Raised whenever a change in `training`, `loss` or `batches` can change an adapter. It stands
+here, where declarations can read it without loading torch."""
+
 DType = Literal["auto", "bfloat16", "float32"]
 Positive = Annotated[int, Field(gt=0)]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]

@@ -20,7 +20,7 @@ import dagster_pipes as pipes
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from assets.students.recipe import Recipe
+from assets.students.recipe import TRAINING_VERSION, Recipe
 from serving.errors import HashMismatchError, InvalidInputError, UnderstudyError
 from serving.files import atomic_folder
 from serving.models.causal_lm import let_threads_sleep
@@ -90,7 +90,6 @@ def run_training(
         InvalidInputError: missing facts, an empty training set, an unfit model.
     """
     from assets.students import adapters
-    from assets.students.training import CODE_VERSION
     from serving.models.causal_lm import hash_base_model
 
     adapters.check_facts(spec.facts)
@@ -117,7 +116,7 @@ def run_training(
         "logprobs_hash": logprobs_hash,
         "recipe_fingerprint": spec.recipe.fingerprint,
         "training_key": key,
-        "training_code_version": CODE_VERSION,
+        "training_code_version": TRAINING_VERSION,
     }
     return _train_and_write(spec, frame, logprobs, provenance, on_step)
 

@@ -34,10 +34,7 @@ from serving.models.causal_lm import PrefixStates, pad_batch, read_prefix, run_d
 if TYPE_CHECKING:
     from torch import Tensor
 
-CODE_VERSION = "training-2"
-"""Raised whenever a change here, in `loss` or in `batches` can change an adapter."""
-
-MAXIMUM_VALIDATION_EXAMPLES = 40
+MAXIMUM_VALIDATION_EXAMPLES = 24
 MAXIMUM_GRADIENT_NORM = 1.0
 WARMUP_RATIO = 0.05
 PREFIX_BYTES = 4 * 1024**3

@@ -26,7 +26,9 @@ from serving.pipeline.validator import ValidatorPolicy, Verdict, validate
 
 Mode = Literal["routed", "teacher", "student"]
 """`routed`: the router decides and invalid student answers fall back to the teacher. `teacher` and
-`student`: that model alone answers, and what it gets wrong stays wrong (the arms of the report)."""
+`student`: that model answers alone (the arms of the report); an invalid answer is shown as a
+refusal, as
+it would be to a user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +105,13 @@ class AnswerPipeline:
     async def answer(
         self, question: str, *, prefer_quality: bool = False, mode: Mode = "routed", seed: int = 0
     ) -> Answered:
-        """Answer one question; another `seed` is another draw, and never taken from a cache of this one.
+        """Answer one question; another `seed` is another draw, never taken from this one's cache.
 
         Never returns an invalid answer: what no model could answer validly becomes a refusal.
 
         Raises:
             ModelError: no attempt produced any text (upstream down, deadline, budget). When only
-            the
-                fallback fails, the user gets a refusal and both attempts are recorded.
+                the fallback fails, the user gets a refusal and both attempts are recorded.
         """
         started = time.perf_counter()
         question = normalise_question(question)

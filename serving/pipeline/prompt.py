@@ -2,8 +2,7 @@
 
 Labelling, evaluation and production all use it, so a change here is a new PROMPT_VERSION and with
 it new labels. Belongs here: wording, source numbering, the reading of a model's plain-text answer.
-Does
-not belong here: judging whether the answer is acceptable (`validator`).
+Does not belong here: judging whether the answer is acceptable (`validator`).
 """
 
 import re
@@ -28,6 +27,9 @@ RULES = (
     "the source id after each. If the sources do not answer it, reply {refusal}.\n\nSources:\n"
 )
 
+PROMPT_WORDING = content_hash(RULES, REFUSAL_WORD, "inline-units-1", digits=8)
+"""Moves with the wording and with how sources are written out: labels made by others go stale."""
+
 CITATION_PATTERN = re.compile(r"\[(?P<id>docs:[^\[\]\s]+|\d{1,3})\]")
 """A citation as a model writes it: `[2]` (local) or `[docs:guides/setup/3]` (full)."""
 
@@ -42,7 +44,7 @@ class PromptFormat:
     @property
     def version(self) -> str:
         """Identity of the wording and the numbering: part of every label's provenance."""
-        return content_hash(RULES, REFUSAL_WORD, self.citation_ids, "inline-units-1", digits=12)
+        return content_hash(PROMPT_WORDING, self.citation_ids, digits=12)
 
     def write_request(self, question: str, hits: Sequence[Hit]) -> ChatRequest:
         """Return the request a model answers.

@@ -105,10 +105,11 @@ class RetrievalEntry(_Entry):
 
 
 class PromptEntry(_Entry):
-    """The prompt format and the version it had when labels and answers were made."""
+    """The prompt format, version and answer limit that labels and answers were made with."""
 
     citation_ids: CitationIds
     version: str
+    max_answer_tokens: Positive
 
 
 class ValidatorEntry(_Entry):

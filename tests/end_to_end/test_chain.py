@@ -1,7 +1,7 @@
 """The whole chain on a product of somebody else's: docs to signed release to answer.
 
-The teacher, the embedder, the index, the training process and the server are the real ones; the student
-is a tiny random model, so that its quality is nobody's business here.
+The teacher, the embedder, the index, the training process and the server are the real ones; the
+student is a tiny random model, so that its quality is nobody's business here.
 """
 
 import json

@@ -107,7 +107,11 @@ def make_manifest(**changes: Any) -> ReleaseManifest:
         "embedder": {"model": "minilm", "revision": "embedded", "fingerprint": "e0e0"},
         "index": {"uri": "index/feedfacefeedface", "fingerprint": "feedfacefeedface"},
         "retrieval": {"k": 3},
-        "prompt": {"citation_ids": "local", "version": PromptFormat().version},
+        "prompt": {
+            "citation_ids": "local",
+            "version": PromptFormat().version,
+            "max_answer_tokens": 120,
+        },
         "gate": {"verdict": "PROMOTE", "gates": [{"name": "slices", "value": 0.61, "n": 150}]},
         "distillation_loss_statement": "It refuses a little more often.",
     }

@@ -47,7 +47,10 @@ async def test_without_a_key_or_a_release_nothing_is_loaded(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"prompt": {"citation_ids": "local", "version": "older"}}, "prompt version older"),
+        (
+            {"prompt": {"citation_ids": "local", "version": "older", "max_answer_tokens": 120}},
+            "prompt version older",
+        ),
         ({"validator": {"version": "0"}}, "validator version 0"),
     ],
 )

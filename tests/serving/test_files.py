@@ -10,17 +10,26 @@ from serving.files import atomic_folder, atomic_path, write_text_atomically
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
     target = tmp_path / "table.parquet"
     write_text_atomically(target, "old")
-    with pytest.raises(OSError, match="disk full"), atomic_path(target) as temporary:
-        temporary.write_text("half", encoding="utf-8")
-        raise OSError("disk full")
+
+    def write_until_the_disk_is_full() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half", encoding="utf-8")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_until_the_disk_is_full()
     assert target.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["table.parquet"]
 
 
 def test_an_interrupted_folder_is_not_there(tmp_path):
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model") as staging:
-        (staging / "half").write_text("x", encoding="utf-8")
-        raise KeyboardInterrupt
+    def build_until_interrupted() -> None:
+        with atomic_folder(tmp_path / "model") as staging:
+            (staging / "half").write_text("x", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_until_interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -40,7 +40,7 @@ class CannedRetriever:
     def __init__(self, hits: tuple[Hit, ...] = HITS) -> None:
         self.hits = hits
 
-    async def retrieve(self, question: str) -> tuple[Hit, ...]:
+    async def retrieve(self, question: str) -> tuple[Hit, ...]:  # noqa: ARG002
         return self.hits
 
 
@@ -182,9 +182,8 @@ async def test_nothing_retrieved_goes_to_the_teacher():
 def test_the_prompt_repeats_the_id_after_every_sentence_and_ends_with_the_question():
     request = LOCAL.write_request("Where?", HITS)
     system, user = request.messages
-    assert "[1] Traces > Segments: Traces are stored in segments. [1] Each segment is sealed. [1]" in (
-        system["content"]
-    )
+    first = "Traces are stored in segments. [1] Each segment is sealed. [1]"
+    assert f"[1] Traces > Segments: {first}" in system["content"]
     assert "[2] Server: The port is 8321. [2]" in system["content"]
     assert user == {"role": "user", "content": "Where?"}
 
