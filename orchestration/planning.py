@@ -16,6 +16,11 @@ INPUT_VERSION_PREFIX = "dagster/input_data_version/"
 STATED_VERSION_PREFIX = "input_version/"
 """Metadata by which an asset states the version of an input itself: Dagster 1.13 records none for one
 partition of an observable source."""
+CHECK_HISTORY = 200
+"""Evaluations read per check to find the latest materialization's: recipes share one history."""
+
+IsStored = Callable[[str, str | None], bool]
+"""Says whether what an asset (key, partition) made still lies on disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,11 @@ class Materialized:
     code_version: str | None
     data_version: str | None
     input_versions: Mapping[str, str]
-    failed_checks: tuple[str, ...] = ()
+    unpassed_checks: tuple[str, ...] = ()
+    """Blocking checks without a passing evaluation of this very materialization."""
+    checked_against: Mapping[str, str | None] = field(default_factory=dict)
+    """Data versions of what its checks read, where that is no upstream of the asset."""
+    is_stored: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,8 @@ class AssetState:
     upstream: tuple[str, ...]
     latest: Materialized | None
     is_partitioned: bool = False
+    check_inputs: tuple[str, ...] = ()
+    """Assets that its checks read without being its upstream."""
     source_version: str | None = None
     """The observed data version, for a source that is not materialized."""
 
@@ -50,18 +61,56 @@ class PlannedAsset:
 
 
 def plan_run(states: Sequence[AssetState]) -> list[PlannedAsset]:
-    """Return the assets whose materialization would differ, in the order given (upstream first)."""
+    """Return the assets whose materialization would differ, in the order given (upstream first).
+
+    An asset is also made again when only something its checks read has changed: the check runs with
+    its asset. What is downstream is then left alone, because the asset itself stays the same.
+    """
     versions: dict[str, str | None] = {}
-    planned: dict[str, PlannedAsset] = {}
+    reasons: dict[str, str] = {}
     for state in states:
         if state.source_version is not None:
             versions[state.key] = state.source_version
             continue
-        reason = _find_reason(state, planned, versions)
+        reason = _find_reason(state, reasons, versions)
         if reason:
-            planned[state.key] = PlannedAsset(key=state.key, reason=reason)
+            reasons[state.key] = reason
         versions[state.key] = _current_version(state)
-    return list(planned.values())
+    made = {state.key: state.latest.data_version for state in states if state.latest}
+    rechecked = {
+        state.key: reason
+        for state in states
+        if state.key not in reasons and (reason := _find_unchecked(state, reasons, made))
+    }
+    return [
+        PlannedAsset(key=state.key, reason=reason)
+        for state in states
+        if (reason := reasons.get(state.key) or rechecked.get(state.key))
+    ]
+
+
+def find_blockers(states: Sequence[AssetState], chosen: Collection[str]) -> dict[str, str]:
+    """Return what `chosen` needs, does not include and cannot be built on; each with the reason.
+
+    A table that was never made (or is gone) needs its own upstream made first, so that is followed.
+    """
+    by_key = {state.key: state for state in states}
+    blockers: dict[str, str] = {}
+    waiting = [need for key in chosen for need in _list_needs(by_key[key])]
+    while waiting:
+        state = by_key[waiting.pop()]
+        if state.key in chosen or state.key in blockers or state.source_version is not None:
+            continue
+        if state.latest is None or not state.latest.is_stored:
+            blockers[state.key] = "was never made" if state.latest is None else "is gone from disk"
+            waiting += state.upstream
+        elif state.latest.unpassed_checks:
+            blockers[state.key] = f"has not passed its check {state.latest.unpassed_checks[0]}"
+    return {state.key: blockers[state.key] for state in states if state.key in blockers}
+
+
+def _list_needs(state: AssetState) -> tuple[str, ...]:
+    return (*state.upstream, *state.check_inputs)
 
 
 def _current_version(state: AssetState) -> str | None:
@@ -87,13 +136,28 @@ def _find_reason(
         return "never made"
     if state.latest.code_version != state.code_version:
         return "its code or configuration changed"
-    if state.latest.failed_checks:
-        return f"its check {state.latest.failed_checks[0]} failed"
+    if not state.latest.is_stored:
+        return "what it made is gone from disk"
+    if state.latest.unpassed_checks:
+        return f"its check {state.latest.unpassed_checks[0]} has not passed"
     for upstream in state.upstream:
         if upstream in planned:
             return f"{upstream} will change"
         if state.latest.input_versions.get(upstream) != versions.get(upstream):
             return f"{upstream} changed"
+    return ""
+
+
+def _find_unchecked(
+    state: AssetState, planned: Collection[str], made: Mapping[str, str | None]
+) -> str:
+    if state.latest is None:
+        return ""
+    for name in state.check_inputs:
+        if name in planned:
+            return f"its check reads {name}, which will change"
+        if state.latest.checked_against.get(name) != made.get(name):
+            return f"its check reads {name}, which changed"
     return ""
 
 
@@ -103,6 +167,7 @@ def read_states(
     *,
     partition: str,
     sources: Mapping[dg.AssetKey, str],
+    is_stored: IsStored,
 ) -> list[AssetState]:
     """Read declared and recorded facts of every asset, upstream first.
 
@@ -111,63 +176,119 @@ def read_states(
         instance: where the event log is.
         partition: the recipe, for partitioned assets.
         sources: current data versions of the observable sources.
+        is_stored: whether what the log remembers is still there.
     """
     graph = definitions.resolve_asset_graph()
-    checks: dict[dg.AssetKey, list[dg.AssetCheckKey]] = {}
+    checks: dict[dg.AssetKey, list[dg.AssetCheckSpec]] = {}
     for check in graph.asset_check_keys:
-        checks.setdefault(check.asset_key, []).append(check)
+        checks.setdefault(check.asset_key, []).append(graph.get_check_spec(check))
+    reader = _LogReader(instance, partition, is_stored)
     states = []
     for key in graph.toposorted_asset_keys:
         node = graph.get(key)
+        extra = {
+            dep.asset_key: graph.get(dep.asset_key).is_partitioned
+            for spec in checks.get(key, [])
+            for dep in spec.additional_deps
+            if dep.asset_key not in node.parent_keys
+        }
         states.append(
             AssetState(
                 key=key.to_user_string(),
                 code_version=node.code_version,
                 upstream=tuple(sorted(p.to_user_string() for p in node.parent_keys)),
-                latest=_read_latest(
-                    instance, key, partition if node.is_partitioned else None, checks.get(key, [])
-                ),
+                latest=reader.read(key, node.is_partitioned, checks.get(key, []), extra),
                 is_partitioned=node.is_partitioned,
+                check_inputs=tuple(sorted(name.to_user_string() for name in extra)),
                 source_version=sources.get(key),
             )
         )
     return states
 
 
-def _read_latest(
-    instance: dg.DagsterInstance,
-    key: dg.AssetKey,
-    partition: str | None,
-    checks: Sequence[dg.AssetCheckKey],
-) -> Materialized | None:
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None),
-        limit=1,
-    ).records
-    materialization = records[0].asset_materialization if records else None
-    if materialization is None:
-        return None
-    tags = materialization.tags or {}
-    return Materialized(
-        code_version=tags.get(CODE_VERSION_TAG),
-        data_version=tags.get(DATA_VERSION_TAG),
-        input_versions={
-            **_strip_prefix(INPUT_VERSION_PREFIX, tags),
-            **_strip_prefix(
-                STATED_VERSION_PREFIX,
-                {n: str(entry.value) for n, entry in materialization.metadata.items()},
+@dataclass(frozen=True)
+class _LogReader:
+    """Reads latest materializations and what became of their checks."""
+
+    instance: dg.DagsterInstance
+    partition: str
+    is_stored: IsStored
+
+    def read(
+        self,
+        key: dg.AssetKey,
+        is_partitioned: bool,  # noqa: FBT001  (a fact of the key before it)
+        checks: Sequence[dg.AssetCheckSpec],
+        check_inputs: Mapping[dg.AssetKey, bool],
+    ) -> Materialized | None:
+        """Return the latest materialization of an asset, or None."""
+        found = self._find(key, is_partitioned=is_partitioned)
+        materialization = found.asset_materialization if found else None
+        if found is None or materialization is None:
+            return None
+        unpassed: list[str] = []
+        checked_against: dict[str, str | None] = {}
+        for spec in checks:
+            at = self._find_passed_at(spec, found.storage_id)
+            if at is None:
+                if spec.blocking:
+                    unpassed.append(spec.name)
+                continue
+            for dep in spec.additional_deps:
+                if dep.asset_key in check_inputs:
+                    seen = self._find(
+                        dep.asset_key, is_partitioned=check_inputs[dep.asset_key], before=at
+                    )
+                    checked_against[dep.asset_key.to_user_string()] = _read_version(seen)
+        tags = materialization.tags or {}
+        metadata = {n: str(entry.value) for n, entry in materialization.metadata.items()}
+        return Materialized(
+            code_version=tags.get(CODE_VERSION_TAG),
+            data_version=tags.get(DATA_VERSION_TAG),
+            input_versions={
+                **_strip_prefix(INPUT_VERSION_PREFIX, tags),
+                **_strip_prefix(STATED_VERSION_PREFIX, metadata),
+            },
+            unpassed_checks=tuple(sorted(unpassed)),
+            checked_against=checked_against,
+            is_stored=self.is_stored(
+                key.to_user_string(), self.partition if is_partitioned else None
             ),
-        },
-        failed_checks=_read_failed_checks(instance, checks, after=records[0].timestamp),
-    )
+        )
+
+    def _find(
+        self, key: dg.AssetKey, *, is_partitioned: bool, before: float | None = None
+    ) -> dg.EventLogRecord | None:
+        records = self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(
+                asset_key=key,
+                asset_partitions=[self.partition] if is_partitioned else None,
+                before_timestamp=before,
+            ),
+            limit=1,
+        ).records
+        return records[0] if records else None
+
+    def _find_passed_at(self, spec: dg.AssetCheckSpec, storage_id: int) -> float | None:
+        """Return when a check passed on this very materialization; None if it did not.
+
+        Matched by the materialization, which also settles the partition. A record's own time would
+        be that of its planning, which is before everything it checks.
+        """
+        history = self.instance.event_log_storage.get_asset_check_execution_history(
+            spec.key, limit=CHECK_HISTORY
+        )
+        for record in history:
+            event = record.event.dagster_event if record.event else None
+            evaluation = event.event_specific_data if event else None
+            if not isinstance(evaluation, dg.AssetCheckEvaluation):
+                continue
+            target = evaluation.target_materialization_data
+            if target is not None and target.storage_id == storage_id:
+                return record.event.timestamp if evaluation.passed and record.event else None
+        return None
 
 
-def _read_failed_checks(
-    instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey], *, after: float
-) -> tuple[str, ...]:
-    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
-    failed = []
-    for key, record in latest.items():
-        if record.create_timestamp >= after and record.status.value != "SUCCEEDED":
-            failed.append(key.name)
-    return tuple(sorted(failed))
+def _read_version(record: dg.EventLogRecord | None) -> str | None:
+    materialization = record.asset_materialization if record else None
+    return (materialization.tags or {}).get(DATA_VERSION_TAG) if materialization else None

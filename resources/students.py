@@ -3,6 +3,8 @@
 Belongs here: resolving, loading and caching. Does not belong here: training, what a recipe means.
 """
 
+import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +16,8 @@ from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.embedded import ResolvedModel, resolve_model
 from serving.models.protocols import ChatModel, Price, Progress
+
+MAXIMUM_BATCH = 16  # decoding on a CPU waits for memory: a larger batch costs little more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class Students:
         return load_tokenizer(self.base(student).path)
 
     def load(self, adapter: dict[str, Any]) -> ChatModel:
-        """Return the student of a student_adapter row, its answers cached by content key."""
+        """Return the student of a student_adapter row, its answers cached by content and machine."""
         settings = self.find(adapter["student"])
         model = _load_student(
             self.base(adapter["student"]).path,
@@ -79,7 +83,23 @@ class Students:
             adapter["activation"],
             settings.context_tokens,
         )
-        return CachedChatModel(model, self.home.answer_cache, budget_usd=float("inf"))
+        return CachedChatModel(
+            model,
+            self.home.answer_cache,
+            budget_usd=float("inf"),
+            identity=describe_hardware(),
+        )
+
+
+def describe_hardware() -> str:
+    """Return what decides how fast a student answers: kept answers carry the latency of a machine.
+
+    A cache that was copied to another machine must not lend it the latencies of the first.
+    """
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return f"{platform.machine()} {os.cpu_count()} {device}"
 
 
 @cache
@@ -95,4 +115,5 @@ def _load_student(
         price=price,
         activation=activation,
         context_tokens=context_tokens,
+        maximum_batch=MAXIMUM_BATCH,
     )

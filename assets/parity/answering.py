@@ -13,8 +13,8 @@ from serving.errors import ModelError
 from serving.models.protocols import Progress
 from serving.pipeline.answer import Answered, AnswerPipeline, Mode
 
-CONCURRENCY = 8  # requests in flight; an in-process student batches them
-LATENCY_SAMPLE = 30  # cases timed one by one, per arm
+CONCURRENCY = 16  # requests in flight; an in-process student batches them
+LATENCY_SAMPLE = 20  # cases timed one by one, per arm
 ARM_MODES: dict[str, Mode] = {"teacher": "teacher", "student": "student", "routed": "routed"}
 
 

@@ -6,10 +6,11 @@ Does not belong here: judging whether the answer is acceptable (`validator`).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.protocols import ChatRequest, Hit, Message
 from serving.pipeline.sentences import split_units
@@ -26,6 +27,8 @@ RULES = (
     "Answer the question only from the sources below. Quote the sentences that answer it and put "
     "the source id after each. If the sources do not answer it, reply {refusal}.\n\nSources:\n"
 )
+
+_SOURCES_HEADING = RULES[RULES.rindex("Sources:") :]
 
 PROMPT_WORDING = content_hash(RULES, REFUSAL_WORD, "inline-units-1", digits=8)
 """Moves with the wording and with how sources are written out: labels made by others go stale."""
@@ -106,6 +109,24 @@ def read_answer(raw: str, hits: Sequence[Hit], prompt: PromptFormat) -> DraftAns
     return DraftAnswer(
         text=text, cited=tuple(cited.values()), refused=False, unknown_ids=tuple(unknown)
     )
+
+
+def read_sources_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """Return the numbered sources of a request, exactly as the model saw them.
+
+    Raises:
+        InvalidInputError: the first message lists no sources: `write_request` did not write it.
+    """
+    system = messages[0]["content"] if messages else ""
+    _, heading, sources = system.partition(_SOURCES_HEADING)
+    if not heading:
+        raise InvalidInputError(
+            "reading the sources of a request",
+            expected=f"a first message with {_SOURCES_HEADING!r} in it",
+            found=repr(system[:120]) if messages else "no messages",
+            next_step="label again: these messages were written by another prompt",
+        )
+    return sources
 
 
 def write_refusal(question: str) -> str:

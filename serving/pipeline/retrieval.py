@@ -45,8 +45,11 @@ class IndexedChunk:
 
 
 def fingerprint_index(chunks: Sequence[IndexedChunk], embedder_fingerprint: str) -> str:
-    """Return the identity of the index over these chunks: chunks + embedder + chunker version."""
-    hashes = sorted((c.chunk_id, c.content_hash) for c in chunks)
+    """Return the identity of the index over these chunks: chunks + embedder + chunker version.
+
+    Title and url are in it, since an answer shows them and no chunk's own hash covers them.
+    """
+    hashes = sorted((c.chunk_id, c.content_hash, c.title, c.url) for c in chunks)
     return content_hash(hashes, embedder_fingerprint, CHUNKER_VERSION)
 
 

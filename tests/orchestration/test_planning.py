@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import replace
 
-from orchestration.planning import AssetState, Materialized, plan_run
+from orchestration.planning import AssetState, Materialized, find_blockers, plan_run
 
 SOURCE = AssetState(
     key="corpus/source_files", code_version=None, upstream=(), latest=None, source_version="v1"
@@ -56,11 +56,68 @@ def test_an_upstream_made_elsewhere_since_is_noticed():
     assert reasons(SOURCE, remade, CHUNKS) == {"corpus/chunks": "corpus/pages changed"}
 
 
-def test_a_failed_check_plans_the_asset_again_so_that_it_gates():
-    failed = replace(PAGES, latest=replace(PAGES.latest, failed_checks=("every_page_has_text",)))
+def test_a_check_that_has_not_passed_plans_the_asset_again_so_that_it_gates():
+    failed = replace(PAGES, latest=replace(PAGES.latest, unpassed_checks=("every_page_has_text",)))
     assert reasons(SOURCE, failed, CHUNKS) == {
-        "corpus/pages": "its check every_page_has_text failed",
+        "corpus/pages": "its check every_page_has_text has not passed",
         "corpus/chunks": "corpus/pages will change",
+    }
+
+
+def test_a_table_that_is_gone_from_disk_is_made_again():
+    gone = replace(PAGES, latest=replace(PAGES.latest, is_stored=False))
+    assert reasons(SOURCE, gone, CHUNKS) == {
+        "corpus/pages": "what it made is gone from disk",
+        "corpus/chunks": "corpus/pages will change",
+    }
+
+
+GOLDEN = AssetState(
+    key="eval_set/golden_cases",
+    code_version="1",
+    upstream=(),
+    check_inputs=("corpus/pages",),
+    latest=Materialized(
+        code_version="1",
+        data_version="g1",
+        input_versions={},
+        checked_against={"corpus/pages": "p1"},
+    ),
+)
+EMBEDDINGS = AssetState(
+    key="eval_set/eval_embeddings",
+    code_version="1",
+    upstream=("eval_set/golden_cases",),
+    latest=Materialized(
+        code_version="1", data_version="e1", input_versions={"eval_set/golden_cases": "g1"}
+    ),
+)
+
+
+def test_what_a_check_reads_plans_its_asset_but_nothing_downstream():
+    assert reasons(GOLDEN, EMBEDDINGS, SOURCE, PAGES) == {}
+    changed = replace(SOURCE, source_version="v2")
+    assert reasons(GOLDEN, EMBEDDINGS, changed, PAGES) == {
+        "eval_set/golden_cases": "its check reads corpus/pages, which will change",
+        "corpus/pages": "corpus/source_files changed",
+    }
+    remade = replace(PAGES, latest=replace(PAGES.latest, data_version="p2"))
+    assert reasons(GOLDEN, EMBEDDINGS, SOURCE, remade) == {
+        "eval_set/golden_cases": "its check reads corpus/pages, which changed"
+    }
+
+
+def test_blockers_are_what_a_selection_needs_and_does_not_make():
+    states = [SOURCE, replace(PAGES, latest=None), replace(CHUNKS, latest=None), GOLDEN]
+    assert find_blockers(states, ["corpus/chunks"]) == {"corpus/pages": "was never made"}
+    assert find_blockers(states, ["corpus/chunks", "corpus/pages"]) == {}
+    assert find_blockers(states, ["eval_set/golden_cases"]) == {"corpus/pages": "was never made"}
+
+
+def test_a_failed_check_of_an_unselected_upstream_blocks():
+    failed = replace(PAGES, latest=replace(PAGES.latest, unpassed_checks=("every_page_has_text",)))
+    assert find_blockers([SOURCE, failed, CHUNKS], ["corpus/chunks"]) == {
+        "corpus/pages": "has not passed its check every_page_has_text"
     }
 
 
