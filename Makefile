@@ -1,5 +1,5 @@
 # The verbs of the project, for people and CI alike. Every verb installs what it needs.
-.PHONY: setup demo test check ui serve bench clean
+.PHONY: setup demo test check ui serve bench clean purge
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -48,6 +48,20 @@ serve: setup ## the server on http://127.0.0.1:8321 with the current release
 bench: setup ## side-by-side benchmarks; each prints its figures
 	@set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
-clean: ## remove everything made: .understudy/ and caches (the virtual environment stays)
-	rm -rf .understudy .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+clean: ## remove what can be made again (bought answers, keys and the virtual environment stay)
+	@if [ -d .understudy ]; then \
+	  find .understudy -mindepth 1 -maxdepth 1 ! -name labels ! -name keys -exec rm -rf {} +; \
+	fi
+	@if [ -d .understudy/labels ]; then \
+	  find .understudy/labels -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +; \
+	fi
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+purge: ## remove everything made, bought answers and keys too; asks first (PURGE=yes does not)
+	@if [ "$(PURGE)" != yes ]; then \
+	  read -r -p "Remove .understudy with its bought answers, signing key and traces? [y/N] " answer; \
+	  [ "$$answer" = y ] || { echo "Nothing was removed."; exit 1; }; \
+	fi
+	rm -rf .understudy
+	@$(MAKE) --no-print-directory clean

@@ -4,12 +4,22 @@ Belongs here: settings of a server started by the platform's CLI, and one reques
 belong here: the server (`serving/app`).
 """
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestration.config import Config, read_environment
 from serving.aio import run_blocking
+from serving.errors import ReleaseError
 from serving.settings import ServerSettings, from_environment
+
+if TYPE_CHECKING:
+    import httpx2
+
+LONGEST_WARM_UP_SECONDS = 120.0
+POLL_SECONDS = 0.1
+WARM_UP_FAILED = "warm-up failed"
+"""What the server's /readyz says of a warm-up that went wrong."""
 
 
 def server_settings(config: Config, overrides: Mapping[str, str] | None = None) -> ServerSettings:
@@ -23,7 +33,7 @@ def ask_once(config: Config, question: str, *, prefer_quality: bool = False) -> 
     """Return the body `POST /ask` answers with: an answer, or a problem document.
 
     Raises:
-        ReleaseError: nothing is released yet, or the release does not verify.
+        ReleaseError: nothing is released yet, the release does not verify or does not warm up.
     """
     allow = {"UNDERSTUDY_SERVE_ALLOW_PREFER_QUALITY": "true"} if prefer_quality else {}
     return run_blocking(_ask(server_settings(config, allow), question, prefer_quality))
@@ -37,17 +47,43 @@ async def _ask(settings: ServerSettings, question: str, prefer_quality: bool) ->
     from serving.tracing.segments import SegmentWriter
 
     engine = await load_engine(settings)
-    await engine.warm_up()
     app = create_app(
         engine=engine, settings=settings, writer=SegmentWriter(settings.segments_folder)
     )
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://release") as client:
-            while (await client.get("/readyz")).status_code != 200:
-                pass
+            await wait_until_ready(client)
             reply = await client.post(
                 "/ask", json={"question": question, "prefer_quality": prefer_quality}
             )
     body: dict[str, Any] = reply.json()
     return body
+
+
+async def wait_until_ready(client: "httpx2.AsyncClient") -> None:
+    """Wait for the app's own warm-up: a second one here would pay the teacher twice.
+
+    Raises:
+        ReleaseError: the warm-up failed, or took longer than two minutes.
+    """
+    found = "no answer of /readyz"
+    try:
+        async with asyncio.timeout(LONGEST_WARM_UP_SECONDS):
+            while True:
+                reply = await client.get("/readyz")
+                if reply.status_code == 200:
+                    return
+                found = reply.json()["found"]
+                if WARM_UP_FAILED in found:
+                    break
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        found = f"{found}, for {LONGEST_WARM_UP_SECONDS:.0f} s"
+    raise ReleaseError(
+        "warming up the current release",
+        expected="its model to answer and its golden prompts to retrieve what they did",
+        found=found,
+        next_step="read the lines above; check the teacher's key and server with "
+        "`understudy doctor`, or build a new release with `understudy run`",
+    )

@@ -17,7 +17,7 @@ from assets.paraphrases.assets import RewritingPlan
 from assets.releases.bundling import ReleaseTerms, StudentTerms
 from assets.releases.gate import GatePolicy
 from orchestration.config import Config, RemoteSection, read_secret
-from resources.chat_models import CachedChatModel, connect_chat_model
+from resources.chat_models import CachedChatModel, connect_chat_model, identify_provider
 from resources.corpus import CorpusFolder
 from resources.input_files import GoldenFile, SeedFile
 from resources.lake import LakeIOManager
@@ -271,4 +271,13 @@ class Bindings:
             timeout_seconds=section.timeout_seconds,
             embedded_app=lambda: self.embedded_app,
         )
-        return CachedChatModel(model, self.home.answer_cache, budget_usd=budget_usd)
+        return CachedChatModel(
+            model,
+            self.home.answer_cache,
+            budget_usd=budget_usd,
+            identity=identify_provider(
+                provider=section.provider,
+                base_url=section.base_url,
+                embedder=lambda: self.embedder,
+            ),
+        )

@@ -4,22 +4,29 @@ Belongs here: arguments, help with an example, what is printed. Does not belong 
 launching (`running`), checks of the installation (`doctor`), anything an asset computes.
 """
 
+import contextlib
 import functools
 import json
+import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import Annotated, Any, NoReturn, ParamSpec
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from orchestration.config import Config, load_config
-from orchestration.console import CONSOLE
-from resources.progress import RichProgress
-from serving.errors import UnderstudyError
+from orchestration.console import CONSOLE, make_logger
+from resources.progress import LogProgress, RichProgress
+from serving.errors import InvalidInputError, UnderstudyError
 
+if TYPE_CHECKING:
+    from orchestration.planning import PlannedAsset
+
+LONGEST_PLAN_SHOWN = 30
 P = ParamSpec("P")
 
 app = typer.Typer(
@@ -48,6 +55,12 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except UnderstudyError as error:
             fail(error)
+        except BrokenPipeError:
+            raise  # `understudy report | head`: typer knows what to do
+        except OSError as error:
+            from orchestration.failures import explain_os_error
+
+            fail(explain_os_error(error, _find_home()))
         except KeyboardInterrupt:
             CONSOLE.print(
                 "\n[yellow]Interrupted.[/] What was bought and made so far is kept; run again."
@@ -59,7 +72,7 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def fail(error: UnderstudyError) -> NoReturn:
     """Print an error in its parts and exit with code 2."""
-    CONSOLE.print(f"[red bold]Failed[/] while {error.attempted}", markup=True, soft_wrap=True)
+    CONSOLE.print(f"[red bold]Failed[/] while {escape(error.attempted)}", soft_wrap=True)
     for label, text in (
         ("expected", error.expected),
         ("found", error.found),
@@ -68,6 +81,13 @@ def fail(error: UnderstudyError) -> NoReturn:
         CONSOLE.print(f"  [dim]{label:>8}[/]  ", end="")
         CONSOLE.print(text, markup=False, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def _find_home() -> Path:
+    try:
+        return load_config().home
+    except (UnderstudyError, OSError):
+        return Path.cwd()
 
 
 @app.command(epilog="Example: understudy run --select labels --select students/training_set")
@@ -79,10 +99,14 @@ def run(
     ] = None,
     recipe: Recipe = None,
     force: Annotated[bool, typer.Option(help="Run the selection even if nothing changed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, make nothing.")
+    ] = False,
 ) -> None:
     """Materialize what changed: docs, seeds, labels, student, report, release."""
     config = load_config()
-    _run(config, recipe=recipe or config.default_recipe, select=select or [], force=force)
+    name = recipe or config.default_recipe
+    _run(config, recipe=name, select=select or [], force=force, dry_run=dry_run)
 
 
 @app.command(epilog="Example: understudy demo")
@@ -94,7 +118,7 @@ def demo(recipe: Recipe = None) -> None:
     config = load_config()
     name = recipe or config.default_recipe
     started = time.monotonic()
-    _run(config, recipe=name, select=[], force=False)
+    _run(config, recipe=name)
     show_outcome(config, name, seconds=time.monotonic() - started)
 
 
@@ -110,6 +134,7 @@ def ask(
     """Ask the current release one question, through the server's own request path."""
     from orchestration.asking import ask_once
 
+    CONSOLE.print("[dim]loading the release …[/]")
     body = ask_once(load_config(), question, prefer_quality=prefer_quality)
     if as_json:
         sys.stdout.write(json.dumps(body, ensure_ascii=False) + "\n")
@@ -148,7 +173,8 @@ def doctor() -> None:
         mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "problem": "[red]✗[/]"}[
             finding.level
         ]
-        table.add_row(mark, finding.subject, finding.found, f"[dim]{finding.next_step}[/]")
+        subject, found, step = map(escape, (finding.subject, finding.found, finding.next_step))
+        table.add_row(mark, subject, found, f"[dim]{step}[/]")
     CONSOLE.print(table)
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)
@@ -170,7 +196,10 @@ def serve(
     given = {"UNDERSTUDY_SERVE_HOST": host, "UNDERSTUDY_SERVE_PORT": port,
              "UNDERSTUDY_SERVE_PHASE": phase}  # fmt: skip
     overrides = {name: str(value) for name, value in given.items() if value is not None}
-    run_server(server_settings(load_config(), overrides))
+    settings = server_settings(load_config(), overrides)
+    _require_port(settings.host, settings.port)
+    with contextlib.suppress(KeyboardInterrupt):  # ctrl-C is how a server is stopped
+        run_server(settings)
 
 
 @app.command(epilog="Example: understudy ui --port 3001")
@@ -179,6 +208,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
     """Open the Dagster UI on loopback (it has no login)."""
     from orchestration.running import launch_ui
 
+    _require_port("127.0.0.1", port)
     raise typer.Exit(launch_ui(load_config(), port))
 
 
@@ -193,21 +223,57 @@ def serve_teacher(
     from orchestration.bindings import Bindings
     from serving.models.extractive.app import create_app
 
+    _require_port("127.0.0.1", port)
     embedder = Bindings(load_config(), RichProgress(CONSOLE)).embedder
     CONSOLE.print(f"extractive teacher: http://127.0.0.1:{port}/v1 (embedded, no LLM)")
-    uvicorn.run(create_app(embedder), host="127.0.0.1", port=port, log_level="warning")
+    with contextlib.suppress(KeyboardInterrupt):  # ctrl-C is how a server is stopped
+        uvicorn.run(create_app(embedder), host="127.0.0.1", port=port, log_level="warning")
 
 
-def _run(config: Config, *, recipe: str, select: list[str], force: bool) -> None:
+def _require_port(host: str, port: int) -> None:
+    """Refuse a port that is taken before anything slow is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InvalidInputError(
+            f"listening on {host}:{port}",
+            expected="an address of this machine and a free port",
+            found=error.strerror or str(error),
+            next_step="stop what listens there, or choose another with --port",
+        ) from error
+
+
+def _run(
+    config: Config,
+    *,
+    recipe: str,
+    select: Sequence[str] = (),
+    force: bool = False,
+    dry_run: bool = False,
+) -> None:
     from orchestration.running import run_chain
 
     started = time.monotonic()
-    outcome = run_chain(
-        config, progress=RichProgress(CONSOLE), recipe=recipe, select=select, force=force
-    )
+    # Bars need a terminal; without one the same progress is told in lines.
+    bars = RichProgress(CONSOLE)
+    try:
+        outcome = run_chain(
+            config,
+            progress=bars if CONSOLE.is_terminal else LogProgress(make_logger()),
+            recipe=recipe,
+            select=select,
+            force=force,
+            dry_run=dry_run,
+            announce=_show_plan,
+        )
+    finally:
+        bars.close()
     seconds = time.monotonic() - started
     if not outcome.planned:
         CONSOLE.print(f"Nothing changed: every asset is up to date ({seconds:.1f} s).")
+    elif dry_run:
+        CONSOLE.print("Dry run: nothing was made.")
     elif outcome.succeeded:
         CONSOLE.print(f"Done: {len(outcome.planned)} assets in {seconds:.0f} s.")
     else:
@@ -216,19 +282,30 @@ def _run(config: Config, *, recipe: str, select: list[str], force: bool) -> None
         raise typer.Exit(1)
 
 
+def _show_plan(planned: "Sequence[PlannedAsset]") -> None:
+    if not planned:
+        return
+    CONSOLE.print(f"To make: {len(planned)} assets")
+    for asset in planned[:LONGEST_PLAN_SHOWN]:
+        CONSOLE.print(f"  {escape(asset.key):<32} [dim]{escape(asset.reason)}[/]", soft_wrap=True)
+    if len(planned) > LONGEST_PLAN_SHOWN:
+        CONSOLE.print(f"  [dim]and {len(planned) - LONGEST_PLAN_SHOWN} more[/]")
+
+
 def _show_answer(body: dict[str, Any]) -> None:
     if "answer" not in body:
-        CONSOLE.print(
-            f"[red]{body.get('title', 'failed')}[/] {body.get('detail', '')}", soft_wrap=True
-        )
+        title, detail = escape(body.get("title", "failed")), escape(body.get("detail", ""))
+        CONSOLE.print(f"[red]{title}[/] {detail}", soft_wrap=True)
         return
     CONSOLE.print(body["answer"], markup=False, soft_wrap=True)
     for citation in body["citations"]:
-        CONSOLE.print(f"  [dim]{citation['id']}  {citation['url']}  {citation['score']:.2f}[/]")
-    CONSOLE.print(
-        f"[dim]served by {body['served_by']} ({body['model']}), route {body['route_reason']}, "
-        f"trace {body['trace_id']}[/]"
+        line = f"{citation['id']}  {citation['url']}  {citation['score']:.2f}"
+        CONSOLE.print(f"  [dim]{escape(line)}[/]", soft_wrap=True)
+    served = (
+        f"served by {body['served_by']} ({body['model']}), route {body['route_reason']}, "
+        f"trace {body['trace_id']}"
     )
+    CONSOLE.print(f"[dim]{escape(served)}[/]")
 
 
 def main() -> None:

@@ -5,13 +5,23 @@ that name key, legal values and line. Does not belong here: what the values are 
 """
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
@@ -31,6 +41,43 @@ def _refuse_alias(value: str) -> str:
     return value
 
 
+def _refuse_url(value: Any) -> Any:
+    if "://" in str(value):
+        raise ValueError("must be a local folder, not a URL: tables and indexes are read from disk")
+    return value
+
+
+def _check_variable_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError(
+            "must be the name of an environment variable such as TEACHER_API_KEY (letters, digits "
+            "and _), never the key itself; the value is not shown here in case it is one"
+        )
+    return value
+
+
+def _check_base_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        is_plain = "@" not in parts.netloc and not parts.query and not parts.fragment
+        is_web = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        is_plain = is_web = False
+    if not (is_plain and is_web):
+        raise ValueError(
+            "must look like https://host/v1, without user, password or query: a key belongs in "
+            "the variable that api_key_env names; the value is not shown here in case it holds one"
+        )
+    return value
+
+
+UNSHOWN_KEYS = frozenset({"api_key_env", "base_url"})
+"""Keys into which a secret is pasted by mistake: an error never repeats their values."""
+
+LocalFolder = Annotated[Path, BeforeValidator(_refuse_url)]
+VariableName = Annotated[str, AfterValidator(_check_variable_name)]
+BaseUrl = Annotated[str, AfterValidator(_check_base_url)]
+StudentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Pinned = Annotated[str, Field(min_length=1), AfterValidator(_refuse_alias)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -127,8 +174,8 @@ class RemoteSection(Section):
 
     provider: Literal["extractive", "openai"] = "extractive"
     model: Pinned
-    base_url: str | None = None
-    api_key_env: str | None = None
+    base_url: BaseUrl | None = None
+    api_key_env: VariableName | None = None
     price: PriceSection = PriceSection()
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     concurrency: Positive = 8
@@ -209,7 +256,7 @@ class ServingSection(Section):
 class Config(Section):
     """The whole file, with paths made absolute."""
 
-    home: Path = Path(".understudy")
+    home: LocalFolder = Path(".understudy")
     product: ProductSection
     seeds: SeedsSection
     eval: EvalSection
@@ -220,7 +267,7 @@ class Config(Section):
     teacher: TeacherSection
     judge: JudgeSection
     scorer: ScorerSection | None = None
-    students: dict[str, StudentSection] = Field(min_length=1)
+    students: dict[StudentName, StudentSection] = Field(min_length=1)
     router: RouterSection = RouterSection()
     validator: ValidatorSection = ValidatorSection()
     gates: GatesSection = GatesSection()
@@ -234,19 +281,30 @@ def load_config(environment: Mapping[str, str] | None = None) -> Config:
     """Read the file named by `UNDERSTUDY_CONFIG`, or the embedded default.
 
     Raises:
-        InvalidInputError: the file is missing, is no YAML, or a value is wrong (key, line, found).
+        InvalidInputError: the file is missing, is no YAML, or a value is wrong (key, line, found);
+            or UNDERSTUDY_HOME is no local folder.
     """
     environment = os.environ if environment is None else environment
     path = Path(environment.get("UNDERSTUDY_CONFIG") or DEFAULT_CONFIG).expanduser().resolve()
     config = read_config(path)
     home = environment.get("UNDERSTUDY_HOME")
-    return config.model_copy(update={"home": Path(home).expanduser().resolve()}) if home else config
+    if not home:
+        return config
+    if "://" in home:
+        raise InvalidInputError(
+            "reading $UNDERSTUDY_HOME",
+            expected="a local folder (tables and indexes are read from disk)",
+            found=repr(home),
+            next_step="set UNDERSTUDY_HOME to a local path, or unset it",
+        )
+    return config.model_copy(update={"home": Path(home).expanduser().resolve()})
 
 
 def read_config(path: Path) -> Config:
     """Read and validate one file; relative paths in it are relative to its folder."""
     text = _read_text(path)
     node = _parse(path, text)
+    _refuse_duplicates(path, node)
     data = yaml.safe_load(text)
     if not isinstance(data, dict):
         raise InvalidInputError(
@@ -341,12 +399,38 @@ def _parse(path: Path, text: str) -> yaml.Node | None:
         ) from error
 
 
+def _refuse_duplicates(path: Path, root: yaml.Node | None) -> None:
+    """YAML lets a later key win silently; in a hand-written file it is always a mistake."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:  # an alias leads to a node once more
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if str(key.value) in lines:
+                raise InvalidInputError(
+                    f"reading the config {path}",
+                    expected="every key once",
+                    found=f"{key.value} on line {lines[str(key.value)]} and again on line {line}",
+                    next_step="remove or rename one of the two",
+                )
+            lines[str(key.value)] = line
+            waiting.append(value)
+
+
 def _explain(
     path: Path, node: yaml.Node | None, data: dict[str, Any], error: ValidationError
 ) -> InvalidInputError:
     problems = []
     for item in error.errors():
-        location = [part for part in item["loc"] if part != "source"]
+        location = [part for part in item["loc"] if part not in {"source", "[key]"}]
         key = ".".join(map(str, location)) or "(top level)"
         line = _line_of(node, location)
         if item["type"] == "extra_forbidden":
@@ -356,7 +440,8 @@ def _explain(
             problems.append(f"{key} (line {line}): missing")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{key} (line {line}): {message}; found {_value_at(data, location)!r}")
+            found = "" if item["loc"][-1:] == ("[key]",) else _show_value(data, location)
+            problems.append(f"{key} (line {line}): {message}{found}")
     return InvalidInputError(
         f"reading the config {path}",
         expected="keys and values as docs/reference/configuration lists them",
@@ -375,6 +460,15 @@ def _line_of(node: yaml.Node | None, location: list[Any]) -> int:
             break
         line, node = match[0].start_mark.line + 1, match[1]
     return line
+
+
+def _show_value(data: Any, location: list[Any]) -> str:
+    value = _value_at(data, location)
+    if UNSHOWN_KEYS & set(map(str, location)):
+        return ""
+    if isinstance(value, dict):
+        value = {name: entry for name, entry in value.items() if name not in UNSHOWN_KEYS}
+    return f"; found {value!r}"
 
 
 def _value_at(data: Any, location: list[Any]) -> Any:

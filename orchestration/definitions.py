@@ -3,6 +3,7 @@
 Belongs here: composition. Does not belong here: what an asset computes, how a resource works.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,18 +19,68 @@ from serving.hashing import content_hash
 
 OWNERS = ["team:understudy"]
 
-CONFIG_SECTIONS: dict[str, tuple[str, ...]] = {
-    "corpus": ("product", "embedder", "chunking"),
+CONFIG_KEYS: dict[str, tuple[str, ...]] = {
+    "corpus": ("product.corpus.include", "product.corpus.url", "embedder", "chunking"),
     "seeds": (),
     "eval_set": ("embedder",),
-    "paraphrases": ("seeds", "embedder"),
-    "labels": ("retrieval", "prompt", "validator", "scorer"),
+    "paraphrases": (
+        "seeds.paraphrases_per_medoid",
+        "seeds.paraphrase_temperature",
+        "seeds.seeds_per_cluster",
+        "embedder",
+        "teacher.provider",
+        "teacher.model",
+    ),
+    "labels": (
+        "retrieval",
+        "prompt",
+        "validator",
+        "scorer",
+        "teacher.provider",
+        "teacher.model",
+        "teacher.license",
+        "teacher.trainable",
+        "judge.provider",
+        "judge.model",
+        "judge.epoch",
+        "judge.minimum_score",
+        "students.*.max_answer_tokens",  # the longest is the limit of every answer
+        "students.*.context_tokens",  # the longest is what the scorer reads
+    ),
     "students": ("students",),
-    "parity": ("retrieval", "prompt", "router", "validator", "students"),
-    "releases": ("gates", "router", "serving", "students"),
+    "parity": (
+        "retrieval",
+        "prompt",
+        "router",
+        "validator",
+        "students",
+        "teacher.provider",
+        "teacher.model",
+        "teacher.price",
+        "judge.provider",
+        "judge.model",
+        "judge.epoch",
+    ),
+    "releases": (
+        "product.name",
+        "embedder",
+        "retrieval",
+        "prompt",
+        "router",
+        "validator",
+        "gates",
+        "serving",
+        "students",
+        "teacher.provider",
+        "teacher.model",
+        "teacher.base_url",
+        "teacher.api_key_env",
+        "teacher.price",
+        "teacher.timeout_seconds",
+    ),
 }
-"""The parts of the configuration whose change makes a stage's assets stale. Teacher and judge are
-added by identity alone (model and epoch): a new timeout or budget changes no answer."""
+"""The keys (or whole sections) of the configuration that decide what a stage writes: a change makes
+its assets stale. `*` is every entry. A budget or a concurrency changes no answer: not here."""
 
 
 def build_defs(config: Config | None = None, **overrides: Any) -> dg.Definitions:
@@ -77,22 +128,17 @@ def _apply_policy(spec: dg.AssetSpec, config: Config) -> dg.AssetSpec:
 
 def fingerprint_stage(stage: str, config: Config) -> str:
     """Return the identity of the configuration that decides a stage's output (8 hex digits)."""
-    parts: dict[str, Any] = {
-        name: section.model_dump(mode="json") if hasattr(section, "model_dump") else str(section)
-        for name in CONFIG_SECTIONS[stage]
-        if (section := getattr(config, name)) is not None and not isinstance(section, dict)
-    }
-    if "students" in CONFIG_SECTIONS[stage]:
-        parts["students"] = {n: s.model_dump(mode="json") for n, s in config.students.items()}
-    parts.get("product", {}).get("corpus", {}).pop(
-        "path", None
-    )  # where files lie is not what they say
-    parts.get("seeds", {}).pop("path", None)
-    if stage in {"paraphrases", "labels", "parity"}:
-        parts["teacher"] = [config.teacher.provider, config.teacher.model]
-    if stage in {"labels", "parity"}:
-        parts["judge"] = [config.judge.model, config.judge.epoch, config.judge.minimum_score]
+    values = config.model_dump(mode="json")
+    parts = {path: _pick(values, path.split(".")) for path in CONFIG_KEYS[stage]}
     return content_hash(parts, digits=8)
+
+
+def _pick(values: Any, path: Sequence[str]) -> Any:
+    if not path:
+        return values
+    if path[0] == "*":
+        return {name: _pick(value, path[1:]) for name, value in values.items()}
+    return _pick(values[path[0]], path[1:])
 
 
 def describe_columns(schema: pl.Schema) -> dg.TableSchema:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import polars as pl
+from rich.markup import escape
 from rich.table import Table
 
 from assets.parity.comparison import render_parity_table_text
@@ -34,7 +35,7 @@ def show_outcome(config: Config, recipe: str, *, seconds: float) -> None:
         ("serve", f"make serve    then  {CURL}"),
         ("UI", "make ui       http://127.0.0.1:3000"),
     ):  # fmt: skip
-        CONSOLE.print(f"[dim]{label:>8}[/]  {value}", soft_wrap=True)
+        CONSOLE.print(f"[dim]{label:>8}[/]  {escape(value)}", soft_wrap=True)
 
 
 def show_report(config: Config, recipe: str) -> None:
@@ -42,18 +43,24 @@ def show_report(config: Config, recipe: str) -> None:
     home = Home(config.home)
     gates = _read(home, "releases/gate_verdict", recipe)
     rendered = render_parity_table_text(_read(home, "parity/parity_report", recipe))
-    table = Table(title=f"Parity, recipe {recipe}", title_justify="left", box=None, padding=(0, 2))
+    title = escape(f"Parity, recipe {recipe}")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
     for column in rendered.columns:
-        table.add_column(column, justify="left" if column == rendered.columns[0] else "right")
+        table.add_column(
+            escape(column), justify="left" if column == rendered.columns[0] else "right"
+        )
     for row in rendered.rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     CONSOLE.print(table)
     verdict, statement = gates.row(0, named=True)["verdict"], gates.row(0, named=True)["statement"]
-    CONSOLE.print(f"\n[bold {VERDICT_STYLE[verdict]}]{verdict}[/]  {statement}", soft_wrap=True)
+    style = VERDICT_STYLE[verdict]
+    CONSOLE.print(f"\n[bold {style}]{verdict}[/]  {escape(statement)}", soft_wrap=True)
     for gate in gates.iter_rows(named=True):
         mark = {"PASS": "[green]✓[/]", "FAIL": "[red]✗[/]"}.get(gate["outcome"], "[yellow]?[/]")
-        CONSOLE.print(f"  {mark} {gate['gate']:<28} [dim]{gate['detail']}[/]", soft_wrap=True)
-    CONSOLE.print(f"[dim]  report  {home.reports / recipe / 'parity.html'}[/]", soft_wrap=True)
+        name, detail = escape(gate["gate"]), escape(gate["detail"])
+        CONSOLE.print(f"  {mark} {name:<28} [dim]{detail}[/]", soft_wrap=True)
+    path = escape(str(home.reports / recipe / "parity.html"))
+    CONSOLE.print(f"[dim]  report  {path}[/]", soft_wrap=True)
 
 
 def read_report(config: Config, recipe: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import importlib.metadata
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from serving.errors import UnderstudyError
 from serving.hashing import file_sha256
 from serving.models.embedded import EMBEDDED_MODELS
 
-MINIMUM_FREE_GB = 5.0
+MINIMUM_FREE_GB = 6.0
 PACKAGES = ("dagster", "lancedb", "openai", "peft", "polars", "sentence-transformers", "torch",
             "transformers")  # fmt: skip
 
@@ -47,6 +48,7 @@ def examine() -> Iterator[Finding]:
     yield Finding(level="ok", subject="config", found=str(config.source))
     yield from examine_inputs(config)
     yield from examine_keys(config)
+    yield examine_home(config.home)
     yield examine_disk(config.home)
     for name, port in (("server", 8321), ("UI", 3000)):
         yield examine_port(name, port)
@@ -111,14 +113,24 @@ def examine_embedded_models() -> Iterator[Finding]:
 
 def examine_inputs(config: Config) -> Iterator[Finding]:
     """The hand-written files, read as a run would read them."""
+    from assets.students.recipe import load_recipe
     from orchestration.bindings import Bindings
+    from orchestration.running import list_recipes
     from serving.models.protocols import NoProgress
 
     bindings = Bindings(config, NoProgress())
+
+    def read_recipes() -> str:
+        names = list_recipes(config)
+        for name in {config.default_recipe, *names}:
+            bindings.students.find(load_recipe(bindings.students.recipe_path(name)).student)
+        return ", ".join(names)
+
     readers: dict[str, Callable[[], str]] = {
-        "corpus": lambda: f"{len(bindings.corpus.list_files())} pages",
+        "corpus": lambda: f"{len(bindings.corpus.read_pages())} pages",
         "seeds": lambda: f"{len(bindings.seeds.read())} questions",
         "golden set": lambda: f"{len(bindings.golden.read())} cases, lock matches",
+        "recipes": read_recipes,
     }
     for subject, read in readers.items():
         try:
@@ -129,6 +141,13 @@ def examine_inputs(config: Config) -> Iterator[Finding]:
                 subject=subject,
                 found=f"expected {error.expected}, found {error.found}",
                 next_step=error.next_step,
+            )
+        except OSError as error:
+            yield Finding(
+                level="problem",
+                subject=subject,
+                found=str(error),
+                next_step="make the file readable for this user, or name another in the config",
             )
 
 
@@ -148,10 +167,27 @@ def examine_keys(config: Config) -> Iterator[Finding]:
         )
 
 
+def examine_home(home: Path) -> Finding:
+    """The home, or the folder it will be made in, can be written to."""
+    try:
+        with tempfile.TemporaryFile(dir=_find_existing(home)):
+            return Finding(level="ok", subject="home", found=f"{home} is writable")
+    except OSError as error:
+        return Finding(
+            level="problem",
+            subject="home",
+            found=str(error),
+            next_step="change its owner or mode, or set UNDERSTUDY_HOME to another folder",
+        )
+
+
 def examine_disk(home: Path) -> Finding:
     """Room for prepared models, the lake and adapters."""
-    existing = next(p for p in (home, *home.parents) if p.exists())
-    free = shutil.disk_usage(existing).free / 1e9
+    existing = _find_existing(home)
+    try:
+        free = shutil.disk_usage(existing).free / 1e9
+    except OSError as error:
+        return Finding(level="problem", subject="disk", found=str(error), next_step="mount it")
     if free < MINIMUM_FREE_GB:
         return Finding(
             level="problem",
@@ -160,6 +196,10 @@ def examine_disk(home: Path) -> Finding:
             next_step=f"free {MINIMUM_FREE_GB:.0f} GB, or set UNDERSTUDY_HOME to another disk",
         )
     return Finding(level="ok", subject="disk", found=f"{free:.0f} GB free at {existing}")
+
+
+def _find_existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def examine_port(name: str, port: int) -> Finding:

@@ -1,12 +1,12 @@
 """Which assets a run would change: Dagster's code and data versions, read from the event log.
 
 Belongs here: the decision, as a pure function over facts, and the reading of the facts. Does not
-belong here: launching (`cli`).
+belong here: launching (`running`), where what was made is stored.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import dagster as dg
 
@@ -14,7 +14,7 @@ CODE_VERSION_TAG = "dagster/code_version"
 DATA_VERSION_TAG = "dagster/data_version"
 INPUT_VERSION_PREFIX = "dagster/input_data_version/"
 STATED_VERSION_PREFIX = "input_version/"
-"""Metadata by which an asset states the version of an input itself: Dagster 1.13 records none for one
+"""Metadata by which an asset states an input's version itself: Dagster 1.13 records none for one
 partition of an observable source."""
 CHECK_HISTORY = 200
 """Evaluations read per check to find the latest materialization's: recipes share one history."""
@@ -63,49 +63,55 @@ class PlannedAsset:
 def plan_run(states: Sequence[AssetState]) -> list[PlannedAsset]:
     """Return the assets whose materialization would differ, in the order given (upstream first).
 
-    An asset is also made again when only something its checks read has changed: the check runs with
-    its asset. What is downstream is then left alone, because the asset itself stays the same.
+    What a check reads counts like an upstream: the check runs with its asset, and stops what is
+    downstream only when that is in the same run. A check may read what comes later in the order,
+    so the plan is repeated until nothing is added.
     """
+    planned: dict[str, str] = {}
+    while True:
+        found = _plan_once(states, planned)
+        if found.keys() == planned.keys():
+            return [PlannedAsset(key=key, reason=reason) for key, reason in found.items()]
+        planned = found
+
+
+def _plan_once(states: Sequence[AssetState], before: Collection[str]) -> dict[str, str]:
     versions: dict[str, str | None] = {}
-    reasons: dict[str, str] = {}
+    made = {state.key: state.latest.data_version for state in states if state.latest}
+    planned: dict[str, str] = {}
     for state in states:
         if state.source_version is not None:
             versions[state.key] = state.source_version
             continue
-        reason = _find_reason(state, reasons, versions)
+        reason = _find_reason(state, planned, versions) or _find_unchecked(state, before, made)
         if reason:
-            reasons[state.key] = reason
+            planned[state.key] = reason
         versions[state.key] = _current_version(state)
-    made = {state.key: state.latest.data_version for state in states if state.latest}
-    rechecked = {
-        state.key: reason
-        for state in states
-        if state.key not in reasons and (reason := _find_unchecked(state, reasons, made))
-    }
-    return [
-        PlannedAsset(key=state.key, reason=reason)
-        for state in states
-        if (reason := reasons.get(state.key) or rechecked.get(state.key))
-    ]
+    return planned
 
 
 def find_blockers(states: Sequence[AssetState], chosen: Collection[str]) -> dict[str, str]:
     """Return what `chosen` needs, does not include and cannot be built on; each with the reason.
 
     A table that was never made (or is gone) needs its own upstream made first, so that is followed.
+    A check that has not passed blocks everything downstream of it, however far.
     """
     by_key = {state.key: state for state in states}
     blockers: dict[str, str] = {}
-    waiting = [need for key in chosen for need in _list_needs(by_key[key])]
+    waiting = [(need, True) for key in chosen for need in _list_needs(by_key[key])]
+    seen: set[tuple[str, bool]] = set()
     while waiting:
-        state = by_key[waiting.pop()]
-        if state.key in chosen or state.key in blockers or state.source_version is not None:
+        key, is_read = waiting.pop()
+        state = by_key[key]
+        if (key, is_read) in seen or key in chosen or state.source_version is not None:
             continue
-        if state.latest is None or not state.latest.is_stored:
-            blockers[state.key] = "was never made" if state.latest is None else "is gone from disk"
-            waiting += state.upstream
-        elif state.latest.unpassed_checks:
-            blockers[state.key] = f"has not passed its check {state.latest.unpassed_checks[0]}"
+        seen.add((key, is_read))
+        is_missing = state.latest is None or not state.latest.is_stored
+        if is_missing and is_read:
+            blockers[key] = "was never made" if state.latest is None else "is gone from disk"
+        elif state.latest is not None and state.latest.unpassed_checks:
+            blockers[key] = f"has not passed its check {state.latest.unpassed_checks[0]}"
+        waiting += [(name, is_missing and is_read) for name in state.upstream]
     return {state.key: blockers[state.key] for state in states if state.key in blockers}
 
 
@@ -114,7 +120,7 @@ def _list_needs(state: AssetState) -> tuple[str, ...]:
 
 
 def _current_version(state: AssetState) -> str | None:
-    """Return the version a downstream asset would record: of a partition, Dagster hashes it again."""
+    """Return the version a downstream asset would record (Dagster hashes a partition's again)."""
     version = state.latest.data_version if state.latest else None
     if version is None or not state.is_partitioned:
         return version
@@ -182,28 +188,29 @@ def read_states(
     checks: dict[dg.AssetKey, list[dg.AssetCheckSpec]] = {}
     for check in graph.asset_check_keys:
         checks.setdefault(check.asset_key, []).append(graph.get_check_spec(check))
-    reader = _LogReader(instance, partition, is_stored)
+    order = graph.toposorted_asset_keys
+    reader = _LogReader(instance, {key: graph.get(key).is_partitioned for key in order}, partition)
     states = []
-    for key in graph.toposorted_asset_keys:
-        node = graph.get(key)
-        extra = {
-            dep.asset_key: graph.get(dep.asset_key).is_partitioned
-            for spec in checks.get(key, [])
-            for dep in spec.additional_deps
-            if dep.asset_key not in node.parent_keys
-        }
+    for key in order:
+        node, specs = graph.get(key), checks.get(key, [])
+        inputs = {dep.asset_key for spec in specs for dep in spec.additional_deps}
+        name, of = key.to_user_string(), partition if node.is_partitioned else None
         states.append(
             AssetState(
-                key=key.to_user_string(),
+                key=name,
                 code_version=node.code_version,
-                upstream=tuple(sorted(p.to_user_string() for p in node.parent_keys)),
-                latest=reader.read(key, node.is_partitioned, checks.get(key, []), extra),
+                upstream=_name(node.parent_keys),
+                latest=reader.read(key, specs, is_stored=is_stored(name, of)),
                 is_partitioned=node.is_partitioned,
-                check_inputs=tuple(sorted(name.to_user_string() for name in extra)),
+                check_inputs=_name(inputs - node.parent_keys),
                 source_version=sources.get(key),
             )
         )
     return states
+
+
+def _name(keys: Iterable[dg.AssetKey]) -> tuple[str, ...]:
+    return tuple(sorted(key.to_user_string() for key in keys))
 
 
 @dataclass(frozen=True)
@@ -211,35 +218,18 @@ class _LogReader:
     """Reads latest materializations and what became of their checks."""
 
     instance: dg.DagsterInstance
+    is_partitioned: Mapping[dg.AssetKey, bool]
     partition: str
-    is_stored: IsStored
 
     def read(
-        self,
-        key: dg.AssetKey,
-        is_partitioned: bool,  # noqa: FBT001  (a fact of the key before it)
-        checks: Sequence[dg.AssetCheckSpec],
-        check_inputs: Mapping[dg.AssetKey, bool],
+        self, key: dg.AssetKey, checks: Sequence[dg.AssetCheckSpec], *, is_stored: bool
     ) -> Materialized | None:
         """Return the latest materialization of an asset, or None."""
-        found = self._find(key, is_partitioned=is_partitioned)
+        found = self._find(key)
         materialization = found.asset_materialization if found else None
         if found is None or materialization is None:
             return None
-        unpassed: list[str] = []
-        checked_against: dict[str, str | None] = {}
-        for spec in checks:
-            at = self._find_passed_at(spec, found.storage_id)
-            if at is None:
-                if spec.blocking:
-                    unpassed.append(spec.name)
-                continue
-            for dep in spec.additional_deps:
-                if dep.asset_key in check_inputs:
-                    seen = self._find(
-                        dep.asset_key, is_partitioned=check_inputs[dep.asset_key], before=at
-                    )
-                    checked_against[dep.asset_key.to_user_string()] = _read_version(seen)
+        passed = [(spec, self._find_passed_at(spec, found)) for spec in checks]
         tags = materialization.tags or {}
         metadata = {n: str(entry.value) for n, entry in materialization.metadata.items()}
         return Materialized(
@@ -249,31 +239,35 @@ class _LogReader:
                 **_strip_prefix(INPUT_VERSION_PREFIX, tags),
                 **_strip_prefix(STATED_VERSION_PREFIX, metadata),
             },
-            unpassed_checks=tuple(sorted(unpassed)),
-            checked_against=checked_against,
-            is_stored=self.is_stored(
-                key.to_user_string(), self.partition if is_partitioned else None
+            unpassed_checks=tuple(
+                sorted(spec.name for spec, at in passed if spec.blocking and at is None)
             ),
+            checked_against={
+                dep.asset_key.to_user_string(): _read_version(self._find(dep.asset_key, before=at))
+                for spec, at in passed
+                if at is not None
+                for dep in spec.additional_deps
+            },
+            is_stored=is_stored,
         )
 
-    def _find(
-        self, key: dg.AssetKey, *, is_partitioned: bool, before: float | None = None
-    ) -> dg.EventLogRecord | None:
+    def _find(self, key: dg.AssetKey, *, before: float | None = None) -> dg.EventLogRecord | None:
         records = self.instance.fetch_materializations(
             dg.AssetRecordsFilter(
                 asset_key=key,
-                asset_partitions=[self.partition] if is_partitioned else None,
+                asset_partitions=[self.partition] if self.is_partitioned[key] else None,
                 before_timestamp=before,
             ),
             limit=1,
         ).records
         return records[0] if records else None
 
-    def _find_passed_at(self, spec: dg.AssetCheckSpec, storage_id: int) -> float | None:
+    def _find_passed_at(self, spec: dg.AssetCheckSpec, made: dg.EventLogRecord) -> float | None:
         """Return when a check passed on this very materialization; None if it did not.
 
-        Matched by the materialization, which also settles the partition. A record's own time would
-        be that of its planning, which is before everything it checks.
+        Matched by the materialization, which also settles the partition. A check record's own time
+        is that of its planning, before everything it checks. In a run of a partition Dagster 1.13
+        leaves the target of unpartitioned assets empty: there the evaluation's time decides.
         """
         history = self.instance.event_log_storage.get_asset_check_execution_history(
             spec.key, limit=CHECK_HISTORY
@@ -281,11 +275,16 @@ class _LogReader:
         for record in history:
             event = record.event.dagster_event if record.event else None
             evaluation = event.event_specific_data if event else None
-            if not isinstance(evaluation, dg.AssetCheckEvaluation):
+            if record.event is None or not isinstance(evaluation, dg.AssetCheckEvaluation):
                 continue
             target = evaluation.target_materialization_data
-            if target is not None and target.storage_id == storage_id:
-                return record.event.timestamp if evaluation.passed and record.event else None
+            if target is not None:
+                is_meant = target.storage_id == made.storage_id
+            else:
+                is_late = record.event.timestamp >= made.timestamp
+                is_meant = is_late and not self.is_partitioned[spec.asset_key]
+            if is_meant:
+                return record.event.timestamp if evaluation.passed else None
         return None
 
 

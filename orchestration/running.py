@@ -6,25 +6,42 @@ Belongs here: the run the CLI and the demo launch. Does not belong here: how it 
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 
 from assets import keys
 from assets.students.recipe import load_recipe
 from orchestration.bindings import Bindings
 from orchestration.config import PROJECT_ROOT, Config, prepare_environment
 from orchestration.definitions import build_defs
-from orchestration.planning import PlannedAsset, plan_run, read_states
+from orchestration.failures import describe_failure, is_interrupted
+from orchestration.planning import (
+    AssetState,
+    PlannedAsset,
+    find_blockers,
+    plan_run,
+    read_states,
+)
 from serving.errors import InvalidInputError
+from serving.home import Home
 from serving.models.protocols import Progress
+
+Announce = Callable[[Sequence[PlannedAsset]], None]
+FOLDERS: dict[str, Callable[[Home, dict[str, str]], Path]] = {
+    "corpus/vector_index": lambda home, row: home.root / row["uri"],
+    "students/student_adapter": lambda home, row: home.adapters / row["adapter"],
+    "releases/release_bundle": lambda home, row: home.releases / row["release_id"],
+}
+"""Folders that a table stands for: the table without its folder is worth nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What a run did."""
+    """What a run did, or would do."""
 
     planned: tuple[PlannedAsset, ...]
     succeeded: bool
@@ -43,6 +60,8 @@ def run_chain(
     recipe: str,
     select: Sequence[str] = (),
     force: bool = False,
+    dry_run: bool = False,
+    announce: Announce = lambda _plan: None,
     instance: dg.DagsterInstance | None = None,
     **overrides: object,
 ) -> RunOutcome:
@@ -54,12 +73,29 @@ def run_chain(
         recipe: the recipe, and so the partition of students, parity and releases.
         select: stages (`labels`) or assets (`labels/teacher_answers`); empty is the whole chain.
         force: run the selection even if nothing changed.
+        dry_run: plan and announce, and make nothing.
+        announce: told the plan before anything is made.
         instance: Dagster's storage; by default the one under the home.
         overrides: resources by key (tests).
 
     Raises:
-        InvalidInputError: the recipe or a selected name does not exist, or an input cannot be read.
+        InvalidInputError: recipe, selected name or input is wrong; the selection needs more.
+        KeyboardInterrupt: a person stopped the run.
     """
+    _check_recipe(config, recipe)
+    prepare_environment(config)
+    instance = instance or dg.DagsterInstance.get()
+    instance.add_dynamic_partitions("recipes", list_recipes(config))
+    definitions = build_defs(config, progress=progress, **overrides)
+    states = _observe(config, definitions, instance, progress, recipe)
+    planned = choose_plan(states, select, force=force)
+    announce(planned)
+    if dry_run or not planned:
+        return RunOutcome(planned=tuple(planned), succeeded=True)
+    return _execute(config, definitions, instance, planned, recipe)
+
+
+def _check_recipe(config: Config, recipe: str) -> None:
     recipes = list_recipes(config)
     if recipe not in recipes:
         raise InvalidInputError(
@@ -68,26 +104,15 @@ def run_chain(
             found=repr(recipe),
             next_step="name an existing recipe with --recipe, or add a YAML file",
         )
-    prepare_environment(config)
-    instance = instance or dg.DagsterInstance.get()
-    instance.add_dynamic_partitions("recipes", recipes)
-    definitions = build_defs(config, progress=progress, **overrides)
-    planned = _plan(config, definitions, instance, progress, recipe, select, force=force)
-    if not planned:
-        return RunOutcome(planned=(), succeeded=True)
-    return _execute(definitions, instance, planned, recipe)
 
 
-def _plan(
+def _observe(
     config: Config,
     definitions: dg.Definitions,
     instance: dg.DagsterInstance,
     progress: Progress,
     recipe: str,
-    select: Sequence[str],
-    *,
-    force: bool,
-) -> list[PlannedAsset]:
+) -> list[AssetState]:
     sources = Bindings(config, progress).observe_sources() | observe_recipe(config, recipe)
     for key, version in sources.items():
         partition = recipe if key.path[0] == "students" else None
@@ -96,12 +121,61 @@ def _plan(
                 asset_key=key, partition=partition, tags={"dagster/data_version": version}
             )
         )
-    states = read_states(definitions, instance, partition=recipe, sources=sources)
-    made = [state for state in states if state.source_version is None]
-    chosen = choose_assets([state.key for state in made], select)
-    if force:
-        return [PlannedAsset(key=key, reason="forced") for key in chosen]
-    return [planned for planned in plan_run(states) if planned.key in set(chosen)]
+    home = Home(config.home)
+    return read_states(
+        definitions,
+        instance,
+        partition=recipe,
+        sources=sources,
+        is_stored=lambda key, of: is_stored(home, key, of),
+    )
+
+
+def is_stored(home: Home, key: str, partition: str | None) -> bool:
+    """Say whether a table, and the folder it stands for if any, lie in the home."""
+    path = home.table(key, partition)
+    if not path.is_file():
+        return False
+    if key not in FOLDERS:
+        return True
+    try:
+        row = pl.read_parquet(path).row(0, named=True)
+    except (OSError, pl.exceptions.PolarsError):
+        return False  # a table that cannot be read is made again
+    return FOLDERS[key](home, row).is_dir()
+
+
+def choose_plan(
+    states: Sequence[AssetState], select: Sequence[str], *, force: bool
+) -> list[PlannedAsset]:
+    """Return what a run of the selection makes.
+
+    Raises:
+        InvalidInputError: a name does not exist, or the selection needs what was never made.
+    """
+    made = [state.key for state in states if state.source_version is None]
+    chosen = choose_assets(made, select)
+    planned = [PlannedAsset(key=key, reason="forced") for key in chosen]
+    if not force:
+        planned = [asset for asset in plan_run(states) if asset.key in chosen]
+    _refuse_gaps(states, {asset.key for asset in planned}, select)
+    return planned
+
+
+def _refuse_gaps(
+    states: Sequence[AssetState], planned: Collection[str], select: Sequence[str]
+) -> None:
+    blockers = find_blockers(states, planned)
+    if not blockers:
+        return
+    stages = dict.fromkeys(key.split("/")[0] for key in blockers)
+    raise InvalidInputError(
+        f"planning {' '.join(f'--select {name}' for name in select)}",
+        expected="everything that the selection is made from to be there, with its checks passed",
+        found="; ".join(f"{key} {why}" for key, why in blockers.items()),
+        next_step=f"add {' '.join(f'--select {stage}' for stage in stages)}, "
+        "or run without --select",
+    )
 
 
 def observe_recipe(config: Config, recipe: str) -> dict[dg.AssetKey, str]:
@@ -130,23 +204,28 @@ def choose_assets(keys: Sequence[str], select: Sequence[str]) -> list[str]:
 
 
 def _execute(
+    config: Config,
     definitions: dg.Definitions,
     instance: dg.DagsterInstance,
     planned: Sequence[PlannedAsset],
     recipe: str,
 ) -> RunOutcome:
     graph = definitions.resolve_asset_graph()
-    keys = [dg.AssetKey.from_user_string(asset.key) for asset in planned]
-    partition = recipe if any(graph.get(key).is_partitioned for key in keys) else None
+    chosen = [dg.AssetKey.from_user_string(asset.key) for asset in planned]
+    partition = recipe if any(graph.get(key).is_partitioned for key in chosen) else None
     result = definitions.resolve_job_def("whole_chain").execute_in_process(
-        asset_selection=keys,
+        asset_selection=chosen,
         partition_key=partition,
         instance=instance,
         raise_on_error=False,
         run_config={"loggers": {"console": {}}},
     )
+    if is_interrupted(result):
+        raise KeyboardInterrupt  # Dagster has swallowed it
     return RunOutcome(
-        planned=tuple(planned), succeeded=result.success, failure=_describe_failure(result)
+        planned=tuple(planned),
+        succeeded=result.success,
+        failure=describe_failure(result, config.home),
     )
 
 
@@ -162,18 +241,3 @@ def launch_ui(config: Config, port: int) -> int:
         ).returncode
     except KeyboardInterrupt:
         return 0
-
-
-def _describe_failure(result: dg.ExecuteInProcessResult) -> str:
-    failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
-    if failed:
-        return "; ".join(
-            f"{e.asset_key.to_user_string()}: {e.check_name} failed. {e.description or ''}".strip()
-            for e in failed
-        )
-    for event in result.all_events:
-        if event.is_step_failure and event.step_failure_data.error:
-            error = event.step_failure_data.error
-            cause = error.cause or error
-            return f"{event.step_key}: {cause.message.strip()}"
-    return ""

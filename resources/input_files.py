@@ -8,14 +8,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.errors import HashMismatchError, InvalidInputError
 from serving.hashing import file_sha256
 
 T = TypeVar("T", bound=BaseModel)
+
+FILE_HELP = "convert the file to UTF-8 and make it readable"
+LOCK_HELP = "restore the lock: one line, written by sha256sum, readable by you"
 
 
 class SeedQuestion(BaseModel):
@@ -40,6 +43,21 @@ class GoldenCase(BaseModel):
     should_refuse: bool
     behaviours: tuple[str, ...] = ()
     note: str = ""
+
+    @model_validator(mode="after")
+    def _has_gold_where_it_is_graded(self) -> Self:
+        """Refuse cases that no answer, or every answer, would get right."""
+        if self.bucket == "answerable" and self.should_refuse:
+            raise ValueError("an answerable case must not have should_refuse true")
+        gold = {"must_include": self.must_include, "gold_pages": self.gold_pages}
+        for name, values in gold.items():
+            if self.should_refuse and values:
+                raise ValueError(f"should_refuse is true, so {name} must be empty")
+            if not self.should_refuse and not values:
+                raise ValueError(f"should_refuse is false, so {name} must name something")
+            if not all(value.strip() for value in values):
+                raise ValueError(f"{name} holds an empty text")
+        return self
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,7 @@ class GoldenFile:
 
     def fingerprint(self) -> str:
         """Return the identity of the file's bytes and of its lock."""
-        lock = self.lock_path.read_text(encoding="utf-8") if self.lock_path.exists() else ""
+        lock = _read_text(self.lock_path, LOCK_HELP) if self.lock_path.exists() else ""
         return f"{_fingerprint(self.path, 'eval.golden')}-{lock.strip()[:16]}"
 
     def verify_lock(self) -> str:
@@ -107,7 +125,7 @@ class GoldenFile:
                 next_step=f"freeze the set once: sha256sum {self.path.name} > "
                 f"{self.lock_path.name} (in {self.path.parent})",
             )
-        expected = self.lock_path.read_text(encoding="utf-8").split()[0:1]
+        expected = _read_text(self.lock_path, LOCK_HELP).split()[0:1]
         if expected != [found]:
             raise HashMismatchError(
                 f"comparing {self.path.name} with its lock",
@@ -142,13 +160,33 @@ def _fingerprint(path: Path, key: str) -> str:
             found="nothing there",
             next_step=f"set {key} in the config (relative to the config file)",
         )
-    return file_sha256(path)
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise _cannot_read(path, str(error.strerror or error), FILE_HELP) from error
+
+
+def _read_text(path: Path, next_step: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#x} at offset {error.start}"
+        raise _cannot_read(path, found, next_step) from error
+    except OSError as error:
+        raise _cannot_read(path, str(error.strerror or error), next_step) from error
+
+
+def _cannot_read(path: Path, found: str, next_step: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"reading {path}", expected="a file of UTF-8 text", found=found, next_step=next_step
+    )
 
 
 def _read_lines(path: Path, key: str) -> Iterator[tuple[int, Any]]:
     _fingerprint(path, key)
     found_any = False
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: JSON strings may hold U+2028, U+0085 and others that it takes for line ends.
+    for number, line in enumerate(_read_text(path, FILE_HELP).split("\n"), start=1):
         if not line.strip():
             continue
         try:

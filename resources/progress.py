@@ -70,3 +70,11 @@ class RichProgress:
                 self._progress.remove_task(self._tasks.pop(description))
             if not self._tasks:
                 self._progress.stop()
+
+    def close(self) -> None:
+        """Take every bar away: a failed or interrupted step never says that it is done."""
+        with self._lock:
+            for task in self._tasks.values():
+                self._progress.remove_task(task)
+            self._tasks.clear()
+            self._progress.stop()

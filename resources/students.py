@@ -73,7 +73,7 @@ class Students:
         return load_tokenizer(self.base(student).path)
 
     def load(self, adapter: dict[str, Any]) -> ChatModel:
-        """Return the student of a student_adapter row, its answers cached by content and machine."""
+        """Return the student of a student_adapter row, its answers kept by request and machine."""
         settings = self.find(adapter["student"])
         model = _load_student(
             self.base(adapter["student"]).path,

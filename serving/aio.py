@@ -44,22 +44,28 @@ async def map_bounded(
 ) -> list[T]:
     """Return `[await work(item) for item in items]` with at most `concurrency` in flight.
 
-    The first failure cancels the rest and is raised as itself; whatever `work` had stored by then
-    stays.
+    After a failure nothing new is started, what is in flight may finish (a call under way is paid
+    for, and `work` can still keep its answer), then the first failure is raised as itself.
+    Cancelling the caller cancels what is in flight.
     """
     results: dict[int, T] = {}
+    failures: list[BaseException] = []
     queue = iter(enumerate(items))
     progress.advance(description, 0, len(items))
 
     async def worker() -> None:
         for position, item in queue:
-            results[position] = await work(item)
-            progress.advance(description, len(results), len(items))
+            if failures:
+                return
+            try:
+                results[position] = await work(item)
+                progress.advance(description, len(results), len(items))
+            except BaseException as failure:
+                failures.append(failure)
+                raise
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(items))):
-                group.create_task(worker())
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+    workers = (worker() for _ in range(min(concurrency, len(items))))
+    await asyncio.gather(*workers, return_exceptions=True)
+    if failures:
+        raise failures[0]
     return [results[position] for position in range(len(items))]

@@ -79,7 +79,7 @@ def chunks(
     key=keys.VECTOR_INDEX,
     ins={"chunks": dg.AssetIn(key=keys.CHUNKS)},
     kinds={"lancedb"},
-    code_version=f"1+chunker.{CHUNKER_VERSION}",
+    code_version=f"2+chunker.{CHUNKER_VERSION}",
 )
 def vector_index(
     chunks: pl.DataFrame, embedder: dg.ResourceParam[Embedder], home: dg.ResourceParam[Home]

@@ -4,7 +4,9 @@ import dagster as dg
 import polars as pl
 
 from assets import keys
-from assets.eval_set.golden import Golden, find_missing_facts
+from assets.corpus.chunks import read_pages
+from assets.eval_set.golden import Golden, find_missing_facts, find_missing_pages
+from serving.pipeline.chunking import visible_text
 
 
 @dg.asset_check(asset=keys.GOLDEN_CASES, blocking=True)
@@ -26,17 +28,21 @@ def golden_set_matches_its_lock(
 def golden_facts_occur_in_gold_pages(
     golden_cases: pl.DataFrame, pages: pl.DataFrame
 ) -> dg.AssetCheckResult:
-    """Every fact an answer must include is written on a gold page of its case."""
-    texts = dict(pages.select("slug", "source").iter_rows())
-    missing = find_missing_facts(golden_cases.to_dicts(), texts)
+    """Every fact an answer must include can be read on a gold page of its case; all pages exist."""
+    texts = {page.slug: visible_text(page) for page in read_pages(pages)}
+    cases = golden_cases.to_dicts()
+    missing, lost = find_missing_facts(cases, texts), find_missing_pages(cases, texts)
     worst = [f"{m.case_id}: {m.fact!r} in none of {list(m.gold_pages)}" for m in missing[:20]]
+    absent = [f"{case_id}: no page {slug!r}" for case_id, slug in lost[:20]]
     return dg.AssetCheckResult(
-        passed=not missing,
-        description="; ".join(worst) or None,
+        passed=not missing and not lost,
+        description="; ".join(absent + worst) or None,
         metadata={
             "case_count": golden_cases.height,
             "missing_fact_count": len(missing),
             "missing_facts": worst,
+            "missing_page_count": len(lost),
+            "missing_pages": absent,
             "next_step": "mend the page, or freeze a new version of the golden set",
         },
     )

@@ -4,7 +4,7 @@ Belongs here: pure checks of the golden set. Does not belong here: grading answe
 (`assets/parity`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ def find_missing_facts(
 
     Args:
         cases: rows of golden_cases (case_id, must_include, gold_pages).
-        page_texts: slug -> text of the page.
+        page_texts: slug -> what a reader sees of the page.
     """
     return [
         MissingFact(case_id=str(case["case_id"]), fact=fact, gold_pages=tuple(pages))
@@ -51,6 +51,18 @@ def find_missing_facts(
         for facts, pages in [(_strings(case["must_include"]), _strings(case["gold_pages"]))]
         for fact in facts
         if not any(has_fact(page_texts.get(page, ""), fact) for page in pages)
+    ]
+
+
+def find_missing_pages(
+    cases: Sequence[Mapping[str, object]], slugs: Collection[str]
+) -> list[tuple[str, str]]:
+    """Return (case_id, gold page) for every gold page that the documentation does not have."""
+    return [
+        (str(case["case_id"]), page)
+        for case in cases
+        for page in _strings(case["gold_pages"])
+        if page not in slugs
     ]
 
 

@@ -14,6 +14,7 @@ from serving.models.protocols import Vectors
 
 LEAKAGE_COSINE_LIMIT = 0.92  # at or above: rejected
 NEAR_MISS_COSINE = 0.85  # at or above (and below the limit): kept, and shown
+UNIT_TOLERANCE = 1e-3  # how far a vector's length may be from 1
 BLOCK_ROWS = 8192
 """Candidates compared at once: 8192 x 150 float32 is 5 MB, whatever the pool's size."""
 
@@ -50,7 +51,8 @@ def reject_near_duplicates(
         equal.
 
     Raises:
-        ValueError: there is no eval case to compare with, or lengths differ.
+        ValueError: there is no eval case to compare with, lengths differ, or a vector is not of
+            unit length: the guard does not guess.
     """
     if not len(case_ids) == len(case_texts) == len(case_vectors) or not len(case_ids):
         raise ValueError(
@@ -59,6 +61,8 @@ def reject_near_duplicates(
         )
     if len(texts) != len(vectors):
         raise ValueError(f"{len(texts)} texts but {len(vectors)} vectors")
+    _check_unit_length(case_vectors, "eval case")
+    _check_unit_length(vectors, "candidate")
     known = {normalise_text(text) for text in case_texts}
     verdicts: list[GuardVerdict] = []
     for start in range(0, len(texts), BLOCK_ROWS):
@@ -76,9 +80,23 @@ def normalise_text(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
+def _check_unit_length(vectors: Vectors, name: str) -> None:
+    """Refuse vectors whose product is no cosine."""
+    if not len(vectors):
+        return
+    norms = np.linalg.norm(vectors, axis=1)
+    wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= UNIT_TOLERANCE))  # NaN and infinity are wrong
+    if len(wrong):
+        raise ValueError(
+            f"the guard compares unit vectors: {len(wrong)} of {len(vectors)} {name} vectors are "
+            f"not finite or not of length 1 (row {wrong[0]}: length {norms[wrong[0]]}); "
+            "embed them again with an embedder that normalises"
+        )
+
+
 def _judge(text: str, case_id: str, cosine: float, known: set[str]) -> GuardVerdict:
     same_text = normalise_text(text) in known
-    near = cosine >= LEAKAGE_COSINE_LIMIT
+    near = not (cosine < LEAKAGE_COSINE_LIMIT)  # also true of NaN: in doubt, rejected
     return GuardVerdict(
         nearest_case_id=case_id,
         nearest_cosine=cosine,

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.aio import map_bounded
-from serving.models.protocols import Hit, Progress
-from serving.pipeline.answer import Answered, AnswerPipeline
+from serving.errors import UpstreamRejectedError
+from serving.models.protocols import ChatRequest, Hit, Progress
+from serving.pipeline.answer import Answered, AnswerPipeline, normalise_question
+
+REJECTED_BY_TEACHER = "rejected_by_teacher"
+"""The verdict on a question the teacher's server refused to take, as content filters do."""
+
+MAXIMUM_REJECTED_RATIO = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +39,32 @@ async def label_questions(
 
     Every answer is kept by the teacher's cache before the next is asked, so an interrupt loses only
     the calls in flight, and the rerun buys only what is missing.
+
+    Raises:
+        UpstreamRejectedError: the teacher refuses more than content filters explain: a wrong key or
+            model is refused for every question, and its own message says most about it.
     """
+    rejected_count = 0
 
     async def label(question: AskedQuestion) -> dict[str, Any]:
-        answered = await pipeline.answer(question.text, mode="teacher")
+        nonlocal rejected_count
+        try:
+            answered = await pipeline.answer(question.text, mode="teacher")
+        except UpstreamRejectedError:
+            rejected_count += 1
+            if rejected_count > allowed_rejections(len(questions)):
+                raise
+            return await tabulate_rejection(question, pipeline)
         return tabulate_label(question, answered, pipeline)
 
     return await map_bounded(
         label, questions, concurrency=concurrency, progress=progress, description="labelling"
     )
+
+
+def allowed_rejections(question_count: int) -> int:
+    """Return how many questions the teacher may refuse: 2 %, and one in a set of any size."""
+    return max(1, int(question_count * MAXIMUM_REJECTED_RATIO))
 
 
 def tabulate_label(
@@ -51,25 +74,62 @@ def tabulate_label(
     completion = answered.last.completion
     if completion is None:
         raise ValueError(f"{question.question_id} has no completion")
-    return {
-        "question_id": question.question_id,
-        "seed_id": question.seed_id,
-        "question": answered.question,
-        "retrieved": tabulate_hits(answered.retrieved),
-        "messages": [dict(message) for message in answered.request.messages],
+    return _tabulate_request(
+        question, answered.question, answered.retrieved, answered.request, pipeline
+    ) | {
         "raw": completion.text,
         "answer": answered.answer,
         "citations": [hit.chunk_id for hit in answered.cited],
         "refused": answered.refused,
         "validator_verdict": str(answered.last.verdict),
         "teacher_id": completion.model,
-        "prompt_version": pipeline.prompt.version,
-        "index_fingerprint": pipeline.retriever.index_fingerprint,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
         "cost_usd": completion.cost_usd,
         "latency_ms": completion.latency_ms,
-        "content_key": answered.request.content_key(pipeline.teacher.name),
+    }
+
+
+async def tabulate_rejection(question: AskedQuestion, pipeline: AnswerPipeline) -> dict[str, Any]:
+    """Return the teacher_answers row of a question the teacher would not take.
+
+    It holds the request once more, so that the table shows what was refused; it is never valid, so
+    nobody judges it or learns from it.
+    """
+    text = normalise_question(question.text)
+    hits = await pipeline.retriever.retrieve(text)
+    request = pipeline.prompt.write_request(text, hits)
+    return _tabulate_request(question, text, hits, request, pipeline) | {
+        "raw": "",
+        "answer": "",
+        "citations": [],
+        "refused": False,
+        "validator_verdict": REJECTED_BY_TEACHER,
+        "teacher_id": pipeline.teacher.name,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "cost_usd": 0.0,
+        "latency_ms": None,
+    }
+
+
+def _tabulate_request(
+    question: AskedQuestion,
+    text: str,
+    hits: Sequence[Hit],
+    request: ChatRequest,
+    pipeline: AnswerPipeline,
+) -> dict[str, Any]:
+    """Return the columns that say what was asked of whom, the same for every outcome."""
+    return {
+        "question_id": question.question_id,
+        "seed_id": question.seed_id,
+        "question": text,
+        "retrieved": tabulate_hits(hits),
+        "messages": [dict(message) for message in request.messages],
+        "prompt_version": pipeline.prompt.version,
+        "index_fingerprint": pipeline.retriever.index_fingerprint,
+        "content_key": request.content_key(pipeline.teacher.name),
     }
 
 

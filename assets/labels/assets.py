@@ -105,21 +105,22 @@ def judged_answers(
     labelling_plan: dg.ResourceParam[LabellingPlan],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Five rubric axes for every answer; what the judge could not decide is null, never 0."""
+    """Five rubric axes for every valid answer; what the judge could not decide is null, never 0."""
+    valid = teacher_answers.filter(pl.col("validator_verdict") == "valid")
     items = [
         Rateable(
             question=row["question"],
             messages=row["messages"],
             answer=REFUSAL_WORD if row["refused"] else row["raw"],
         )
-        for row in teacher_answers.iter_rows(named=True)
+        for row in valid.iter_rows(named=True)
     ]
     ratings = run_blocking(
         rate_answers(
             items, judge=judge, concurrency=labelling_plan.judge_concurrency, progress=progress
         )
     )
-    ids = teacher_answers.select("content_key", "question_id").rows(named=True)
+    ids = valid.select("content_key", "question_id").rows(named=True)
     rows = tabulate_ratings(ids, ratings, rater_id=judge.name, epoch=labelling_plan.judge_epoch)
     frame = pl.DataFrame(rows, schema=tables.JUDGED_ANSWERS)
     means = frame.group_by("axis").agg(pl.col("score").mean()).sort("axis")

@@ -1,7 +1,7 @@
 """The rubric: asking a judge to rate an answer on five axes, and reading its verdict.
 
-Belongs here: axes, prompt, reader, the rule by which an answer is kept. Does not belong here:
-asking about many answers (`rating`), which score is good enough (config).
+Belongs here: axes, prompt, reader. Does not belong here: asking about many answers (`rating`), the
+rule by which an answer is kept (`selection`), which score is good enough (config).
 """
 
 import json
@@ -115,11 +115,6 @@ def read_judgement(text: str) -> Judgement:
     scores = {axis: _read_score(document, axis) for axis in AXES}
     rationale = document.get("rationale", "")
     return Judgement(scores=scores, rationale=rationale if isinstance(rationale, str) else "")
-
-
-def is_kept(judgement: Judgement, minimum_score: int) -> bool:
-    """Return whether the lowest axis reaches `minimum_score`: one flaw drops an answer."""
-    return min(judgement.scores[axis] for axis in AXES) >= minimum_score
 
 
 def _read_score(document: dict[str, object], axis: str) -> int:

@@ -14,9 +14,10 @@ from assets.labels.judging import (
     read_judgement,
     write_judge_request,
 )
+from assets.replies import ask_until_read
 from serving.aio import map_bounded
-from serving.errors import InvalidInputError
 from serving.models.protocols import ChatModel, Progress
+from serving.pipeline.prompt import read_sources_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +32,17 @@ class Rateable:
 async def rate_answers(
     items: Sequence[Rateable], *, judge: ChatModel, concurrency: int, progress: Progress
 ) -> list[Judgement | None]:
-    """Return one judgement per item; None where the judge's reply could not be read.
+    """Return one judgement per item; None where none of the judge's replies could be read.
 
-    A judge that cannot be reached raises: silence is not an opinion.
+    Raises:
+        ModelError: the judge cannot be reached: silence is not an opinion.
+        InvalidInputError: the messages of an item hold no sources.
     """
 
     async def rate(item: Rateable) -> Judgement | None:
-        sources = item.messages[0]["content"].partition("Sources:\n")[2]
+        sources = read_sources_text(item.messages)
         request = write_judge_request(item.question, sources, item.answer)
-        completion = await judge.complete(request)
-        try:
-            return read_judgement(completion.text)
-        except InvalidInputError:
-            return None
+        return await ask_until_read(judge, request, read_judgement)
 
     return await map_bounded(
         rate, items, concurrency=concurrency, progress=progress, description="judging"

@@ -93,7 +93,11 @@ def paraphrases(
     frame = pl.DataFrame([asdict(row) for row in rows], schema=tables.PARAPHRASES)
     return dg.MaterializeResult(
         value=frame,
-        metadata={"medoid_count": medoids.height, "paraphrase_count": frame.height},
+        metadata={
+            "medoid_count": medoids.height,
+            "paraphrase_count": frame.height,
+            "medoids_without_paraphrase": medoids.height - frame["seed_id"].n_unique(),
+        },
     )
 
 

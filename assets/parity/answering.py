@@ -9,7 +9,7 @@ from typing import Any
 
 from assets.labels.answering import tabulate_hits
 from serving.aio import map_bounded
-from serving.errors import ModelError
+from serving.errors import BudgetExceededError, ModelError
 from serving.models.protocols import Progress
 from serving.pipeline.answer import Answered, AnswerPipeline, Mode
 
@@ -49,6 +49,10 @@ async def answer_cases(
     """Return one row per (case_id, question), in order.
 
     A model that fails on a case gives a row with `error` and no answer: inconclusive, never a zero.
+    So does a fallback that fails: the user is shown a refusal, but nobody decided to refuse.
+
+    Raises:
+        BudgetExceededError: every later case would fail alike, and the arm would seem weak.
     """
 
     async def answer(case: tuple[str, str]) -> dict[str, Any]:
@@ -56,6 +60,10 @@ async def answer_cases(
         identity = {"arm": arm, "case_id": case_id, "repeat": repeat, "question": question}
         try:
             answered = await pipeline.answer(question, mode=ARM_MODES[arm], seed=repeat)
+            if answered.last.raised:
+                raise answered.last.raised
+        except BudgetExceededError:
+            raise
         except ModelError as error:
             return identity | {"error": str(error)}
         return identity | tabulate_answer(answered)

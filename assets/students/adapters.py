@@ -7,6 +7,7 @@ trusting a folder at load (`serving.models.local_student`).
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from serving.models.local_student import ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
+DAMAGED = ".damaged"
 
 REQUIRED_FACTS = (
     "base_model",
@@ -61,11 +63,31 @@ def make_training_key(
 
 
 def find_adapter(adapters_folder: Path, student: str, training_key: str) -> Path | None:
-    """Return the adapter folder whose provenance records this training key, or None."""
+    """Return the whole adapter folder whose provenance records this training key, or None.
+
+    A folder that is not what its name says is passed over: training makes it anew.
+    """
     for path in sorted(adapters_folder.glob(f"{student}@*/{PROVENANCE}")):
-        if json.loads(path.read_text(encoding="utf-8")).get("training_key") == training_key:
+        if _read_training_key(path.parent) == training_key and is_whole(path.parent):
             return path.parent
     return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether weights, config and training key are the ones the folder is named after."""
+    try:
+        return folder.name.rpartition("@")[2] == hash_adapter(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _read_training_key(folder: Path) -> str | None:
+    """Return the recorded training key, None where provenance is broken: cheap beside hashing."""
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return provenance.get("training_key") if isinstance(provenance, dict) else None
 
 
 def check_facts(facts: Mapping[str, Any]) -> None:
@@ -115,6 +137,7 @@ def write_adapter(
         str(provenance["training_key"]),
     )
     target = adapters_folder / f"{recipe.student}@{sha}"
+    _set_aside_if_damaged(target)
     with atomic_folder(target) as staging:
         (staging / ADAPTER_WEIGHTS).write_bytes(weights)
         (staging / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
@@ -124,6 +147,15 @@ def write_adapter(
         (staging / PROVENANCE).write_text(text, encoding="utf-8")
         trained.curve.write_parquet(staging / "training_curve.parquet", compression="zstd")
     return target
+
+
+def _set_aside_if_damaged(target: Path) -> None:
+    """Move a damaged folder of this name to `.damaged/`: writing would keep it, as an equal one."""
+    if target.is_dir() and not is_whole(target):
+        aside = target.parent / DAMAGED / target.name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        target.rename(aside)
 
 
 def hash_adapter(folder: Path) -> str:

@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from assets.students.recipe import TRAINING_VERSION, Recipe
 from serving.errors import HashMismatchError, InvalidInputError, UnderstudyError
 from serving.files import atomic_folder
-from serving.models.causal_lm import let_threads_sleep
 
 if TYPE_CHECKING:
     from assets.students.training import StepReport
@@ -130,18 +129,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--spec", type=Path, required=True, help="path of the spec (JSON)")
     options = parser.parse_args(arguments)
-    let_threads_sleep()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Dagster stops a step with it
     try:
         loader = pipes.PipesEnvVarParamsLoader()  # type: ignore[no-untyped-call]
         if loader.is_dagster_pipes_process():
-            with pipes.open_dagster_pipes() as context:
-                outcome = run_training(read_spec(options.spec), _report_to(context.log.info))
+            with pipes.open_dagster_pipes() as context, _open_bar() as draw:
+                log = _report_to(context.log.info)  # the event log keeps what a bar forgets
+
+                def on_step(report: "StepReport") -> None:
+                    log(report)
+                    draw(report)
+
+                outcome = run_training(read_spec(options.spec), on_step)
                 context.report_custom_message(asdict(outcome))
         else:
-            with _open_progress() as on_step:
-                outcome = run_training(read_spec(options.spec), on_step)
+            with _open_bar() as draw:
+                tell = draw if sys.stderr.isatty() else _report_to(logger.info)
+                outcome = run_training(read_spec(options.spec), tell)
     except UnderstudyError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says what to do, a traceback does not
         return 1
@@ -214,26 +219,31 @@ def _report_to(log: Callable[[str], Any]) -> Callable[["StepReport"], None]:
 
 
 @contextlib.contextmanager
-def _open_progress() -> Iterator[Callable[["StepReport"], None]]:
-    """Yield a callback that moves a progress bar on a terminal, and logs lines elsewhere."""
+def _open_bar() -> Iterator[Callable[["StepReport"], None]]:
+    """Yield a callback that moves a progress bar on a terminal, and does nothing elsewhere.
+
+    The bar is first drawn with the first step: until then the process that started this one may
+    still be writing to the same terminal.
+    """
     if not sys.stderr.isatty():
-        yield _report_to(logger.info)
+        yield lambda _report: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("loading", total=None)
+    progress = Progress(console=Console(stderr=True), transient=True)
+    task = progress.add_task("training", total=None)
 
-        def on_step(report: "StepReport") -> None:
-            progress.update(
-                task,
-                completed=report.step,
-                total=report.total_steps,
-                description=report.to_line(),
-            )
+    def draw(report: "StepReport") -> None:
+        progress.start()  # does nothing once it is started
+        progress.update(
+            task, completed=report.step, total=report.total_steps, description=report.to_line()
+        )
 
-        yield on_step
+    try:
+        yield draw
+    finally:
+        progress.stop()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ is cheap. Belongs here: loading, prefix states, padding, the decoding loop. Does
 adapters and queues (`local_student`), losses and optimizers (`assets.students`).
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +17,6 @@ from serving.hashing import content_hash, file_sha256
 
 if TYPE_CHECKING:
     import torch
-
-THREADS_SLEEP = ("OMP_WAIT_POLICY", "PASSIVE")
-"""Idle OpenMP threads spin by default: where another process wants the core, each of a forward's
-thousand barriers waits a time slice (decoding 14 times slower was measured). Read by the OpenMP
-runtime when torch loads, so it is set before."""
 
 BASE_FILES = (
     "*.safetensors",
@@ -70,19 +64,13 @@ def resolve_dtype(name: str) -> "torch.dtype":
     return torch.bfloat16 if native else torch.float32
 
 
-def let_threads_sleep() -> None:
-    """Make torch's idle threads sleep instead of spin. Call before anything imports torch."""
-    os.environ.setdefault(*THREADS_SLEEP)
-
-
 def load_causal_lm(folder: Path, dtype: str = "auto") -> Any:
     """Return the model in `folder`: eval mode, no gradients, safetensors only, no network."""
-    let_threads_sleep()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=resolve_dtype(dtype),

@@ -76,7 +76,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def make_growing_cache(
-    layer_count: int, room: int, joined: "Sequence[torch.Tensor] | None", length: int
+    layer_count: int, room: int, joined: "torch.Tensor | None", length: int
 ) -> Any:
     """Return a cache; `joined` are keys and values [layers, batch, heads, room, head size]."""
     if joined is None:

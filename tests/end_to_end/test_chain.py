@@ -16,6 +16,7 @@ from orchestration.asking import ask_once
 from orchestration.config import read_config
 from orchestration.demo import read_report
 from orchestration.running import run_chain
+from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.protocols import NoProgress
 from serving.tracing.segments import read_segment
@@ -124,20 +125,64 @@ def test_the_golden_reads_are_counted(product):
     assert read_report(config, "tiny")["golden_set_reads"] >= 1
 
 
-def test_a_fact_that_is_on_no_page_stops_the_chain_and_says_which(product):
+def test_a_fact_that_is_on_no_page_stops_every_run_until_it_is_mended(product):
     config, _ = product
     page = config.product.corpus.path / "reference" / "errors.mdx"
     text = page.read_text(encoding="utf-8")
+    made_before = read(config, "labels/teacher_answers")
     try:
         page.write_text(text.replace("thermocouple", "sensor"), encoding="utf-8")
-        outcome = run_chain(
-            config, progress=NoProgress(), recipe="tiny", select=["corpus", "eval_set"], force=True
-        )
-        assert not outcome.succeeded
-        assert "g3" in outcome.failure
-        assert "thermocouple" in outcome.failure
+        for _ in range(2):  # a failed check must still stop the run after the one it failed in
+            outcome = run_chain(config, progress=NoProgress(), recipe="tiny")
+            assert not outcome.succeeded
+            assert "g3" in outcome.failure
+            assert "thermocouple" in outcome.failure
+            assert read(config, "labels/teacher_answers").equals(made_before)
+        with pytest.raises(InvalidInputError, match="golden_facts_occur_in_gold_pages"):
+            run_chain(
+                config, progress=NoProgress(), recipe="tiny", select=["paraphrases"], force=True
+            )
     finally:
         page.write_text(text, encoding="utf-8")
+    assert run_chain(config, progress=NoProgress(), recipe="tiny").succeeded
+    assert run_chain(config, progress=NoProgress(), recipe="tiny").planned == ()
+
+
+def plan(config, **options) -> dict[str, str]:
+    outcome = run_chain(config, progress=NoProgress(), recipe="tiny", dry_run=True, **options)
+    return {asset.key: asset.reason for asset in outcome.planned}
+
+
+def test_what_is_gone_from_disk_is_planned_again_and_a_dry_run_makes_nothing(product, tmp_path):
+    config, _ = product
+    home = Home(config.home)
+    adapter = home.adapters / read(config, "students/student_adapter")["adapter"].item()
+    index = home.root / read(config, "corpus/vector_index")["uri"].item()
+    curve = home.table("students/training_curve", "tiny")
+    told = []
+    for path, key in (
+        (curve, "students/training_curve"),
+        (adapter, "students/student_adapter"),
+        (index, "corpus/vector_index"),
+    ):
+        path.rename(tmp_path / "aside")
+        try:
+            assert plan(config, announce=told.append)[key] == "what it made is gone from disk"
+            assert not path.exists()
+        finally:
+            (tmp_path / "aside").rename(path)
+    assert len(told) == 3
+    assert plan(config) == {}
+
+
+def test_a_selection_without_what_it_is_made_from_says_what_to_add(product, tmp_path):
+    config, _ = product
+    fresh = config.model_copy(update={"home": tmp_path / "fresh"})
+    with pytest.raises(InvalidInputError) as refused:
+        plan(fresh, select=["eval_set"])
+    assert "corpus/pages was never made" in refused.value.found
+    assert "--select corpus" in refused.value.next_step
+    assert set(plan(fresh, select=["eval_set", "corpus"])) >= {"corpus/pages"}
 
 
 def test_a_changed_golden_file_is_refused_before_anything_is_made(product):

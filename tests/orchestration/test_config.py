@@ -99,3 +99,54 @@ def test_a_named_secret_must_be_set_and_is_never_in_the_message():
         read_secret("TEACHER_KEY", {})
     assert read_secret("TEACHER_KEY", {"TEACHER_KEY": "s3cret"}) == "s3cret"
     assert read_secret(None, {}) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "api_key_env: sk-live-1234567890",
+        "base_url: https://user:sk-live-1234567890@host/v1",
+        "base_url: https://host/v1?key=sk-live-1234567890",
+        "base_url: sk-live-1234567890",
+    ],
+)
+def test_a_secret_pasted_into_the_config_is_refused_and_not_repeated(tmp_path, line):
+    key = line.split(":")[0]
+    quoted = f'{key}: "{line.split(": ", 1)[1]}"'
+    text = problem(tmp_path, GOOD.replace("trainable: true", f"trainable: true, {quoted}"))
+    assert f"teacher.{key} (line 7)" in text
+    assert "sk-live" not in text
+
+
+def test_a_secret_beside_another_mistake_is_not_repeated(tmp_path):
+    text = problem(
+        tmp_path,
+        GOOD.replace("trainable: true", "trainable: true, provider: openai, api_key_env: SK_LIVE"),
+    )
+    assert "base_url" in text
+    assert "SK_LIVE" not in text
+
+
+def test_a_home_that_is_no_local_folder_is_refused(tmp_path):
+    assert "home (line 1): must be a local folder" in problem(
+        tmp_path, GOOD.replace("./made", "s3://bucket/made")
+    )
+    with pytest.raises(InvalidInputError, match="UNDERSTUDY_HOME"):
+        load_config({"UNDERSTUDY_HOME": "s3://bucket/made"})
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "-x", "a@b"])
+def test_a_student_name_must_do_as_a_folder_name(tmp_path, name):
+    text = problem(tmp_path, GOOD.replace("compact:", f"{name!r}:"))
+    assert f"students.{name} (line 10)" in text
+
+
+def test_a_key_given_twice_names_both_lines(tmp_path):
+    text = problem(tmp_path, GOOD + "router: {}\nrouter: {min_retrieval_score: 0.1}\n")
+    assert "router on line 11 and again on line 12" in text
+    nested = problem(tmp_path, GOOD.replace("trainable: true", "trainable: true, license: MIT"))
+    assert "license on line 7 and again on line 7" in nested
+
+
+def test_the_router_sends_long_prompts_to_the_teacher_by_default(tmp_path):
+    assert read_config(write(tmp_path, GOOD)).router.long_context_tokens == 6000

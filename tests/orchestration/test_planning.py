@@ -94,16 +94,18 @@ EMBEDDINGS = AssetState(
 )
 
 
-def test_what_a_check_reads_plans_its_asset_but_nothing_downstream():
+def test_what_a_check_reads_plans_its_asset_and_what_it_gates():
     assert reasons(GOLDEN, EMBEDDINGS, SOURCE, PAGES) == {}
     changed = replace(SOURCE, source_version="v2")
     assert reasons(GOLDEN, EMBEDDINGS, changed, PAGES) == {
         "eval_set/golden_cases": "its check reads corpus/pages, which will change",
+        "eval_set/eval_embeddings": "eval_set/golden_cases will change",
         "corpus/pages": "corpus/source_files changed",
     }
     remade = replace(PAGES, latest=replace(PAGES.latest, data_version="p2"))
     assert reasons(GOLDEN, EMBEDDINGS, SOURCE, remade) == {
-        "eval_set/golden_cases": "its check reads corpus/pages, which changed"
+        "eval_set/golden_cases": "its check reads corpus/pages, which changed",
+        "eval_set/eval_embeddings": "eval_set/golden_cases will change",
     }
 
 
@@ -119,6 +121,8 @@ def test_a_failed_check_of_an_unselected_upstream_blocks():
     assert find_blockers([SOURCE, failed, CHUNKS], ["corpus/chunks"]) == {
         "corpus/pages": "has not passed its check every_page_has_text"
     }
+    index = replace(CHUNKS, key="corpus/vector_index", upstream=("corpus/chunks",))
+    assert list(find_blockers([SOURCE, failed, CHUNKS, index], [index.key])) == ["corpus/pages"]
 
 
 def test_a_partitions_version_is_hashed_as_dagster_hashes_it():

@@ -8,7 +8,14 @@ import pytest
 from resources.input_files import GoldenFile, SeedFile
 from serving.errors import HashMismatchError, InvalidInputError
 
-CASE = {"case_id": "g1", "bucket": "answerable", "question": "Why?", "should_refuse": False}
+CASE = {
+    "case_id": "g1",
+    "bucket": "answerable",
+    "question": "Why?",
+    "must_include": ["1300"],
+    "gold_pages": ["index"],
+    "should_refuse": False,
+}
 
 
 def write_seeds(tmp_path, *lines: str) -> SeedFile:
@@ -97,3 +104,55 @@ def test_a_changed_lock_is_another_version_of_the_source(tmp_path):
 def test_a_case_that_occurs_twice_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="g1"):
         write_golden(tmp_path, CASE, CASE).read()
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_only_a_newline_ends_a_line(tmp_path, separator):
+    text = f"How{separator} so?"
+    line = json.dumps({"question_id": "a", "text": text}, ensure_ascii=False)
+    seeds = write_seeds(tmp_path, line, '{"question_id": "b", "text": "Why?"}\r')
+    assert [seed.text for seed in seeds.read()] == [text, "Why?"]
+
+
+def test_a_file_that_is_no_utf8_says_where(tmp_path):
+    path = tmp_path / "seeds.jsonl"
+    path.write_bytes(b'{"question_id": "a", "text": "caf\xe9"}')
+    with pytest.raises(InvalidInputError, match=r"seeds\.jsonl.*0xe9 at offset 33"):
+        SeedFile(path).read()
+
+
+def test_an_unreadable_lock_is_a_clear_error(tmp_path):
+    golden = write_golden(tmp_path, CASE)
+    golden.lock_path.write_bytes(b"\xff\xfe")
+    for use in (golden.read, golden.fingerprint):
+        with pytest.raises(InvalidInputError, match=r"golden_v1\.lock.*sha256sum"):
+            use()
+    golden.lock_path.unlink()
+    golden.lock_path.mkdir()
+    with pytest.raises(InvalidInputError, match=r"golden_v1\.lock.*directory"):
+        golden.read()
+
+
+REFUSED = {**CASE, "bucket": "boundary", "should_refuse": True}
+
+
+@pytest.mark.parametrize(
+    ("case", "found"),
+    [
+        ({**CASE, "must_include": []}, "must_include"),
+        ({**CASE, "gold_pages": []}, "gold_pages"),
+        ({**CASE, "must_include": ["1300", " "]}, "must_include holds an empty text"),
+        ({**CASE, "should_refuse": True}, "answerable case"),
+        ({**REFUSED, "gold_pages": []}, "must_include must be empty"),
+        ({**REFUSED, "must_include": []}, "gold_pages must be empty"),
+    ],
+)
+def test_a_case_that_cannot_be_graded_is_refused(tmp_path, case, found):
+    with pytest.raises(InvalidInputError, match=rf"line 1.*{found}"):
+        write_golden(tmp_path, case).read()
+
+
+def test_a_case_to_refuse_names_nothing_and_a_boundary_case_may_be_answered(tmp_path):
+    refused = {**REFUSED, "must_include": [], "gold_pages": []}
+    answered = {**CASE, "case_id": "g2", "bucket": "boundary"}
+    assert len(write_golden(tmp_path, refused, answered).read()) == 2

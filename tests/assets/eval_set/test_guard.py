@@ -33,9 +33,29 @@ def test_the_limit_decides(cosine, verdict):
 
 
 def test_exactly_at_the_limit_is_rejected():
-    vector = np.array([[LEAKAGE_COSINE_LIMIT, 0.0, 0.0]], dtype=np.float64)
+    rest = np.sqrt(1 - LEAKAGE_COSINE_LIMIT**2)
+    vector = np.array([[LEAKAGE_COSINE_LIMIT, rest, 0.0]], dtype=np.float64)
     (found,) = judge(["another question"], vector)
+    assert found.nearest_cosine == LEAKAGE_COSINE_LIMIT
     assert found.verdict == "rejected"
+
+
+@pytest.mark.parametrize("wrong", [[np.nan, 0, 0], [np.inf, 0, 0], [0, 0, 0], [0.5, 0, 0]])
+def test_a_vector_that_is_not_of_unit_length_is_refused_on_either_side(wrong):
+    fine, broken = at_cosine(0.5)[None], np.array([wrong], dtype=np.float32)
+    for vectors, case_vectors in ((broken, fine), (fine, broken)):
+        with pytest.raises(ValueError, match=r"1 of 1 .* vectors"):
+            reject_near_duplicates(
+                ["q"], vectors, case_ids=["g"], case_texts=["c"], case_vectors=case_vectors
+            )
+
+
+def test_a_cosine_that_is_no_number_rejects():
+    assert guard._judge("q", "g1", float("nan"), set()).verdict == "rejected"
+
+
+def test_no_candidates_need_no_verdict():
+    assert judge([], np.zeros((0, 3), dtype=np.float32)) == []
 
 
 def test_the_same_words_are_rejected_whatever_the_vector_says():

@@ -1,4 +1,4 @@
-"""The rubric's prompt, its reader, and the rule by which answers are kept."""
+"""The rubric's prompt and its reader."""
 
 import json
 
@@ -8,7 +8,6 @@ from assets.labels.judging import (
     AXES,
     RUBRIC_VERSION,
     Judgement,
-    is_kept,
     read_judgement,
     write_judge_request,
 )
@@ -54,8 +53,3 @@ def test_a_reply_is_read_with_and_without_a_fence(wrap):
 def test_what_cannot_be_read_raises_and_is_never_a_score(text):
     with pytest.raises(InvalidInputError, match="reading a judgement"):
         read_judgement(text)
-
-
-@pytest.mark.parametrize(("minimum", "kept"), [(3, True), (4, False)])
-def test_the_lowest_axis_decides(minimum, kept):
-    assert is_kept(Judgement(scores=SCORES, rationale=""), minimum) is kept

@@ -147,6 +147,16 @@ def test_the_same_spec_trains_once_and_gives_the_same_adapter_elsewhere(spec, tm
     assert not run_training(change(spec, seed=8)).is_reused
 
 
+def test_a_damaged_adapter_is_trained_again_and_set_aside(spec):
+    folder = Path(run_training(spec).adapter)
+    (folder / "adapter_model.safetensors").write_bytes(b"cut")
+    again = run_training(spec)
+    assert not again.is_reused
+    assert Path(again.adapter) == folder
+    assert folder.name == f"tiny@{hash_adapter(folder)}"
+    assert run_training(spec).is_reused
+
+
 def test_the_training_key_follows_every_input(spec):
     frame = pl.read_parquet(spec.training_set)
     logprobs = pl.DataFrame({"example_id": ["e000"], "token_hash": [frame["token_hash"][0]]})
@@ -277,7 +287,7 @@ def test_on_a_terminal_it_draws_a_bar(monkeypatch):
         step=1, total_steps=2, loss=1.0, hard_loss=1.0, soft_loss=0.5, grad_norm=1.0,
         tokens_per_second=9.0, peak_memory_mb=1.0, eta_seconds=2.0, validation_loss=1.5,
     )  # fmt: skip
-    with entry._open_progress() as on_step:
+    with entry._open_bar() as on_step:
         on_step(report)
     assert "validation 1.500" in report.to_line()
     assert "soft 0.500" in report.to_line()

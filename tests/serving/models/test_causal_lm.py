@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -136,21 +132,3 @@ def test_decoding_past_the_room_of_the_cache_changes_nothing(model):
         ]
     torch.testing.assert_close(torch.cat([first, *rest], dim=1)[0], expected, atol=1e-4, rtol=1e-4)
     assert cache.get_seq_length() == 12
-
-
-def test_loading_lets_idle_threads_sleep_unless_the_user_chose():
-    code = (
-        "import os, sys; from serving.models.causal_lm import let_threads_sleep; "
-        "let_threads_sleep(); assert 'torch' not in sys.modules; "
-        "print(os.environ['OMP_WAIT_POLICY'])"
-    )
-    for chosen, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | chosen
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == expected

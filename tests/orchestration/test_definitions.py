@@ -1,0 +1,98 @@
+"""Which keys of the configuration make which stage stale: all of them, or a reason why not."""
+
+from types import UnionType
+from typing import Union, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from assets import STAGES
+from orchestration.config import Config, PriceSection, load_config
+from orchestration.definitions import CONFIG_KEYS, fingerprint_stage
+
+DECIDES_NOTHING = {
+    "home": "where things lie is not what they say",
+    "recipes": "each recipe file is a source with its own version",
+    "default_recipe": "chooses a partition, changes none",
+    "source": "the path of the config file itself",
+    "product.corpus.path": "the pages are a source with its own version",
+    "seeds.path": "the seed file is a source with its own version",
+    "eval.golden": "the golden file is a source with its own version",
+    "teacher.budget_usd": "stops a run, changes no answer",
+    "teacher.concurrency": "speed only",
+    "judge.concurrency": "speed only",
+    "judge.timeout_seconds": "speed only; a release holds no judge",
+    "judge.base_url": "an answer is kept by the judge's model, wherever it is served",
+    "judge.api_key_env": "a key changes no answer; a release holds no judge",
+    "judge.price": "only the budget counts it",
+}
+
+
+def list_leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
+    leaves = []
+    for name, info in model.model_fields.items():
+        nested, path = find_section(info.annotation), f"{prefix}{name}"
+        if get_origin(info.annotation) is dict:
+            path += ".*"
+        if (
+            nested is None or nested is PriceSection
+        ):  # a price is one value: in and out belong together
+            leaves.append(path)
+        else:
+            leaves += list_leaves(nested, f"{path}.")
+    return leaves
+
+
+def find_section(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in {Union, UnionType, dict}:
+        return next(filter(None, map(find_section, get_args(annotation))), None)
+    return None
+
+
+def covers(declared: str, leaf: str) -> bool:
+    plain = leaf.replace(".*", "") if "*" not in declared else leaf
+    return plain == declared or plain.startswith(f"{declared}.")
+
+
+@pytest.mark.parametrize("leaf", list_leaves(Config))
+def test_every_key_makes_some_stage_stale_or_is_named_with_a_reason(leaf):
+    stages = [stage for stage, keys in CONFIG_KEYS.items() if any(covers(k, leaf) for k in keys)]
+    assert bool(stages) != (leaf in DECIDES_NOTHING), (leaf, stages)
+
+
+def test_every_stage_has_its_keys_and_no_exception_is_left_over():
+    assert list(CONFIG_KEYS) == list(STAGES)
+    assert set(list_leaves(Config)) >= set(DECIDES_NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "stages"),
+    [
+        ("teacher", {"trainable": False}, {"labels"}),
+        ("teacher", {"license": "other"}, {"labels"}),
+        ("teacher", {"timeout_seconds": 1.0}, {"releases"}),
+        ("teacher", {"price": PriceSection(input_usd_per_mtok=9)}, {"parity", "releases"}),
+        ("teacher", {"budget_usd": 1.0, "concurrency": 1}, set()),
+        ("teacher", {"model": "other"}, {"paraphrases", "labels", "parity", "releases"}),
+        ("judge", {"minimum_score": 2}, {"labels"}),
+        ("retrieval", {"k": 9}, {"labels", "parity", "releases"}),
+    ],
+)
+def test_a_changed_key_makes_exactly_its_stages_stale(section, change, stages):
+    config = load_config({})
+    changed = config.model_copy(
+        update={section: getattr(config, section).model_copy(update=change)}
+    )
+    assert {s for s in STAGES if fingerprint_stage(s, config) != fingerprint_stage(s, changed)} == (
+        stages
+    )
+
+
+def test_a_students_answer_limit_makes_the_labels_stale():
+    config = load_config({})
+    student = config.students["compact"].model_copy(update={"max_answer_tokens": 7})
+    changed = config.model_copy(update={"students": {"compact": student}})
+    assert fingerprint_stage("labels", config) != fingerprint_stage("labels", changed)
+    assert fingerprint_stage("corpus", config) == fingerprint_stage("corpus", changed)

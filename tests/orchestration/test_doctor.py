@@ -1,0 +1,56 @@
+"""What the doctor finds, and that what it meets never stops it."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestration import doctor
+from orchestration.config import read_config
+from tests.product import write_product
+
+
+@pytest.fixture
+def config(tmp_path):
+    return read_config(write_product(tmp_path))
+
+
+def find(config) -> dict[str, doctor.Finding]:
+    return {finding.subject: finding for finding in doctor.examine_inputs(config)}
+
+
+def test_inputs_are_read_as_a_run_reads_them(config):
+    found = find(config)
+    assert {f.level for f in found.values()} == {"ok"}
+    assert found["corpus"].found == "6 pages"
+    assert found["recipes"].found == "tiny"
+
+
+def test_a_page_that_cannot_be_parsed_is_found(config):
+    (config.product.corpus.path / "index.mdx").write_bytes(b"caf\xe9 in latin-1")
+    found = find(config)["corpus"]
+    assert found.level == "problem"
+    assert "index.mdx" in found.found or "UTF-8" in found.found
+
+
+def test_a_recipe_for_a_student_that_does_not_exist_is_found(config):
+    path = config.recipes / "tiny.yaml"
+    path.write_text(path.read_text().replace("student: tiny", "student: nobody"))
+    assert find(config)["recipes"].level == "problem"
+
+
+def test_a_file_that_may_not_be_read_is_a_finding_not_a_crash(config, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "pages/index.mdx")
+
+    monkeypatch.setattr("resources.corpus.CorpusFolder.read_pages", refuse)
+    assert "Permission denied" in find(config)["corpus"].found
+
+
+def test_a_home_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
+    assert doctor.examine_home(tmp_path / "not" / "yet").level == "ok"
+
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    assert doctor.examine_home(Path(tmp_path)).level == "problem"

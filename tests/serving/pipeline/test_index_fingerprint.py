@@ -1,0 +1,29 @@
+"""The identity of an index: everything an answer shows of a chunk."""
+
+from dataclasses import replace
+
+import pytest
+
+from serving.pipeline.retrieval import IndexedChunk, fingerprint_index
+
+CHUNK = IndexedChunk(
+    chunk_id="docs:a/1",
+    content_hash="h1",
+    title="A",
+    url="https://old/a/",
+    heading_path=("A",),
+    text="Text.",
+)
+
+
+@pytest.mark.parametrize(
+    "change", [{"content_hash": "h2"}, {"url": "https://new/a/"}, {"title": "B"}]
+)
+def test_what_an_answer_shows_is_part_of_the_identity(change):
+    assert fingerprint_index([CHUNK], "e") != fingerprint_index([replace(CHUNK, **change)], "e")
+
+
+def test_the_order_of_chunks_is_not():
+    other = replace(CHUNK, chunk_id="docs:b/1")
+    assert fingerprint_index([CHUNK, other], "e") == fingerprint_index([other, CHUNK], "e")
+    assert fingerprint_index([CHUNK], "e") != fingerprint_index([CHUNK], "f")
