@@ -5,7 +5,6 @@ decoding time on a CPU. In-place writes do not go with gradients, so training ke
 Imports torch and transformers: import it inside functions. Belongs here: the cache alone.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch  # noqa: TID253 - defines a cache layer; imported by `causal_lm` inside functions
