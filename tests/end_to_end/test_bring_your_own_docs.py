@@ -72,7 +72,7 @@ def write_config(folder: Path) -> Path:
             "name": "tensorzero",
             "corpus": {
                 "path": str(CORPUS),
-                "include": ["gateway/guides/*.mdx", "gateway/*.mdx", "faq.mdx", "quickstart.mdx"],
+                "include": ["gateway/guides/*.mdx", "faq.mdx", "quickstart.mdx"],
                 "url": "https://www.tensorzero.com/docs/{slug}/",
             },
         },
@@ -107,4 +107,4 @@ def test_foreign_docs_become_judged_labels_with_citations(tmp_path, monkeypatch)
     for question in SEEDS[-3:]:
         assert by_question[question]["refused"], question
     assert answers["validator_verdict"].unique().to_list() == ["valid"]
-    assert answers.filter(~pl.col("refused")).height >= 10
+    assert answers.filter(~pl.col("refused")).height >= 8
