@@ -88,5 +88,5 @@ def _missing(path: str, recipe: str) -> InvalidInputError:
         f"reading the report of recipe {recipe!r}",
         expected=f"{path}",
         found="nothing there",
-        next_step=f"run `understudy run --recipe {recipe}` first",
+        next_step=f"run `understudy run --recipe {recipe}` first, if there is such a recipe",
     )

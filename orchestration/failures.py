@@ -69,18 +69,38 @@ def is_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 
 
 def describe_failure(result: dg.ExecuteInProcessResult, home: Path) -> str:
-    """Return why a run failed: its failed checks, or else the first error of a step."""
+    """Return why a run failed: its failed checks, or else the first error of a step or resource."""
     failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
     if failed:
         return "; ".join(_describe_check(evaluation) for evaluation in failed)
     for event in result.all_events:
-        if event.is_step_failure and event.step_failure_data.error:
-            error = event.step_failure_data.error
-            cause = error.cause or error
-            known = _read_os_error(cause.message)
-            message = str(explain_os_error(known, home)) if known else cause.message.strip()
-            return f"{event.step_key}: {message}"
+        error = _find_error(event)
+        if error is None:
+            continue
+        cause = _find_first_cause(error)
+        known = _read_os_error(cause.message)
+        message = str(explain_os_error(known, home)) if known else cause.message.strip()
+        # Python names the class before the message; ours says all in the message.
+        message = re.sub(r"^serving\.errors\.\w+: ", "", message)
+        return f"{(event.step_key or 'run').replace('__', '/', 1)}: {message}"
     return ""
+
+
+def _find_error(event: dg.DagsterEvent) -> Any:
+    """Return the error of a failed step, or of a resource that could not be made ready for it."""
+    if event.is_step_failure:
+        return event.step_failure_data.error
+    if event.event_type == dg.DagsterEventType.RESOURCE_INIT_FAILURE:
+        return event.engine_event_data.error
+    if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+        return event.job_failure_data.error
+    return None
+
+
+def _find_first_cause(error: Any) -> Any:
+    while error.cause is not None:
+        error = error.cause
+    return error
 
 
 def describe_offenders(metadata: Mapping[str, Any]) -> str:

@@ -195,7 +195,7 @@ def _read_lines(path: Path, key: str) -> Iterator[tuple[int, Any]]:
             raise InvalidInputError(
                 f"reading {path.name}, line {number}",
                 expected="one JSON object",
-                found=f"{error.msg} at column {error.colno}: {line[:80]!r}",
+                found=f"{error.msg} (column {error.colno}): {line[:80]!r}",
                 next_step="mend that line",
             ) from error
         found_any = True
@@ -217,7 +217,7 @@ def _validate(model: type[T], data: Any, path: Path, number: int) -> T:
         )
         raise InvalidInputError(
             f"reading {path.name}, line {number}",
-            expected=f"keys {sorted(model.model_fields)}",
+            expected=f"keys {sorted(model.model_fields)} with legal values",
             found=found,
             next_step="mend that line",
         ) from None

@@ -199,3 +199,19 @@ def test_a_changed_golden_file_is_refused_before_anything_is_made(product):
         assert read(config, "eval_set/golden_cases").equals(before)
     finally:
         write_golden(path.parent)
+
+
+def test_a_damaged_prepared_model_stops_the_run_with_both_hashes(product):
+    config, _ = product
+    (weights,) = Home(config.home).models.glob("*/model.safetensors")
+    original = weights.read_bytes()
+    try:
+        weights.write_bytes(original + b"x")
+        outcome = run_chain(
+            config, progress=NoProgress(), recipe="tiny", select=["eval_set"], force=True
+        )
+        assert not outcome.succeeded
+        assert "expected sha256 53aa51172d14" in outcome.failure
+        assert "it is prepared anew" in outcome.failure
+    finally:
+        weights.write_bytes(original)
