@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.engine import ServingEngine, load_engine
-from serving.errors import ModelError
+from serving.errors import ModelError, UnderstudyError
 from serving.pipeline.answer import Answered
 from serving.problems import (
     ProblemError,
@@ -40,7 +40,7 @@ from serving.schemas import (
     ReleaseStudent,
     TraceHealth,
 )
-from serving.settings import MAXIMUM_BODY_BYTES, VARIABLES, ServerSettings
+from serving.settings import MAXIMUM_BODY_BYTES, VARIABLES, ServerSettings, load_settings
 from serving.tracing.record import build_failure_record, build_record, new_trace_id
 from serving.tracing.segments import SegmentWriter, seal_abandoned
 
@@ -359,6 +359,18 @@ def run(settings: ServerSettings) -> None:
         ReleaseError: the release does not verify or a part is not what it pins: nothing listens.
     """
     asyncio.run(serve(settings))
+
+
+def main() -> None:
+    """Serve what the environment says: the command `understudy-serve` of the server's own package.
+
+    Raises:
+        SystemExit: with the reason, when the release or a setting is not what it has to be.
+    """
+    try:
+        run(load_settings())
+    except UnderstudyError as error:
+        raise SystemExit(str(error)) from None
 
 
 async def serve(settings: ServerSettings) -> None:

@@ -13,14 +13,14 @@ import polars as pl
 from assets import keys, tables
 from assets.labels.answering import AskedQuestion, label_questions
 from assets.labels.judging import RUBRIC_VERSION
-from assets.labels.rating import Rateable, rate_answers, tabulate_ratings
+from assets.labels.rating import rate_answers, read_rateables, tabulate_ratings
 from assets.labels.scoring import AnswerScorer, score_answers
 from assets.labels.selection import select_examples
 from serving.aio import run_blocking
 from serving.models.embedded import ResolvedModel
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.assembly import PipelineParts
-from serving.pipeline.prompt import PROMPT_WORDING, REFUSAL_WORD
+from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
 
 
@@ -107,14 +107,7 @@ def judged_answers(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Five rubric axes for every valid answer; what the judge could not decide is null, never 0."""
     valid = teacher_answers.filter(pl.col("validator_verdict") == "valid")
-    items = [
-        Rateable(
-            question=row["question"],
-            messages=row["messages"],
-            answer=REFUSAL_WORD if row["refused"] else row["raw"],
-        )
-        for row in valid.iter_rows(named=True)
-    ]
+    items = read_rateables(valid)
     ratings = run_blocking(
         rate_answers(
             items, judge=judge, concurrency=labelling_plan.judge_concurrency, progress=progress

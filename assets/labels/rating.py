@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
 from assets.labels.judging import (
     AXES,
     RUBRIC_VERSION,
@@ -17,7 +19,7 @@ from assets.labels.judging import (
 from assets.replies import ask_until_read
 from serving.aio import map_bounded
 from serving.models.protocols import ChatModel, Progress
-from serving.pipeline.prompt import read_sources_text
+from serving.pipeline.prompt import REFUSAL_WORD, read_sources_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,18 @@ class Rateable:
     question: str
     messages: Sequence[Mapping[str, str]]
     answer: str
+
+
+def read_rateables(answers: pl.DataFrame) -> list[Rateable]:
+    """Return what the judge reads of answer rows (question, messages, raw, refused)."""
+    return [
+        Rateable(
+            question=row["question"],
+            messages=row["messages"],
+            answer=REFUSAL_WORD if row["refused"] else row["raw"],
+        )
+        for row in answers.iter_rows(named=True)
+    ]
 
 
 async def rate_answers(

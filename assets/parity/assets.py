@@ -10,7 +10,7 @@ import polars as pl
 
 from assets import keys, tables
 from assets.labels.assets import LabellingPlan, describe_spending
-from assets.labels.rating import Rateable, rate_answers
+from assets.labels.rating import rate_answers, read_rateables
 from assets.parity.answering import ARM_MODES, answer_arm
 from assets.parity.comparison import build_parity_table
 from assets.parity.graders import grade_answers
@@ -21,7 +21,7 @@ from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.assembly import PipelineParts
-from serving.pipeline.prompt import PROMPT_WORDING, REFUSAL_WORD
+from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
 
 
@@ -109,14 +109,7 @@ def graded_answers(
     first = arm_answers.filter(pl.col("repeat") == 0)  # later repeats are there to be timed
     graded = grade_answers(first, golden_cases, chunks)
     answered = first.filter(pl.col("error").is_null())
-    items = [
-        Rateable(
-            question=row["question"],
-            messages=row["messages"],
-            answer=REFUSAL_WORD if row["refused"] else row["raw"],
-        )
-        for row in answered.iter_rows(named=True)
-    ]
+    items = read_rateables(answered)
     ratings = run_blocking(
         rate_answers(
             items, judge=judge, concurrency=labelling_plan.judge_concurrency, progress=progress

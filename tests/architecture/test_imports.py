@@ -1,8 +1,10 @@
 """The direction of dependencies where a linter cannot see it: what importing really loads."""
 
 import ast
+import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,15 @@ first_party = {"assets", "resources", "orchestration"} & {m.split(".")[0] for m 
 print(sorted(first_party))
 """
     assert run_python(code) == "[]"
+
+
+@pytest.mark.parametrize("project", ["pyproject.toml", "serving/pyproject.toml"])
+def test_every_command_of_a_package_exists(project: str):
+    with (ROOT / project).open("rb") as stream:
+        scripts = tomllib.load(stream)["project"]["scripts"]
+    for target in scripts.values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), name)), target
 
 
 def sources() -> list[Path]:

@@ -3,12 +3,13 @@
 import pytest
 
 from serving.errors import UpstreamError
-from serving.models.protocols import ChatRequest, Completion, Hit, Price
+from serving.models.protocols import Hit, Price
 from serving.pipeline.answer import AnswerPipeline, normalise_question
 from serving.pipeline.prompt import PromptFormat, read_answer
 from serving.pipeline.router import RouterPolicy, choose_route
 from serving.pipeline.statements import split_statements, support_ratio
 from serving.pipeline.validator import ValidatorPolicy, validate
+from tests.serving.fakes import CannedChatModel, CannedRetriever
 
 HITS = (
     Hit(
@@ -32,46 +33,14 @@ HITS = (
 )
 GOOD = "Traces are stored in segments. [1]"
 LOCAL = PromptFormat()
-
-
-class CannedRetriever:
-    index_fingerprint = "index"
-
-    def __init__(self, hits: tuple[Hit, ...] = HITS) -> None:
-        self.hits = hits
-
-    async def retrieve(self, question: str) -> tuple[Hit, ...]:  # noqa: ARG002
-        return self.hits
-
-
-class CannedModel:
-    price = Price()
-
-    def __init__(self, name: str, answer: str | Exception) -> None:
-        self.name = name
-        self.answer = answer
-        self.requests: list[ChatRequest] = []
-
-    async def complete(self, request: ChatRequest) -> Completion:
-        self.requests.append(request)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return Completion(
-            text=self.answer,
-            model=self.name,
-            prompt_tokens=1,
-            completion_tokens=1,
-            finish_reason="stop",
-            latency_ms=5.0,
-            cost_usd=0.5,
-        )
+PRICE = Price(output_usd_per_mtok=25_000.0)  # half a dollar for each canned answer
 
 
 def pipeline(teacher: str | Exception = GOOD, student: str | Exception = GOOD, **changes):
     settings = {
-        "retriever": CannedRetriever(),
-        "teacher": CannedModel("teacher-1", teacher),
-        "student": CannedModel("student@1", student),
+        "retriever": CannedRetriever(HITS),
+        "teacher": CannedChatModel("teacher-1", teacher, PRICE),
+        "student": CannedChatModel("student@1", student, PRICE),
         "prompt": LOCAL,
         "router": RouterPolicy(),
         "validator": ValidatorPolicy(),
