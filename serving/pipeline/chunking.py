@@ -4,25 +4,20 @@ Belongs here: what a page and a chunk are, a page's sections and which of them s
 not belong here: Markdown and MDX (`mdx`, `blocks`), sizes (`packing`), files on disk, embeddings.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
-from serving.pipeline.blocks import (
-    Block,
-    Heading,
-    Text,
-    plain_text,
-    read_blocks,
-    write_block,
-    write_blocks,
-)
-from serving.pipeline.mdx import split_frontmatter
-from serving.pipeline.packing import Sizes, fill_chunks
+from serving.pipeline.block_reader import read_blocks
+from serving.pipeline.blocks import Block, Heading, Text, plain_text, write_block, write_blocks
+from serving.pipeline.cutting import cut_blocks, list_parts
+from serving.pipeline.frontmatter import split_frontmatter
+from serving.pipeline.packing import Packed, fill_chunks
+from serving.pipeline.sizes import Sizes
 
-CHUNKER_VERSION = "1"
+CHUNKER_VERSION = "2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +44,8 @@ class Chunk:
     `chunk_id` is `docs:<slug>/<ordinal>`, `ordinal` counts from 1 within the page. `heading_path`
     begins with the page's title; its headings are not in `text`, which is clean Markdown.
     `token_count` counts `text`. It passes the maximum only when `is_oversized`: then the chunk is a
-    single fence, table row or word, which are never cut. `content_hash` covers path and text.
+    single fence or table row, which are never cut, behind the line that leads into it.
+    `content_hash` covers path and text.
     """
 
     chunk_id: str
@@ -62,6 +58,20 @@ class Chunk:
     token_count: int
     content_hash: str
     is_oversized: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """What stands under one heading, up to the next heading of any level."""
+
+    heading: Heading | None
+    path: tuple[str, ...]
+    parent: int
+    blocks: list[Block]
+
+    @property
+    def anchor(self) -> str:
+        return self.heading.anchor if self.heading else ""
 
 
 def parse_page(path: str, source: str, *, url_template: str) -> Page:
@@ -81,7 +91,7 @@ def parse_page(path: str, source: str, *, url_template: str) -> Page:
         raise _empty_page(path)
     slug = PurePosixPath(path).with_suffix("").as_posix()
     first_h1 = next((b.text.plain for b in blocks if isinstance(b, Heading) and b.level == 1), None)
-    title = str(metadata.get("title") or "").strip() or first_h1 or _humanise(slug)
+    title = " ".join(str(metadata.get("title") or "").split()) or first_h1 or _humanise(slug)
     return Page(
         page_id=content_hash(path),
         path=path,
@@ -108,6 +118,9 @@ def chunk_page(
     to and a short last remainder joins its predecessor where the maximum allows it. A tiny section
     shares a chunk with the next section of the same parent: both headings become bold lines.
 
+    The tokenizer is called a few times a page, with many texts each: the blocks, the parts of those
+    that have to be cut, the chunks.
+
     Args:
         page: a page from `parse_page`.
         target_tokens: size to aim at.
@@ -115,15 +128,33 @@ def chunk_page(
         count_tokens: number of tokens of each text, as the embedder counts them.
     """
     sizes = Sizes(target=target_tokens, maximum=maximum_tokens, count_tokens=count_tokens)
-    passages = [
-        (section, text)
-        for section in _merge_tiny(_read_sections(page), sizes)
-        for text in fill_chunks(section.blocks, sizes)
-    ]
+    sections = _read_sections(page)
+    blocks = [block for section in sections for block in _with_heading(section)]
+    sizes.prepare(write_block(block) for block in blocks)
+    large = [block for block in blocks if sizes.of(write_block(block)) > maximum_tokens]
+    sizes.prepare(text for block in large for text in list_parts(block))
+    passages = _fill_sections(_merge_tiny(sections, sizes), sizes)
     return [
-        _make_chunk(page, ordinal=ordinal, section=section, text=text, sizes=sizes)
-        for ordinal, (section, text) in enumerate(passages, start=1)
+        _make_chunk(page, ordinal=ordinal, section=section, packed=packed, sizes=sizes)
+        for ordinal, (section, packed) in enumerate(passages, start=1)
     ]
+
+
+def _fill_sections(sections: Sequence[_Section], sizes: Sizes) -> Iterator[tuple[_Section, Packed]]:
+    """Pack by estimates, count what came of it, and pack anew where the maximum was passed."""
+    cut = [cut_blocks(section.blocks, sizes) for section in sections]
+    sizes.prepare(write_block(part) for parts in cut for part in parts)
+    filled = [fill_chunks(parts, sizes) for parts in cut]
+    sizes.prepare(write_blocks(packed.blocks) for chunks in filled for packed in chunks)
+    exact = sizes.exactly()
+    for section, chunks in zip(sections, filled, strict=True):
+        is_sound = all(_is_sound(packed, sizes) for packed in chunks)
+        sound = chunks if is_sound else fill_chunks(cut_blocks(section.blocks, exact), exact)
+        yield from ((section, packed) for packed in sound)
+
+
+def _is_sound(packed: Packed, sizes: Sizes) -> bool:
+    return packed.is_uncuttable or sizes.of(write_blocks(packed.blocks)) <= sizes.maximum
 
 
 def visible_text(page: Page) -> str:
@@ -133,20 +164,6 @@ def visible_text(page: Page) -> str:
     """
     _, body = split_frontmatter(page.path, page.source)
     return "\n".join(plain_text(block) for block in _read_body(page.path, body))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Section:
-    """What stands under one heading, up to the next heading of any level."""
-
-    heading: Heading | None
-    path: tuple[str, ...]
-    parent: int
-    blocks: list[Block]
-
-    @property
-    def anchor(self) -> str:
-        return self.heading.anchor if self.heading else ""
 
 
 def _read_body(path: str, body: str) -> list[Block]:
@@ -213,32 +230,34 @@ def _heading_line(heading: Heading) -> Text:
 
 
 def _merge_tiny(sections: Sequence[_Section], sizes: Sizes) -> list[_Section]:
-    merged: list[_Section] = []
-    is_group = False
+    """Join sections that would each make a poor chunk, in groups that fit one chunk."""
+    groups: list[list[_Section]] = []
+    alone = joined = 0  # cost of the last group, as it stands and with all its headings
     for section in sections:
-        last = merged[-1] if merged else None
-        if last and _may_share(last, section, sizes):
-            blocks = last.blocks if is_group else _with_heading(last)
-            joined = [*blocks, *_with_heading(section)]
-            if sizes.of(write_blocks(joined)) <= sizes.target:
-                merged[-1] = _Section(
-                    heading=last.heading,
-                    path=last.path if is_group else last.path[:-1],
-                    parent=last.parent,
-                    blocks=joined,
-                )
-                is_group = True
-                continue
-        merged.append(section)
-        is_group = False
-    return merged
+        cost = _cost(_with_heading(section), sizes)
+        total = joined + sizes.blank_line + cost
+        may_join = groups and sizes.is_tiny(alone) and _are_siblings(groups[-1][-1], section)
+        if may_join and total <= sizes.target:
+            groups[-1].append(section)
+            alone = joined = total
+        else:
+            groups.append([section])
+            alone, joined = _cost(section.blocks, sizes), cost
+    return [_merge(group) for group in groups]
 
 
-def _may_share(last: _Section, section: _Section, sizes: Sizes) -> bool:
-    """Both stand under one parent, with a heading below the page's title, and the first is tiny."""
-    are_siblings = bool(last.heading and section.heading) and last.parent == section.parent
-    is_below_title = len(section.path) > 1 and len(last.path) >= 1
-    return are_siblings and is_below_title and sizes.is_tiny(write_blocks(last.blocks))
+def _are_siblings(last: _Section, section: _Section) -> bool:
+    """Return True for two sections with headings under one parent, below the page's title."""
+    have_headings = last.heading is not None and section.heading is not None
+    are_below_title = len(section.path) > 1 and len(last.path) > 1
+    return have_headings and are_below_title and last.parent == section.parent
+
+
+def _merge(group: Sequence[_Section]) -> _Section:
+    if len(group) == 1:
+        return group[0]
+    blocks = [block for section in group for block in _with_heading(section)]
+    return replace(group[0], path=group[0].path[:-1], blocks=blocks)
 
 
 def _with_heading(section: _Section) -> list[Block]:
@@ -248,8 +267,16 @@ def _with_heading(section: _Section) -> list[Block]:
     return section.blocks if section.blocks == [line] else [line, *section.blocks]
 
 
-def _make_chunk(page: Page, *, ordinal: int, section: _Section, text: str, sizes: Sizes) -> Chunk:
-    token_count = sizes.of(text)
+def _cost(blocks: Sequence[Block], sizes: Sizes) -> int:
+    parts = sum(sizes.of(write_block(block)) for block in blocks)
+    return parts + sizes.blank_line * (len(blocks) - 1)
+
+
+def _make_chunk(
+    page: Page, *, ordinal: int, section: _Section, packed: Packed, sizes: Sizes
+) -> Chunk:
+    text = write_blocks(packed.blocks)
+    token_count = sizes.tokens(text)
     return Chunk(
         chunk_id=f"docs:{page.slug}/{ordinal}",
         page_id=page.page_id,

@@ -8,18 +8,13 @@ from html import unescape
 
 from markdown_it.rules_inline import StateInline
 
-from serving.pipeline.jsx import (
-    Tag,
-    is_placeholder,
-    literal_text,
-    scan_expression,
-    scan_markup,
-    visible_label,
-)
+from serving.pipeline.jsx import Markup, literal_text, visible_label
+from serving.pipeline.jsx_scanner import Scanner, Tag
 
 UNSEEN_TAGS = ("script", "style")
 _MARKS = {"b": "**", "strong": "**", "i": "*", "em": "*"}
 _CODE_TAGS = ("code", "kbd", "samp", "tt")
+_LONGEST_WORD = len("{false}")
 
 
 def read_inline_expression(state: StateInline, silent: bool) -> bool:  # noqa: FBT001
@@ -29,15 +24,13 @@ def read_inline_expression(state: StateInline, silent: bool) -> bool:  # noqa: F
     """
     if not state.src.startswith("{", state.pos):
         return False
-    comment = scan_markup(state.src, state.pos)
-    end = comment.end if comment else scan_expression(state.src, state.pos)
+    scanner = _markup(state).scanner(state.src)
+    comment = scanner.tag(state.pos)
+    end = comment.end if comment else scanner.expression_end(state.pos)
     if end is None:
         return False
-    expression = state.src[state.pos : end]
-    text = "" if comment else literal_text(expression)
-    if text is None and expression.startswith("{{"):
-        text = expression
-    if text is None or text.startswith("<"):
+    text = "" if comment else _shown_expression(state.src, state.pos, end)
+    if text is None:
         return False
     if not silent and text:
         state.push("text", "", 0).content = text
@@ -47,17 +40,39 @@ def read_inline_expression(state: StateInline, silent: bool) -> bool:  # noqa: F
 
 def read_inline_tag(state: StateInline, silent: bool) -> bool:  # noqa: FBT001
     """Read a tag or a comment within a sentence."""
-    tag = scan_markup(state.src, state.pos) if state.src.startswith("<", state.pos) else None
-    if tag is None or is_placeholder(tag, state.env["source"]):
+    if not state.src.startswith("<", state.pos):
+        return False
+    markup = _markup(state)
+    scanner = markup.scanner(state.src)
+    tag = scanner.tag(state.pos)
+    if tag is None or markup.is_placeholder(tag):
         return False
     end = tag.end
     if tag.name in (*_CODE_TAGS, *UNSEEN_TAGS) and tag.opens:
-        close = state.src.find(f"</{tag.name}>", tag.end)
+        close = scanner.find(f"</{tag.name}>", tag.end)
         end = close + len(tag.name) + 3 if close >= 0 else end
     if not silent:
         _push_inline_tag(state, tag, end)
     state.pos = end
     return True
+
+
+def _markup(state: StateInline) -> Markup:
+    markup: Markup = state.env["markup"]
+    return markup
+
+
+def _shown_expression(source: str, start: int, end: int) -> str | None:
+    """Return what an expression shows, None when it is no more than text between braces."""
+    inside = source[start + 1 : start + 2]
+    if inside.isalpha():
+        # The usual `{variable}`: deep nests of them would be copied once per level.
+        return None if end - start > _LONGEST_WORD else literal_text(source[start:end])
+    expression = source[start:end]
+    text = literal_text(expression)
+    if text is None and inside == "{":
+        return expression
+    return None if text is None or text.startswith("<") else text
 
 
 def _push_inline_tag(state: StateInline, tag: Tag, end: int) -> None:
@@ -78,13 +93,14 @@ def _push_inline_tag(state: StateInline, tag: Tag, end: int) -> None:
 
 def _code_text(source: str) -> str:
     """Return what `<code>` shows: no tags, literals resolved, Markdown untouched."""
+    scanner = Scanner(source)
     shown: list[str] = []
     position = 0
     while position < len(source):
-        tag = scan_markup(source, position)
+        tag = scanner.tag(position)
         end = tag.end if tag else None
         if end is None and source[position] == "{":
-            end = scan_expression(source, position)
+            end = scanner.expression_end(position)
             text = literal_text(source[position:end]) if end else None
             shown.append("" if end is None else (source[position:end] if text is None else text))
         if end is None:
@@ -95,5 +111,6 @@ def _code_text(source: str) -> str:
 
 def _separates_words(source: str, tag: Tag) -> bool:
     """A component between two words keeps them apart: `<li>a</li><li>b</li>` is no `ab`."""
-    before, after = source[: tag.start][-1:], source[tag.end : tag.end + 1]
+    before = source[max(tag.start - 1, 0) : tag.start]
+    after = source[tag.end : tag.end + 1]
     return not before.isspace() and not after.isspace() and after not in ".,;:!?)"

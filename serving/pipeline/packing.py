@@ -1,185 +1,123 @@
-"""Blocks packed into chunks of bounded size, and the places where a block may be cut.
+"""Blocks packed into chunks of bounded size.
 
-Belongs here: sizes, greedy filling, cutting between items, rows, sentences, words. Does not belong
-here: sections and identities (`chunking`), how a block is spelled (`blocks`).
+Belongs here: greedy filling, what stays together. Does not belong here: where one block may be cut
+(`cutting`), sections and identities (`chunking`), how a block is spelled (`blocks`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from serving.errors import InvalidInputError
-from serving.pipeline.blocks import (
-    Block,
-    Fence,
-    Heading,
-    Item,
-    Listing,
-    Quote,
-    Table,
-    Text,
-    write_block,
-    write_blocks,
-)
-from serving.pipeline.sentences import split_sentences
-
-TINY_RATIO = 0.25  # of the target; below: text that may share a chunk with its neighbour
-
-_Part = TypeVar("_Part")
+from serving.pipeline.blocks import Block, Item, Listing, Text, write_block, write_blocks
+from serving.pipeline.cutting import cut_block, is_whole
+from serving.pipeline.sizes import Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The two limits in tokens, and a memory of what was counted.
+class Packed:
+    """Consecutive blocks of one section and what they cost together."""
 
-    Raises:
-        InvalidInputError: not 0 < target <= maximum.
+    blocks: tuple[Block, ...]
+    cost: int
+
+    @property
+    def is_uncuttable(self) -> bool:
+        """True for a fence or a row, with nothing before it but what leads into it."""
+        *before, last = self.blocks
+        return is_whole(last) and all(_leads(block) for block in before)
+
+
+def fill_chunks(parts: Sequence[Block], sizes: Sizes) -> list[Packed]:
+    """Return the chunks that the blocks of one section, cut to size, fill in order.
+
+    A lead-in goes with what it leads to: into the same chunk where the maximum allows it, and in
+    front of what cannot be cut where it would be a chunk without any content otherwise.
     """
-
-    target: int
-    maximum: int
-    count_tokens: Callable[[Sequence[str]], list[int]]
-    counted: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that no chunk can have."""
-        if not 0 < self.target <= self.maximum:
-            raise _impossible_sizes(self)
-
-    def of(self, text: str) -> int:
-        """Return the number of tokens of a text."""
-        if text not in self.counted:
-            self.counted[text] = self.count_tokens([text])[0]
-        return self.counted[text]
-
-    def is_tiny(self, text: str) -> bool:
-        """Return True for text too small to make a good chunk by itself."""
-        return self.of(text) < self.target * TINY_RATIO
-
-
-def fill_chunks(blocks: Sequence[Block], sizes: Sizes) -> list[str]:
-    """Return the Markdown of the chunks that the blocks of one section fill, in order."""
-    filled: list[list[Block]] = []
-    for part in (part for block in blocks for part in _cut(block, sizes)):
-        current = filled[-1] if filled else []
-        if current and sizes.of(write_blocks([*current, part])) <= sizes.target:
-            current.append(part)
+    filled: list[Packed] = []
+    waiting = deque(parts)
+    while waiting:
+        part = _pack(waiting.popleft(), sizes)
+        if filled and (joined := _join(filled[-1], part, sizes)).cost <= sizes.target:
+            filled[-1] = joined
             continue
-        leads = _trailing_leads(current)
-        if leads and sizes.of(write_blocks([*leads, part])) <= sizes.maximum:
-            del current[len(current) - len(leads) :]
-            filled = [chunk for chunk in filled if chunk]
-            filled.append([*leads, part])
+        before, leads = _split_leads(filled[-1], sizes) if filled else (None, None)
+        if leads is None:
+            filled.append(part)
+        elif smaller := _cut_behind(leads, part, sizes):
+            waiting.extendleft(reversed(smaller))
+        elif _may_lead(leads, part, sizes, is_alone=before is None):
+            filled[-1:] = [*([before] if before else []), _join(leads, part, sizes)]
         else:
-            filled.append([part])
-    return [write_blocks(chunk) for chunk in _join_remainder(filled, sizes)]
+            filled.append(part)
+    return _join_scraps(filled, sizes)
 
 
-def _trailing_leads(blocks: Sequence[Block]) -> list[Block]:
-    first = len(blocks)
-    while first and _leads(blocks[first - 1]):
+def _may_lead(leads: Packed, part: Packed, sizes: Sizes, *, is_alone: bool) -> bool:
+    """Lead-ins may pass the maximum with a fence or a row that passes it anyway, or else alone."""
+    is_oversized = part.cost > sizes.maximum
+    is_orphan = is_alone and sizes.is_tiny(leads.cost)
+    is_allowed = is_whole(part.blocks[-1]) and (is_oversized or is_orphan)
+    return is_allowed or _join(leads, part, sizes).cost <= sizes.maximum
+
+
+def _pack(block: Block, sizes: Sizes) -> Packed:
+    return Packed(blocks=(block,), cost=sizes.of(write_block(block)))
+
+
+def _pack_all(blocks: Sequence[Block], sizes: Sizes) -> Packed:
+    packed = _pack(blocks[0], sizes)
+    for block in blocks[1:]:
+        packed = _join(packed, _pack(block, sizes), sizes)
+    return packed
+
+
+def _join(left: Packed, right: Packed, sizes: Sizes) -> Packed:
+    blocks = (*left.blocks, *right.blocks)
+    is_summed = not sizes.is_exact
+    estimate = left.cost + right.cost + sizes.blank_line
+    return Packed(blocks=blocks, cost=estimate if is_summed else sizes.of(write_blocks(blocks)))
+
+
+def _split_leads(packed: Packed, sizes: Sizes) -> tuple[Packed | None, Packed | None]:
+    """Return what stands before the lead-ins at the end, and these."""
+    first = len(packed.blocks)
+    while first and _leads(packed.blocks[first - 1]):
         first -= 1
-    return list(blocks[first:])
+    before, leads = packed.blocks[:first], packed.blocks[first:]
+    return (
+        _pack_all(before, sizes) if before else None,
+        _pack_all(leads, sizes) if leads else None,
+    )
+
+
+def _cut_behind(leads: Packed, part: Packed, sizes: Sizes) -> list[Block]:
+    """Cut a block that fits a chunk, but not together with its lead-in; nothing if it cannot be."""
+    room = sizes.maximum - leads.cost - sizes.blank_line
+    if part.cost > sizes.maximum or part.cost <= room or room < sizes.maximum // 2:
+        return []
+    smaller = cut_block(part.blocks[0], sizes, room)
+    return smaller if len(smaller) > 1 else []
 
 
 def _leads(block: Block) -> bool:
-    return isinstance(block, Text) and block.leads
-
-
-def _join_remainder(filled: list[list[Block]], sizes: Sizes) -> list[list[Block]]:
-    if len(filled) < 2 or not sizes.is_tiny(write_blocks(filled[-1])):
-        return filled
-    *before, previous, remainder = filled
-    joined = [*previous, *remainder]
-    return [*before, joined] if sizes.of(write_blocks(joined)) <= sizes.maximum else filled
-
-
-def _cut(block: Block, sizes: Sizes) -> list[Block]:
-    """Return a block in parts no larger than the maximum, where the block can be cut at all."""
-    if sizes.of(write_block(block)) <= sizes.maximum:
-        return [block]
+    """Return True for text that says little without what follows, at the end of a list as well."""
     match block:
         case Text():
-            return _cut_text(block, sizes)
-        case Listing():
-            return _cut_list(block, sizes)
-        case Table(header=header, rows=rows) if rows:
-            return _group(rows, lambda some: Table(header=header, rows=tuple(some)), sizes)
-        case Quote(children=children):
-            return _cut_quote(children, sizes)
-        case Fence() | Table() | Heading():
-            return [block]
+            return block.leads
+        case Listing(items=(*_, Item(children=(*_, last)))):
+            return _leads(last)
+    return False
 
 
-def _cut_text(block: Text, sizes: Sizes) -> list[Block]:
-    parts: list[Block] = []
-    short: list[str] = []
-    for sentence in split_sentences(block.markdown):
-        if sizes.of(sentence) <= sizes.maximum:
-            short.append(sentence)
-            continue
-        parts += _group(short, _as_text, sizes)
-        parts += _group(sentence.split(), _as_text, sizes)
-        short = []
-    return parts + _group(short, _as_text, sizes)
-
-
-def _as_text(parts: Sequence[str]) -> Text:
-    joined = " ".join(parts)
-    return Text(markdown=joined, plain=joined)
-
-
-def _cut_list(block: Listing, sizes: Sizes) -> list[Block]:
-    parts: list[Block] = []
-    short: list[Item] = []
-    for item in block.items:
-        if sizes.of(write_block(_as_list([item]))) <= sizes.maximum:
-            short.append(item)
-            continue
-        parts += _group(short, _as_list, sizes)
-        parts += _cut_item(item, sizes)
-        short = []
-    return parts + _group(short, _as_list, sizes)
-
-
-def _as_list(items: Sequence[Item]) -> Listing:
-    return Listing(items=tuple(items))
-
-
-def _cut_item(item: Item, sizes: Sizes) -> list[Block]:
-    """The marker stays with the item's first part; what follows it stands for itself."""
-    first, *rest = (part for child in item.children for part in _cut(child, sizes))
-    marked = Listing(items=(Item(marker=item.marker, children=(first,)),))
-    is_small = sizes.of(write_block(marked)) <= sizes.maximum
-    return [marked if is_small else first, *rest]
-
-
-def _cut_quote(children: Sequence[Block], sizes: Sizes) -> list[Block]:
-    parts = [part for child in children for part in _cut(child, sizes)]
-    quoted = [Quote(children=(part,)) for part in parts]
-    return [
-        quote if sizes.of(write_block(quote)) <= sizes.maximum else part
-        for part, quote in zip(parts, quoted, strict=True)
-    ]
-
-
-def _group(
-    parts: Sequence[_Part], build: Callable[[Sequence[_Part]], Block], sizes: Sizes
-) -> list[Block]:
-    """Build blocks of as many consecutive parts as the target takes."""
-    groups: list[list[_Part]] = []
-    for part in parts:
-        if groups and sizes.of(write_block(build([*groups[-1], part]))) <= sizes.target:
-            groups[-1].append(part)
+def _join_scraps(filled: list[Packed], sizes: Sizes) -> list[Packed]:
+    """A tiny last remainder, or lead-ins that nothing could follow, join the chunk before them."""
+    kept: list[Packed] = []
+    for number, packed in enumerate(filled):
+        is_last = number == len(filled) - 1
+        is_scrap = sizes.is_tiny(packed.cost) if is_last else all(map(_leads, packed.blocks))
+        joined = _join(kept[-1], packed, sizes) if kept and is_scrap else None
+        if joined and joined.cost <= sizes.maximum:
+            kept[-1] = joined
         else:
-            groups.append([part])
-    return [build(group) for group in groups]
-
-
-def _impossible_sizes(sizes: Sizes) -> InvalidInputError:
-    return InvalidInputError(
-        "choosing chunk sizes",
-        expected="0 < target_tokens <= maximum_tokens",
-        found=f"target_tokens {sizes.target}, maximum_tokens {sizes.maximum}",
-        next_step="correct chunking.target_tokens and chunking.maximum_tokens",
-    )
+            kept.append(packed)
+    return kept

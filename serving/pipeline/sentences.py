@@ -5,12 +5,19 @@ what is cited and how ids look (`prompt`), sizes (`chunking`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from unicodedata import category, east_asian_width
 
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
+from serving.pipeline.nesting import DEEPEST_INLINE, limit_nesting
+
+TEXTS_KEPT = 4096
+"""Chunks whose units are kept, a few kilobytes each."""
+
 _ENDS = ".!?…"
-_WIDE_ENDS = "\u3002\uff01\uff1f"  # the same marks of Chinese and Japanese
+WIDE_ENDS = "\u3002\uff01\uff1f"  # the same marks of Chinese and Japanese; no space follows
 _CLOSERS = "\"'\u201d\u2019\u00bb)]*_~"
 _OPENERS = "\"'\u201c\u2018\u00ab([*_`~"
 
@@ -30,16 +37,49 @@ def split_units(text: str) -> list[str]:
 
     A unit is a sentence (of a paragraph, a list item, a quote), a lead-in ending in a colon, a
     table row written as `Header: cell; Header: cell.`, or a whole fence with its markers and
-    newlines.
+    newlines. Kept by text: a chunk is retrieved many times, and parsing it was most of the
+    prompt's cost.
     """
-    parser = MarkdownIt("commonmark", {"maxNesting": 200}).enable("table")
+    return list(_split_units(text))
+
+
+@lru_cache(maxsize=TEXTS_KEPT)
+def _split_units(text: str) -> tuple[str, ...]:
+    parser = MarkdownIt("commonmark", {"maxNesting": DEEPEST_INLINE}).enable("table")
+    limit_nesting(parser)
+    parser.core.ruler.disable("inline")  # units are quoted as they were written
     parser.disable(["html_block", "html_inline", "reference", "lheading", "code"])
-    return list(_units(SyntaxTreeNode(parser.parse(text)).children))
+    return tuple(_units(SyntaxTreeNode(parser.parse(text)).children))
 
 
 def split_sentences(text: str) -> list[str]:
     """Return the sentences of one paragraph's inline Markdown; hard line breaks end them too."""
     return [sentence for line in _hard_lines(text) for sentence in _sentences(line)]
+
+
+def split_words(sentence: str) -> list[str]:
+    """Return the pieces a sentence may be cut into; joined they are the sentence again.
+
+    A piece is a word with the space behind it, a whole code span, or one character of a script
+    that sets no spaces between words.
+    """
+    pieces: list[str] = []
+    start = position = 0
+    while position < len(sentence):
+        if sentence[position] == "`":
+            position = _skip_code(sentence, position)
+            continue
+        position += 1
+        if sentence[position - 1].isspace() or _parts_words(sentence[position - 1 : position + 1]):
+            pieces.append(sentence[start:position])
+            start = position
+    return [*pieces, sentence[start:]] if start < len(sentence) else pieces
+
+
+def _parts_words(pair: str) -> bool:
+    """Return True where a Chinese or Japanese letter begins behind one, or behind its stop."""
+    is_wide = east_asian_width(pair[0]) in "WF"
+    return is_wide and category(pair[-1]) == "Lo" and len(pair) == 2
 
 
 def _units(nodes: Sequence[SyntaxTreeNode]) -> Iterator[str]:
@@ -106,52 +146,58 @@ def _sentences(line: str) -> Iterator[str]:
     while position < len(line):
         if line[position] == "`":
             position = _skip_code(line, position)
-            continue
-        if line.startswith("**", position):
+        elif line.startswith("**", position):
             is_bold = not is_bold
             position += 2
-            continue
-        end = _sentence_end(line, start, position, is_bold=is_bold)
-        if end is None:
+        elif line[position] in _ENDS + WIDE_ENDS:
+            end = _marks_end(line, position)
+            marks = line[position:end]
+            is_bold ^= marks.count("**") % 2 == 1
+            if not is_bold and _is_sentence_end(line, start, position, end):
+                yield line[start:end].strip()
+                start = end
+            position = end
+        else:
             position += 1
-            continue
-        yield line[start:end].strip()
-        start = position = end
-        is_bold = False
     if line[start:].strip():
         yield line[start:].strip()
 
 
-def _sentence_end(line: str, start: int, position: int, *, is_bold: bool) -> int | None:
-    """Return where the sentence ends whose last mark stands at `position`, None if none ends."""
-    mark = line[position]
-    if mark not in _ENDS + _WIDE_ENDS:
-        return None
-    end = position + 1
-    while end < len(line) and line[end] in _ENDS + _WIDE_ENDS + _CLOSERS:
-        end += 1
-    closes_bold = "**" in line[position:end]
-    if end >= len(line) or (is_bold and not closes_bold):
-        return None
-    if mark in _WIDE_ENDS:
-        return end
-    if not line[end].isspace() or not _begins_sentence(line[end:].lstrip()):
-        return None
-    return None if mark == "." and _is_abbreviation(line[start:position]) else end
+def _marks_end(line: str, position: int) -> int:
+    """Return the index after a run of marks and what closes behind them: `.)`, `!?`, `.**`."""
+    while position < len(line) and line[position] in _ENDS + WIDE_ENDS + _CLOSERS:
+        position += 1
+    return position
 
 
-def _begins_sentence(rest: str) -> bool:
-    first = rest[:1]
-    bare = rest.lstrip(_OPENERS)[:1]
-    return first == "`" or (
-        bare != "" and not bare.islower() and bare not in ",;:.!?)-\u2013\u2014"
-    )
+def _is_sentence_end(line: str, start: int, position: int, end: int) -> bool:
+    """Say whether the marks `line[position:end]` end the sentence that began at `start`."""
+    marks = line[position:end]
+    if end >= len(line):
+        return False
+    if any(mark in WIDE_ENDS for mark in marks):
+        return True
+    if not line[end].isspace() or not _begins_sentence(line, end):
+        return False
+    is_full_stop = not any(mark in _ENDS for mark in marks[1:]) and marks[0] == "."
+    return not (is_full_stop and _is_abbreviation(line[max(start, position - 100) : position]))
+
+
+def _begins_sentence(line: str, position: int) -> bool:
+    while position < len(line) and line[position].isspace():
+        position += 1
+    if line[position : position + 1] == "`":
+        return True
+    while position < len(line) and line[position] in _OPENERS:
+        position += 1
+    bare = line[position : position + 1]
+    return bare != "" and not bare.islower() and bare not in ",;:.!?)-\u2013\u2014"
 
 
 def _is_abbreviation(before: str) -> bool:
     """Say whether the full stop after `before` belongs to its last word."""
     words = before.split()
-    if not words:
+    if not words or before[-1].isspace():  # a stop that stands apart ends nothing: ` .env`
         return True
     word = words[-1].lstrip(_OPENERS)
     previous = words[-2].strip(_OPENERS + ",;:").casefold() if len(words) > 1 else ""
@@ -164,12 +210,18 @@ def _is_abbreviation(before: str) -> bool:
 
 def _skip_code(line: str, position: int) -> int:
     """Return the index after the code span that begins at `position` (or after its backticks)."""
-    ticks = len(line[position:]) - len(line[position:].lstrip("`"))
-    opening = position + ticks
-    search = opening
-    while (close := line.find("`" * ticks, search)) >= 0:
-        run = len(line[close:]) - len(line[close:].lstrip("`"))
-        if run == ticks:
-            return close + ticks
-        search = close + run
+    opening = _ticks_end(line, position)
+    ticks = line[position:opening]
+    close = line.find(ticks, opening)
+    while close >= 0:
+        end = _ticks_end(line, close)
+        if end - close == len(ticks):
+            return end
+        close = line.find(ticks, end)
     return opening
+
+
+def _ticks_end(line: str, position: int) -> int:
+    while position < len(line) and line[position] == "`":
+        position += 1
+    return position

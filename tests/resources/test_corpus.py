@@ -4,6 +4,20 @@ import pytest
 
 from resources.corpus import CorpusFolder
 from serving.errors import InvalidInputError
+from serving.pipeline.chunking import Chunk, chunk_page
+
+
+def chunk_site(folder: CorpusFolder) -> list[Chunk]:
+    return [
+        chunk
+        for page in folder.read_pages()
+        for chunk in chunk_page(
+            page,
+            target_tokens=9,
+            maximum_tokens=20,
+            count_tokens=lambda texts: [len(text.split()) for text in texts],
+        )
+    ]
 
 
 def corpus(path) -> CorpusFolder:
@@ -25,6 +39,26 @@ def test_the_fingerprint_moves_with_names_and_bytes(tmp_path):
     renamed = corpus(tmp_path).fingerprint()
     (tmp_path / "b.md").write_text("# A\n\nOther text.\n", encoding="utf-8")
     assert len({before, renamed, corpus(tmp_path).fingerprint()}) == 3
+
+
+def test_an_edited_page_moves_no_chunk_of_another(tmp_path):
+    for name in ("a", "b", "c"):
+        text = f"# {name}\n\n## Same\n\nText of {name}.\n\n```\ncode\n```\n"
+        (tmp_path / f"{name}.md").write_text(text, encoding="utf-8")
+    before = chunk_site(corpus(tmp_path))
+    (tmp_path / "b.md").write_text("# B\n\nNew.\n\n## Same\n\nNew.\n", encoding="utf-8")
+    (tmp_path / "d.md").write_text("# D\n\nAdded.\n", encoding="utf-8")
+    after = chunk_site(corpus(tmp_path))
+    kept = [c for c in before if not c.chunk_id.startswith("docs:b/")]
+    assert kept == [c for c in after if not c.chunk_id.startswith(("docs:b/", "docs:d/"))]
+
+
+def test_windows_line_ends_and_a_byte_order_mark_change_no_chunk(tmp_path):
+    text = "---\ntitle: T\n---\n\n## A\n\nText.\n\n```\na\n\nb\n```\n"
+    (tmp_path / "a.md").write_bytes(text.encode())
+    before = chunk_site(corpus(tmp_path))
+    (tmp_path / "a.md").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert chunk_site(corpus(tmp_path)) == before
 
 
 def test_a_missing_folder_says_which_key_to_set(tmp_path):

@@ -1,0 +1,46 @@
+"""A page's metadata: the YAML block before its Markdown.
+
+Belongs here: where the block ends and what is wrong with it. Does not belong here: what the
+metadata means (`chunking`).
+"""
+
+from itertools import takewhile
+from typing import Any
+
+import yaml
+
+from serving.errors import InvalidInputError
+
+
+def split_frontmatter(path: str, source: str) -> tuple[dict[str, Any], str]:
+    """Return the YAML frontmatter and the Markdown after it.
+
+    Raises:
+        InvalidInputError: the frontmatter is no YAML mapping or never ends; names path and line.
+    """
+    lines = source.removeprefix("\ufeff").splitlines(keepends=True)
+    if not lines or lines[0].rstrip() != "---":
+        return {}, "".join(lines)
+    header = list(takewhile(lambda line: line.rstrip() != "---", lines[1:]))
+    if len(header) == len(lines) - 1:
+        raise _broken_frontmatter(path, line=1, found="a block that never ends")
+    try:
+        metadata = yaml.safe_load("".join(header)) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "unreadable YAML"
+        line = mark.line + 2 if mark else 1
+        found = str(problem).removeprefix("found ")
+        raise _broken_frontmatter(path, line=line, found=found) from error
+    if not isinstance(metadata, dict):
+        raise _broken_frontmatter(path, line=2, found=f"a {type(metadata).__name__}")
+    return metadata, "".join(lines[len(header) + 2 :])
+
+
+def _broken_frontmatter(path: str, *, line: int, found: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"reading the frontmatter of {path}",
+        expected="a YAML mapping between two lines of `---`",
+        found=f"{found} at {path}:{line}",
+        next_step=f"correct {path} at line {line}",
+    )
