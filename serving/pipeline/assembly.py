@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.models.protocols import ChatModel, Embedder
+from serving.models.protocols import ChatModel, Embedder, Reranker
 from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.retrieval import LanceRetriever
@@ -28,13 +28,18 @@ class PipelineParts:
     router: RouterPolicy
     validator: ValidatorPolicy
     count_tokens: Callable[[str], int]
+    reranker: Reranker | None = None
 
     async def assemble(
         self, index_fingerprint: str, *, student: ChatModel | None = None, phase: Phase = "switch"
     ) -> AnswerPipeline:
         """Open the index snapshot and return the pipeline over it."""
         retriever = await LanceRetriever.open(
-            self.index_folder, fingerprint=index_fingerprint, embedder=self.embedder, k=self.k
+            self.index_folder,
+            fingerprint=index_fingerprint,
+            embedder=self.embedder,
+            k=self.k,
+            reranker=self.reranker,
         )
         return AnswerPipeline(
             retriever=retriever,

@@ -1,125 +1,96 @@
-"""Hybrid retrieval over LanceDB: full text and vectors, fused by reciprocal rank.
+"""Hybrid retrieval over LanceDB: words and vectors choose candidates, relevance orders them.
 
-Belongs here: building an index snapshot and asking it. Does not belong here: chunking, what a score
-is good for (`router`), which snapshot is current (a release says so).
+Belongs here: asking an index snapshot. Does not belong here: how a snapshot is made (`indexing`),
+how scores become one (`fusion`), what may be asked for (`filters`), what a score is good for
+(`router`).
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
 from serving.errors import IndexMismatchError, InvalidInputError
-from serving.files import atomic_folder
-from serving.hashing import content_hash
-from serving.models.protocols import Embedder, Hit, Vectors
-from serving.pipeline.chunking import CHUNKER_VERSION
+from serving.models.protocols import ChunkFilter, Embedder, Hit, Reranker, Vectors
+from serving.pipeline.filters import write_condition
+from serving.pipeline.fusion import Scores, fuse, limit_bm25, merge_candidates, read_windows
+from serving.pipeline.indexing import ANALYSIS, CHUNKS, WINDOWS
 
 if TYPE_CHECKING:
     from lancedb.table import AsyncTable
 
-TABLE = "chunks"
-CANDIDATES_PER_ARM = 24
-"""How many hits full text and vectors each bring to the fusion; 24 = 8 times the default k."""
+Result = TypeVar("Result")
+
+CANDIDATES = 24
+"""How many chunks are ordered by relevance at least; 24 = 8 times the default k. Words and vectors
+each bring twice as many to choose them from."""
+MAXIMUM_K = 50
+ALL = ChunkFilter()
+PARTITIONS_ASKED = 32
+"""How many partitions of an approximate vector index are read; a small index has none."""
+INFERENCE_THREADS = 2
+"""Models run outside the event loop, in threads of their own: however many questions wait for the
+embedder, the pool that asyncio shares (which makes traces durable) stays free."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexedChunk:
-    """A chunk as the index stores it."""
+class _Candidates:
+    """What both searches found: n chunks by position, their windows' vectors, their BM25.
 
-    chunk_id: str
-    content_hash: str
-    title: str
-    url: str
-    heading_path: tuple[str, ...]
-    text: str
-
-    @property
-    def search_text(self) -> str:
-        """What is embedded and searched: a chunk is found by its headings too."""
-        return f"{' > '.join(self.heading_path)}\n{self.text}"
-
-
-def fingerprint_index(chunks: Sequence[IndexedChunk], embedder_fingerprint: str) -> str:
-    """Return the identity of the index over these chunks: chunks + embedder + chunker version.
-
-    Title and url are in it, since an answer shows them and no chunk's own hash covers them.
+    `question` is the question's vector. BM25 is 0 for a chunk that the search by words did not
+    bring: it is below all that it brought.
     """
-    hashes = sorted((c.chunk_id, c.content_hash, c.title, c.url) for c in chunks)
-    return content_hash(hashes, embedder_fingerprint, CHUNKER_VERSION)
 
-
-def build_index(
-    folder: Path, chunks: Sequence[IndexedChunk], vectors: Vectors, embedder_fingerprint: str
-) -> str:
-    """Write an index snapshot to `folder/<fingerprint>` and return the fingerprint.
-
-    Args:
-        folder: the parent of all snapshots; an existing equal snapshot is kept.
-        chunks: n chunks.
-        vectors: [n, dimension] unit vectors of their `search_text`.
-        embedder_fingerprint: identity of the embedder that made them.
-
-    Raises:
-        InvalidInputError: there is nothing to index.
-    """
-    if not chunks:
-        raise InvalidInputError(
-            "building the index",
-            expected="at least one chunk",
-            found="0 chunks",
-            next_step="check `product.corpus.path` and `include` in the config",
-        )
-    fingerprint = fingerprint_index(chunks, embedder_fingerprint)
-    target = folder / fingerprint
-    if not target.exists():
-        with atomic_folder(target) as staging:
-            _write_table(staging, chunks, vectors)
-    return fingerprint
-
-
-def _write_table(folder: Path, chunks: Sequence[IndexedChunk], vectors: Vectors) -> None:
-    import lancedb
-    import pyarrow as pa
-    from lancedb.index import FTS
-
-    columns: dict[str, Any] = {
-        "chunk_id": [c.chunk_id for c in chunks],
-        "content_hash": [c.content_hash for c in chunks],
-        "title": [c.title for c in chunks],
-        "url": [c.url for c in chunks],
-        "heading_path": [list(c.heading_path) for c in chunks],
-        "text": [c.text for c in chunks],
-        "search_text": [c.search_text for c in chunks],
-    }
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), type=pa.float32())
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    table = lancedb.connect(folder).create_table(TABLE, pa.table(columns))
-    table.create_index("search_text", config=FTS())
-    table.wait_for_index(["search_text_idx"], timeout=timedelta(seconds=60))
+    question: Vectors
+    chunks: list[int]
+    windows: list[Vectors]
+    bm25: Scores
 
 
 class LanceRetriever:
     """Answers from one index snapshot. Safe for concurrent use on one event loop."""
 
     def __init__(
-        self, table: "AsyncTable", *, index_fingerprint: str, embedder: Embedder, k: int
+        self,
+        chunks: "AsyncTable",
+        windows: "AsyncTable",
+        *,
+        index_fingerprint: str,
+        first_windows: Sequence[int],
+        window_count: int,
+        embedder: Embedder,
+        k: int,
+        reranker: Reranker | None = None,
     ) -> None:
-        self._table = table
+        self._chunks = chunks
+        self._windows = windows
+        self._first_windows = [*first_windows, window_count]
         self._embedder = embedder
-        self._k = k
+        self._reranker = reranker
+        self._k = _check_k(k)
+        self._threads = ThreadPoolExecutor(INFERENCE_THREADS, thread_name_prefix="retrieval")
         self.index_fingerprint = index_fingerprint
 
     @classmethod
-    async def open(cls, folder: Path, *, fingerprint: str, embedder: Embedder, k: int) -> Self:
+    async def open(
+        cls,
+        folder: Path,
+        *,
+        fingerprint: str,
+        embedder: Embedder,
+        k: int,
+        reranker: Reranker | None = None,
+    ) -> Self:
         """Open the snapshot `folder/<fingerprint>`.
 
         Raises:
             IndexMismatchError: no such snapshot, or the embedder's vectors are of another length.
+            InvalidInputError: k is out of range.
         """
         import lancedb
 
@@ -131,8 +102,17 @@ class LanceRetriever:
                 found="nothing there",
                 next_step="run `understudy run --select corpus`",
             )
-        table = await (await lancedb.connect_async(str(snapshot))).open_table(TABLE)
-        stored = (await table.schema()).field("vector").type.list_size
+        database = await lancedb.connect_async(str(snapshot))
+        tables = list((await database.list_tables()).tables)
+        if not {CHUNKS, WINDOWS} <= set(tables):
+            raise IndexMismatchError(
+                f"opening the index {fingerprint}",
+                expected=f"the tables {CHUNKS} and {WINDOWS}",
+                found=f"{tables}, as an earlier version of Understudy wrote them",
+                next_step="build it anew: `understudy run --select corpus`, then release again",
+            )
+        chunks, windows = await database.open_table(CHUNKS), await database.open_table(WINDOWS)
+        stored = (await windows.schema()).field("vector").type.list_size
         if stored != embedder.dimension:
             raise IndexMismatchError(
                 f"opening the index {fingerprint}",
@@ -140,32 +120,142 @@ class LanceRetriever:
                 found=f"an embedder of dimension {embedder.dimension}",
                 next_step="rebuild the index with this embedder: `understudy run --select corpus`",
             )
-        return cls(table, index_fingerprint=fingerprint, embedder=embedder, k=k)
+        return cls(
+            chunks,
+            windows,
+            index_fingerprint=fingerprint,
+            first_windows=await _read_first_windows(chunks),
+            window_count=await windows.count_rows(),
+            embedder=embedder,
+            k=k,
+            reranker=reranker,
+        )
 
-    async def retrieve(self, question: str) -> tuple[Hit, ...]:
-        """Return at most k hits, best first by reciprocal-rank fusion, scored 0-1 by cosine."""
-        from lancedb.rerankers import RRFReranker
+    async def retrieve(
+        self, question: str, *, k: int | None = None, where: ChunkFilter | None = None
+    ) -> tuple[Hit, ...]:
+        """Return at most k hits, best first by `relevance`, each with its cosine as `score`.
 
-        vector = (await asyncio.to_thread(self._embedder.embed, [question]))[0]
-        query = self._table.query().nearest_to(vector).distance_type("cosine")
-        words = "".join(c if c.isalnum() else " " for c in question).strip()
-        if words:
-            # Without letters or digits there is nothing to search for by text.
-            hybrid = query.nearest_to_text(words, columns="search_text")
-            rows = await hybrid.rerank(RRFReranker()).limit(CANDIDATES_PER_ARM).to_list()
-        else:
-            rows = await query.limit(self._k).to_list()
-        return tuple(_to_hit(row, vector) for row in rows[: self._k])
+        Args:
+            question: any text; without a word to search for, vectors alone decide.
+            k: how many; the retriever's own k where it is None.
+            where: which chunks may be found; all where it is None.
+
+        Raises:
+            InvalidInputError: k is out of range, or the filter names no possible page or heading.
+        """
+        count = self._k if k is None else _check_k(k)
+        limit = max(count, CANDIDATES)
+        found = await self._find_candidates(question, limit, write_condition(where or ALL))
+        if not found.chunks:
+            return ()
+        best, nearness = read_windows(found.question, found.windows)
+        reachable = limit_bm25(len(self._first_windows) - 1, len(split_terms(question)))
+        relevance = fuse(nearness, found.bm25, limit=reachable)
+        # Equal chunks stand in the order of the corpus, whatever order the searches ended in.
+        order = sorted(range(len(relevance)), key=lambda n: (-relevance[n], found.chunks[n]))
+        kept = order if self._reranker else order[:count]
+        hits = await self._read_hits([found.chunks[n] for n in kept])
+        scored = [
+            replace(hit, score=min(1.0, max(0.0, float(best[n]))), relevance=float(relevance[n]))
+            for hit, n in zip(hits, kept, strict=True)
+        ]
+        return (await self._rerank(question, scored))[:count]
+
+    async def _find_candidates(
+        self, question: str, limit: int, condition: str | None
+    ) -> _Candidates:
+        async def search_vectors() -> tuple[Vectors, list[int]]:
+            vectors = await self._run(self._embedder.embed, [question])
+            return vectors[0], await self._search_vectors(vectors[0], 2 * limit, condition)
+
+        (vector, by_vector), bm25 = await asyncio.gather(
+            search_vectors(), self._search_words(question, 2 * limit, condition)
+        )
+        chunks = merge_candidates([by_vector, list(bm25)], limit=limit)
+        return _Candidates(
+            question=vector,
+            chunks=chunks,
+            windows=await self._read_windows(chunks),
+            bm25=np.array([bm25.get(chunk, 0.0) for chunk in chunks]),
+        )
+
+    async def _search_vectors(
+        self, vector: Vectors, depth: int, condition: str | None
+    ) -> list[int]:
+        # A chunk takes as many places in this list as it has windows among the nearest.
+        windows_per_chunk = math.ceil(self._first_windows[-1] / (len(self._first_windows) - 1))
+        query = self._windows.query().nearest_to(vector).distance_type("cosine")
+        query = query.nprobes(PARTITIONS_ASKED).select(["chunk", "_distance"])
+        query = query.where(condition) if condition else query
+        rows = await query.limit(depth * windows_per_chunk).to_list()
+        best_first = sorted(rows, key=lambda row: (row["_distance"], row["chunk"]))
+        return list(dict.fromkeys(row["chunk"] for row in best_first))[:depth]
+
+    async def _search_words(
+        self, question: str, depth: int, condition: str | None
+    ) -> dict[int, float]:
+        """Return BM25 by chunk, best first; nothing for a question without a word."""
+        if not split_terms(question):
+            return {}
+        query = self._chunks.query().nearest_to_text(question, columns="search_text")
+        query = query.select(["chunk", "_score"])
+        query = query.where(condition) if condition else query
+        rows = await query.limit(depth).to_list()
+        best_first = sorted(rows, key=lambda row: (-row["_score"], row["chunk"]))
+        return {row["chunk"]: row["_score"] for row in best_first}
+
+    async def _read_windows(self, chunks: Sequence[int]) -> list[Vectors]:
+        spans = [range(self._first_windows[c], self._first_windows[c + 1]) for c in chunks]
+        rows = [row for span in spans for row in span]
+        if not rows:
+            return []
+        found = await self._windows.take_offsets(rows).select(["chunk", "vector"]).to_arrow()
+        owners = found["chunk"].to_numpy()
+        flat = found["vector"].combine_chunks().flatten().to_numpy()
+        vectors = flat.reshape(len(owners), -1)
+        return [vectors[owners == chunk] for chunk in chunks]
+
+    async def _read_hits(self, chunks: Sequence[int]) -> list[Hit]:
+        shown = ["chunk_id", "content_hash", "text", "title", "url", "heading_path"]
+        rows = await self._chunks.take_offsets(list(chunks)).select(["chunk", *shown]).to_list()
+        hits = {
+            row.pop("chunk"): Hit(**{**row, "heading_path": tuple(row["heading_path"])})
+            for row in rows
+        }
+        return [hits[chunk] for chunk in chunks]
+
+    async def _rerank(self, question: str, hits: list[Hit]) -> tuple[Hit, ...]:
+        if self._reranker is None:
+            return tuple(hits)
+        texts = [" > ".join(hit.heading_path) + "\n" + hit.text for hit in hits]
+        scores = await self._run(self._reranker.score, question, texts)
+        order = np.argsort(-scores, kind="stable")
+        return tuple(replace(hits[n], relevance=float(scores[n])) for n in order)
+
+    async def _run(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
-def _to_hit(row: dict[str, Any], question: Vectors) -> Hit:
-    cosine = float(np.dot(np.asarray(row["vector"], dtype=np.float32), question))
-    return Hit(
-        chunk_id=row["chunk_id"],
-        content_hash=row["content_hash"],
-        text=row["text"],
-        title=row["title"],
-        url=row["url"],
-        heading_path=tuple(row["heading_path"]),
-        score=min(1.0, max(0.0, cosine)),
-    )
+def split_terms(question: str) -> list[str]:
+    """Return the words of a question as the index spells them: stemmed, without stop words."""
+    import lancedb
+
+    return [token.text for token in lancedb.tokenize(question, **ANALYSIS)]
+
+
+def _check_k(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAXIMUM_K:
+        raise InvalidInputError(
+            "retrieving chunks",
+            expected=f"k from 1 to {MAXIMUM_K}",
+            found=repr(k),
+            next_step="correct `retrieval.k` in the config, or the argument k",
+        )
+    return k
+
+
+async def _read_first_windows(chunks: "AsyncTable") -> list[int]:
+    found = await chunks.query().select(["chunk", "first_window"]).to_arrow()
+    positions: list[int] = found.sort_by("chunk")["first_window"].to_pylist()
+    return positions

@@ -146,10 +146,14 @@ def test_refusing_cases_have_no_gold(case: dict[str, Any]) -> None:
     assert case["gold_headings"] == []
 
 
+# Pages that the frozen set cannot ask about; its next version does, and this is empty again.
+WRITTEN_AFTER_THE_FREEZE = {"concepts/retrieval"}
+
+
 def test_every_page_has_one_to_five_cases() -> None:
     used = Counter(slug for case in CASES for slug in case["gold_pages"])
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.mdx")}
-    assert set(used) >= pages
+    assert set(used) == pages - WRITTEN_AFTER_THE_FREEZE
     assert [slug for slug, count in used.items() if count > 5] == []
 
 

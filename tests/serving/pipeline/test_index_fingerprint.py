@@ -1,10 +1,11 @@
-"""The identity of an index: everything an answer shows of a chunk."""
+"""The identity of an index: everything an answer shows of a chunk, and how it is found."""
 
 from dataclasses import replace
 
 import pytest
 
-from serving.pipeline.retrieval import IndexedChunk, fingerprint_index
+from serving.pipeline import indexing
+from serving.pipeline.indexing import IndexedChunk, fingerprint_index
 
 CHUNK = IndexedChunk(
     chunk_id="docs:a/1",
@@ -27,3 +28,17 @@ def test_the_order_of_chunks_is_not():
     other = replace(CHUNK, chunk_id="docs:b/1")
     assert fingerprint_index([CHUNK, other], "e") == fingerprint_index([other, CHUNK], "e")
     assert fingerprint_index([CHUNK], "e") != fingerprint_index([CHUNK], "f")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RETRIEVAL_VERSION", "next"),
+        ("CHUNKER_VERSION", "next"),
+        ("ANALYSIS", {**indexing.ANALYSIS, "stem": False}),
+    ],
+)
+def test_how_chunks_are_cut_analysed_and_fused_is_part_of_the_identity(monkeypatch, name, value):
+    before = fingerprint_index([CHUNK], "e")
+    monkeypatch.setattr(indexing, name, value)
+    assert fingerprint_index([CHUNK], "e") != before

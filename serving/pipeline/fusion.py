@@ -1,0 +1,79 @@
+"""From two searches to one order: candidates by reciprocal rank, relevance by scores.
+
+Belongs here: arithmetic on ranks and scores of one question. Does not belong here: searching
+(`retrieval`), storage (`indexing`).
+
+Ranks choose the candidates, for the lists' scores have no common scale yet. Scores order them, for
+ranks forget how much better one hit is than the next: relevance is the mean of a cosine and of the
+share of what BM25 can give to the question. Neither part depends on what else was found; scaling by
+the best hit (min-max) would call the best match of words a full one, even where a question shares
+one filler word with a chunk. Convex combinations: Bruch et al., "An Analysis of Fusion Functions
+for Hybrid Retrieval", TOIS 2023, section 4.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.models.protocols import Vectors
+
+Scores = npt.NDArray[np.float64]
+
+BM25_SATURATION = 1.2  # k1 of LanceDB's BM25: a word counts at most k1 + 1 times its weight
+RANK_CONSTANT = 60  # Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet", SIGIR 2009
+
+
+def merge_candidates(rankings: Sequence[Sequence[int]], *, limit: int) -> list[int]:
+    """Return at most `limit` items of the rankings by reciprocal rank fusion, best first.
+
+    An item earns 1 / (60 + rank) in every ranking that has it; of equals the smaller is first.
+    """
+    earned: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, item in enumerate(ranking, start=1):
+            earned[item] = earned.get(item, 0.0) + 1 / (RANK_CONSTANT + rank)
+    return sorted(earned, key=lambda item: (-earned[item], item))[:limit]
+
+
+def limit_bm25(chunk_count: int, term_count: int) -> float:
+    """Return the BM25 score that `term_count` words reach at most, or 1.0 for no words.
+
+    A word found weighs most if it stands in one of the n chunks alone, ln(1 + (n - 0.5) / 1.5), and
+    its frequency saturates at k1 + 1.
+    """
+    rarest = math.log(1 + (chunk_count - 0.5) / 1.5)
+    return (BM25_SATURATION + 1) * rarest * term_count or 1.0
+
+
+def read_windows(question: Vectors, windows: Sequence[Vectors]) -> tuple[Scores, Scores]:
+    """Return how near each chunk is to the question: by its best window, and with the whole.
+
+    The second is the mean of the best window's cosine and the cosine of all windows' mean, so that
+    among long chunks with one good passage the one that is about the matter comes first. A chunk of
+    one window has one cosine.
+
+    Args:
+        question: [dimension] unit vector.
+        windows: for each of n chunks [its windows, dimension] unit vectors.
+
+    Returns:
+        ([n], [n]), each in -1..1.
+    """
+    best = np.array([float((vectors @ question).max()) for vectors in windows])
+    middles = np.array([vectors.mean(axis=0, dtype=np.float64) for vectors in windows])
+    lengths = np.maximum(np.linalg.norm(middles, axis=-1), np.finfo(np.float32).tiny)
+    return best, (best + middles @ question / lengths) / 2
+
+
+def fuse(cosines: Scores, bm25: Scores, *, limit: float) -> Scores:
+    """Return [n] relevances in 0-1: the even mean of the clipped cosine and BM25 over its limit.
+
+    Args:
+        cosines: [n] in -1..1.
+        bm25: [n] from 0, which a chunk has that shares no word.
+        limit: what `limit_bm25` says of the question.
+    """
+    fused: Scores = (np.clip(cosines, 0.0, 1.0) + np.clip(bm25 / limit, 0.0, 1.0)) / 2
+    return fused

@@ -1,0 +1,249 @@
+"""Asking an index: what is found, in which order, among what; while others ask and build."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from serving.errors import IndexMismatchError, InvalidInputError
+from serving.hashing import content_hash
+from serving.models.protocols import ChunkFilter, Retriever, Vectors
+from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
+from serving.pipeline.retrieval import LanceRetriever, split_terms
+
+PAGES = {
+    "install": ["Install Tern with one command.", "Uninstall removes every file but the backups."],
+    "how-to/backups": [
+        "Tern takes a backup every 6 hours.",
+        "The key backup_interval_hours changes how often.",
+        "Run tern restore to bring back the newest copy.",
+    ],
+    "how-to/sync": [
+        "When two machines change one file, the newer change wins.",
+        "Café files sync.",
+    ],
+    "how-tools": ["The tools folder holds scripts."],
+}
+
+
+@dataclass
+class LetterEmbedder:
+    """Unit vectors from counted letters: some texts are nearer than others, none is like words."""
+
+    dimension: int = 26
+    maximum_tokens: int = 24
+    fingerprint: str = "letters"
+    threads: set[str] = field(default_factory=set)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        self.threads.add(threading.current_thread().name)
+        counts = [[1e-3 + text.lower().count(chr(97 + n)) for n in range(26)] for text in texts]
+        rows = np.array(counts, dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+
+def make_chunks(pages: dict[str, list[str]] = PAGES) -> list[IndexedChunk]:
+    return [
+        IndexedChunk(
+            chunk_id=f"docs:{slug}/{number}",
+            content_hash=content_hash(text),
+            title=slug,
+            url=f"/{slug}/",
+            heading_path=(slug.title(), f"Part {number}"),
+            text=text,
+        )
+        for slug, texts in pages.items()
+        for number, text in enumerate(texts, start=1)
+    ]
+
+
+def index(folder, chunks: Sequence[IndexedChunk], embedder: LetterEmbedder) -> str:
+    windows = plan_windows(
+        chunks, maximum_tokens=embedder.maximum_tokens, count_tokens=embedder.count_tokens
+    )
+    vectors = embedder.embed([window.text for window in windows])
+    return build_index(folder, chunks, windows, vectors, embedder.fingerprint)
+
+
+async def open_index(folder, pages=PAGES, *, k: int = 3, reranker=None) -> LanceRetriever:
+    embedder = LetterEmbedder()
+    fingerprint = await asyncio.to_thread(index, folder, make_chunks(pages), embedder)
+    return await LanceRetriever.open(
+        folder, fingerprint=fingerprint, embedder=embedder, k=k, reranker=reranker
+    )
+
+
+async def find(retriever: Retriever, question: str, **options) -> list[str]:
+    return [hit.chunk_id for hit in await retriever.retrieve(question, **options)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("index")
+
+
+@pytest.mark.parametrize(
+    ("question", "chunk_id"),
+    [
+        ("restoring the newest copies", "docs:how-to/backups/3"),  # stemmed
+        ("BACKUP interval", "docs:how-to/backups/2"),  # snake_case is split
+        ("cafe", "docs:how-to/sync/2"),  # accents are folded
+        ("part 3", "docs:how-to/backups/3"),  # headings are searched
+    ],
+)
+async def test_words_find_their_chunk(folder, question, chunk_id):
+    assert chunk_id == (await find(await open_index(folder), question))[0]
+
+
+async def test_hits_carry_what_an_answer_shows_and_scores_of_0_to_1(folder):
+    retriever = await open_index(folder)
+    chunks = {chunk.chunk_id: chunk for chunk in make_chunks()}
+    question = "How often is a backup taken?"
+    hits = await retriever.retrieve(question, k=8)
+    assert len(hits) == len(chunks)
+    relevances = [hit.relevance for hit in hits]
+    assert relevances == sorted(relevances, reverse=True)
+    assert all(0 <= hit.relevance <= 1 for hit in hits)
+    vector = LetterEmbedder().embed([question])[0]
+    for hit in hits:
+        chunk = chunks[hit.chunk_id]
+        shown = (hit.text, hit.url, hit.heading_path, hit.content_hash)
+        assert shown == (chunk.text, chunk.url, chunk.heading_path, chunk.content_hash)
+        expected = float(LetterEmbedder().embed([chunk.search_text])[0] @ vector)
+        assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+async def test_a_chunk_that_only_words_bring_has_its_true_cosine(folder):
+    pages = {"near": ["rent uuuu iiii"] * 60, "far": ["tern tern zzzzzzzzzzzz"]}
+    retriever = await open_index(folder, pages)
+    texts = {chunk.chunk_id: chunk.search_text for chunk in make_chunks(pages)}
+    question, far, near = LetterEmbedder().embed(
+        ["tern", texts["docs:far/1"], texts["docs:near/1"]]
+    )
+    assert question @ far < question @ near  # vectors alone bring 24 of the others before it
+    hit = (await retriever.retrieve("tern", k=1))[0]
+    assert hit.chunk_id == "docs:far/1"
+    assert hit.score == pytest.approx(float(question @ far), abs=1e-5)
+
+
+async def test_text_past_the_embedders_maximum_is_found_by_its_meaning(folder):
+    long = " ".join(["alpha"] * 40 + ["zzzz"] * 15)
+    pages = {"long": [long], "short": ["alpha alpha"] * 5}
+    retriever = await open_index(folder, pages)
+    hits = await retriever.retrieve("zzzzz", k=1)  # no word of any chunk, the letters of one's end
+    assert hits[0].chunk_id == "docs:long/1"
+    assert hits[0].text == long
+    assert hits[0].score > 0.5
+
+
+@pytest.mark.parametrize(
+    ("where", "pages"),
+    [
+        (ChunkFilter(), {"install", "how-to/backups", "how-to/sync", "how-tools"}),
+        (ChunkFilter(pages=("install", "how-tools")), {"install", "how-tools"}),
+        (ChunkFilter(below="how-to"), {"how-to/backups", "how-to/sync"}),
+        (ChunkFilter(below="install"), {"install"}),
+        (ChunkFilter(heading="Part 3"), {"how-to/backups"}),
+        (ChunkFilter(below="how-to", heading="How-To/Sync"), {"how-to/sync"}),
+        (ChunkFilter(pages=("it's", "install")), {"install"}),
+        (ChunkFilter(heading="x' OR '1'='1"), set()),
+        (ChunkFilter(below="how%"), set()),
+        (ChunkFilter(pages=("nowhere",)), set()),
+    ],
+)
+@pytest.mark.parametrize("question", ["tern backup file change", "?!"])
+async def test_a_filter_says_among_what_is_searched(folder, question, where, pages):
+    retriever = await open_index(folder)
+    found = await find(retriever, question, k=20, where=where)
+    assert {chunk_id.removeprefix("docs:").rpartition("/")[0] for chunk_id in found} == pages
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ChunkFilter(pages=("/install",)),
+        ChunkFilter(pages=("install.mdx",)),
+        ChunkFilter(pages=("",)),
+        ChunkFilter(pages="install"),  # type: ignore[arg-type]
+        ChunkFilter(below="how-to/"),
+        ChunkFilter(below="a/../b"),
+        ChunkFilter(heading="  "),
+        ChunkFilter(heading="a\nb"),
+        ChunkFilter(heading=3),  # type: ignore[arg-type]
+    ],
+)
+async def test_a_filter_that_makes_no_sense_is_refused_by_name(folder, where):
+    retriever = await open_index(folder)
+    with pytest.raises(InvalidInputError, match=r"filtering chunks by `(pages|below|heading)`"):
+        await retriever.retrieve("backup", where=where)
+
+
+@pytest.mark.parametrize("k", [0, -1, 51, True, 2.0])
+async def test_a_k_out_of_range_is_refused(folder, k):
+    retriever = await open_index(folder)
+    with pytest.raises(InvalidInputError, match="k from 1 to 50"):
+        await retriever.retrieve("backup", k=k)
+    with pytest.raises(InvalidInputError, match="k from 1 to 50"):
+        await open_index(folder, k=k)
+
+
+@pytest.mark.parametrize(
+    "question", ["", " ", "???", "how do I", ':+"(AND* ~', "\\", "🦀", "备份" * 2000, "a" * 20_000]
+)
+async def test_any_text_is_a_question(folder, question):
+    assert len(await find(await open_index(folder), question)) == 3
+
+
+def test_the_words_of_a_question_are_those_of_the_index():
+    assert split_terms("How do I set max_tokens, Café?") == ["set", "max", "token", "cafe"]
+    assert split_terms("how do I") == []
+
+
+async def test_many_ask_at_once_while_the_next_index_is_built(tmp_path):
+    retriever = await open_index(tmp_path)
+    questions = ["install", "backup", "restore", "sync files", "tools folder"]
+    alone = [await find(retriever, question) for question in questions]
+    builds = [
+        open_index(tmp_path, {**PAGES, f"new-{n}": ["Install backup restore sync tools."] * 50})
+        for n in range(4)
+    ]
+    asked = [find(retriever, question) for _ in range(20) for question in questions]
+    *nexts, answers = await asyncio.gather(*builds, asyncio.gather(*asked))
+    assert answers == alone * 20
+    assert len({each.index_fingerprint for each in (retriever, *nexts)}) == 5
+    assert await find(nexts[0], "install backup restore sync tools") != alone[0]
+    assert [await find(retriever, question) for question in questions] == alone
+
+
+async def test_the_embedder_runs_outside_the_event_loop_in_few_threads(folder):
+    retriever = await open_index(folder)
+    embedder = retriever._embedder
+    embedder.threads.clear()
+    await asyncio.gather(*(find(retriever, "backup") for _ in range(50)))
+    assert 1 <= len(embedder.threads) <= 2
+    assert all(name.startswith("retrieval") for name in embedder.threads)
+
+
+async def test_another_embedder_or_layout_or_no_index_is_refused(tmp_path):
+    retriever = await open_index(tmp_path)
+    fingerprint = retriever.index_fingerprint
+    for folder, embedder, found in [
+        (tmp_path, LetterEmbedder(dimension=7), "dimension 7"),
+        (tmp_path / "nowhere", LetterEmbedder(), "nothing there"),
+        (old_layout(tmp_path / "old", fingerprint), LetterEmbedder(), "an earlier version"),
+    ]:
+        with pytest.raises(IndexMismatchError, match=found):
+            await LanceRetriever.open(folder, fingerprint=fingerprint, embedder=embedder, k=3)
+
+
+def old_layout(folder, fingerprint: str):
+    import lancedb
+
+    lancedb.connect(folder / fingerprint).create_table("chunks", [{"text": "x"}])
+    return folder

@@ -1,0 +1,68 @@
+"""From the scores of two searches to one relevance."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.pipeline.fusion import fuse, limit_bm25, merge_candidates, read_windows
+
+UNIT = st.floats(-1, 1)
+
+
+def test_candidates_that_both_rankings_have_come_before_those_of_one():
+    assert merge_candidates([[5, 1, 2], [9, 2, 5]], limit=9) == [5, 2, 9, 1]
+    assert merge_candidates([[5, 1, 2], [9, 2, 5]], limit=2) == [5, 2]
+    assert merge_candidates([[3, 1], []], limit=9) == [3, 1]
+    assert merge_candidates([[], []], limit=9) == []
+
+
+def test_the_limit_is_what_the_rarest_word_scores_when_it_fills_a_chunk():
+    assert limit_bm25(1000, 2) == pytest.approx(2 * 2.2 * math.log(1 + 999.5 / 1.5))
+    assert limit_bm25(1000, 0) == 1.0
+    assert limit_bm25(1, 1) > 0
+
+
+def test_relevance_is_the_mean_of_both_shares():
+    found = fuse(np.array([0.6, 0.2, -0.5]), np.array([0.0, 5.0, 20.0]), limit=10.0)
+    assert found.tolist() == pytest.approx([0.3, 0.35, 0.5])
+
+
+@given(st.lists(st.tuples(UNIT, st.floats(0, 1e4)), min_size=1), st.floats(0.1, 1e4))
+def test_relevance_is_0_to_1_and_no_better_score_lowers_it(pairs, limit):
+    cosines, bm25 = (np.array(column) for column in zip(*pairs, strict=True))
+    relevance = fuse(cosines, bm25, limit=limit)
+    assert ((relevance >= 0) & (relevance <= 1)).all()
+    assert (fuse(cosines + 0.1, bm25 * 1.1, limit=limit) >= relevance - 1e-9).all()
+
+
+@given(st.lists(UNIT, min_size=2, max_size=2), st.integers(0, 3))
+def test_a_relevance_does_not_depend_on_what_else_was_found(scores, more):
+    alone = fuse(np.array(scores[:1]), np.array([3.0]), limit=10.0)
+    among = fuse(np.array(scores[:1] + [0.9] * more), np.array([3.0] + [9.0] * more), limit=10.0)
+    assert among[0] == alone[0]
+
+
+def test_a_chunk_of_one_window_has_one_cosine():
+    question = np.array([1.0, 0.0], dtype=np.float32)
+    best, nearness = read_windows(question, [np.array([[0.6, 0.8]], dtype=np.float32)])
+    assert best.tolist() == pytest.approx([0.6])
+    assert nearness.tolist() == pytest.approx([0.6])
+
+
+def test_of_two_chunks_with_an_equal_passage_the_one_about_it_is_nearer():
+    question = np.array([1.0, 0.0], dtype=np.float32)
+    about = np.array([[0.8, 0.6], [0.8, 0.6]], dtype=np.float32)
+    aside = np.array([[0.8, 0.6], [-0.6, 0.8]], dtype=np.float32)
+    best, nearness = read_windows(question, [about, aside])
+    assert best.tolist() == pytest.approx([0.8, 0.8])
+    assert nearness[0] == pytest.approx(0.8)
+    assert nearness[1] < nearness[0]
+
+
+def test_windows_that_cancel_out_leave_no_nan():
+    question = np.array([1.0, 0.0], dtype=np.float32)
+    _, nearness = read_windows(question, [np.array([[1, 0], [-1, 0]], dtype=np.float32)])
+    assert nearness.tolist() == [0.5]

@@ -1,0 +1,129 @@
+"""Building an index: what is embedded, what is refused, what is left behind."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import InvalidInputError
+from serving.pipeline import indexing
+from serving.pipeline.indexing import IndexedChunk, Window, build_index, plan_windows
+from serving.pipeline.retrieval import LanceRetriever
+
+CHUNK = IndexedChunk(
+    chunk_id="docs:how-to/install/3",
+    content_hash="h",
+    title="Install",
+    url="/how-to/install/",
+    heading_path=("Install", "On Linux"),
+    text="Run it.",
+)
+
+
+def count_words(texts: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+def plan(*chunks: IndexedChunk, maximum: int = 16) -> tuple[Window, ...]:
+    return plan_windows(chunks, maximum_tokens=maximum, count_tokens=count_words)
+
+
+def test_a_chunk_knows_its_page_and_what_is_searched():
+    assert CHUNK.page == "how-to/install"
+    assert CHUNK.search_text == "Install > On Linux\nRun it."
+
+
+def test_a_chunk_that_fits_is_one_window_of_all_it_says():
+    assert plan(CHUNK, CHUNK) == tuple(Window(chunk=n, text=CHUNK.search_text) for n in (0, 1))
+
+
+def test_a_longer_chunk_is_cut_into_equal_windows_under_its_headings():
+    windows = plan(replace(CHUNK, text=" ".join(f"w{n}" for n in range(22))))
+    bodies = [window.text.removeprefix("Install > On Linux\n") for window in windows]
+    assert [len(body.split()) for body in bodies] == [8, 8, 6]
+    assert " ".join(bodies).split() == [f"w{n}" for n in range(22)]
+
+
+@given(
+    st.lists(st.sampled_from(["a", "bb", "\n", "  ", "| x |", "```"]), max_size=200),
+    st.integers(3, 40),
+    st.integers(1, 40),
+)
+def test_windows_fit_and_lose_no_word(parts, maximum, headings):
+    chunk = replace(CHUNK, text=" ".join(parts), heading_path=("h",) * headings)
+    windows = plan(chunk, maximum=maximum)
+    assert all(window.chunk == 0 for window in windows)
+    assert all(count <= maximum - 2 for count in count_words([w.text for w in windows])) or (
+        not chunk.text.split()  # headings alone are not cut
+    )
+    bodies = [window.text.removeprefix(f"{chunk.headings}\n") for window in windows]
+    if chunk.text.split():
+        assert " ".join(bodies).split() == chunk.text.split()
+
+
+@pytest.mark.parametrize(
+    ("positions", "vector_count"),
+    [([], 0), ([0], 1), ([0, 0], 2), ([1, 0], 2), ([0, 2], 2), ([0, 1], 1), ([0, 1, 2], 3)],
+)
+def test_windows_that_do_not_belong_to_the_chunks_are_refused(tmp_path, positions, vector_count):
+    windows = [Window(chunk=position, text="x") for position in positions]
+    vectors = np.ones((vector_count, 4), dtype=np.float32)
+    with pytest.raises(InvalidInputError, match="windows of all 2 chunks"):
+        build_index(tmp_path, [CHUNK, CHUNK], windows, vectors, "e")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_chunk_is_no_index(tmp_path):
+    with pytest.raises(InvalidInputError, match="at least one chunk"):
+        build_index(tmp_path, [], [], np.zeros((0, 4), dtype=np.float32), "e")
+
+
+def test_an_existing_snapshot_is_kept_and_a_failed_build_leaves_nothing(tmp_path):
+    vectors = np.eye(4, dtype=np.float32)[:1]
+    first = build_index(tmp_path, [CHUNK], plan(CHUNK), vectors, "e")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert build_index(tmp_path, [CHUNK], plan(CHUNK), vectors, "e") == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
+    broken = replace(CHUNK, text=3, content_hash="other")
+    with pytest.raises(Exception, match="int"):
+        build_index(tmp_path, [broken], plan(CHUNK), vectors, "e")
+    assert {path.name for path in tmp_path.iterdir()} == {first}
+
+
+@pytest.mark.parametrize("exact_limit", [500, 20_000], ids=["divided", "one_partition"])
+async def test_many_batches_and_partitions_keep_every_chunk_with_its_own_vectors(
+    tmp_path, monkeypatch, exact_limit
+):
+    monkeypatch.setattr(indexing, "BATCH_ROWS", 64)
+    monkeypatch.setattr(indexing, "SCANNED_VECTORS", 300)
+    monkeypatch.setattr(indexing, "EXACT_SEARCH_LIMIT", exact_limit)
+    rng = np.random.default_rng(7)
+    chunks = [replace(CHUNK, chunk_id=f"docs:p{n}/1", text=f"word{n}") for n in range(700)]
+    windows = [Window(chunk=n, text="") for n in range(700) for _ in range(1 + n % 3)]
+    vectors = rng.normal(size=(len(windows), 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    owners = [window.chunk for window in windows]
+
+    class Known:
+        dimension, maximum_tokens, fingerprint = 16, 256, "known"
+
+        def embed(self, texts: Sequence[str]) -> np.ndarray:
+            return np.stack([vectors[owners.index(int(text.split("?")[0]))] for text in texts])
+
+        def count_tokens(self, texts: Sequence[str]) -> list[int]:
+            return count_words(texts)
+
+    fingerprint = build_index(tmp_path, chunks, windows, vectors, "e")
+    retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=Known(), k=50)
+    for position in (0, 63, 64, 350, 699):
+        hits = await retriever.retrieve(f"{position}?")
+        assert hits[0].chunk_id == f"docs:p{position}/1"
+        assert hits[0].score == pytest.approx(1.0, abs=1e-5)
+        for hit in hits:
+            n = int(hit.text.removeprefix("word"))
+            own = vectors[[owner == n for owner in owners]]
+            best = float((own @ vectors[owners.index(position)]).max())
+            assert hit.score == pytest.approx(min(1.0, max(0.0, best)), abs=1e-5)
