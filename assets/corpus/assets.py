@@ -12,14 +12,16 @@ from assets import keys, tables
 from assets.corpus.chunks import (
     ChunkSizes,
     chunk_pages,
+    draw_sizes,
     read_indexed_chunks,
     read_pages,
     tabulate_pages,
 )
+from assets.reuse import count_reuse
 from serving.home import Home
 from serving.models.protocols import Embedder
 from serving.pipeline.chunking import CHUNKER_VERSION, Page
-from serving.pipeline.retrieval import build_index
+from serving.pipeline.indexing import build_index, plan_windows
 
 
 class Corpus(Protocol):
@@ -71,6 +73,7 @@ def chunks(
             "median_tokens": float(tokens.median() or 0),
             "largest_tokens": int(tokens.max() or 0),
             "oversized_count": int(frame["is_oversized"].sum()),
+            "token_histogram": dg.MetadataValue.md(draw_sizes(frame, sizes=chunk_sizes)),
         },
     )
 
@@ -86,8 +89,13 @@ def vector_index(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The LanceDB snapshot (vectors and full text) that answers questions, by its fingerprint."""
     indexed = read_indexed_chunks(chunks)
-    vectors = embedder.embed([chunk.search_text for chunk in indexed])
-    fingerprint = build_index(home.index, indexed, vectors, embedder.fingerprint)
+    windows = plan_windows(
+        indexed, maximum_tokens=embedder.maximum_tokens, count_tokens=embedder.count_tokens
+    )
+    texts = [window.text for window in windows]
+    reuse = count_reuse(embedder, texts)
+    vectors = embedder.embed(texts)
+    fingerprint = build_index(home.index, indexed, windows, vectors, embedder.fingerprint)
     row = {
         "index_fingerprint": fingerprint,
         "embedder_fingerprint": embedder.fingerprint,
@@ -96,5 +104,6 @@ def vector_index(
         "uri": f"index/{fingerprint}",
     }
     return dg.MaterializeResult(
-        value=pl.DataFrame([row], schema=tables.VECTOR_INDEX), metadata=dict(row)
+        value=pl.DataFrame([row], schema=tables.VECTOR_INDEX),
+        metadata={**dict(row), "window_count": len(windows), **reuse},
     )

@@ -1,17 +1,19 @@
 """From pages to chunks to index rows, as frames.
 
-Belongs here: the shape of the corpus tables. Does not belong here: chunking itself and the index,
-which production shares (`serving/pipeline`).
+Belongs here: the shape of the corpus tables, and their chart. Does not belong here: chunking itself
+and the index, which production shares (`serving/pipeline`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import polars as pl
 
 from assets import tables
+from assets.charts import BLUE, ORANGE, draw_histogram, embed_png
 from serving.pipeline.chunking import Page, chunk_page
-from serving.pipeline.retrieval import IndexedChunk
+from serving.pipeline.indexing import IndexedChunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,27 @@ def chunk_pages(
         )
     ]
     return pl.DataFrame(rows, schema=tables.CHUNKS)
+
+
+def draw_sizes(chunks: pl.DataFrame, *, sizes: ChunkSizes) -> str:
+    """Return a histogram of tokens per chunk as Markdown, the hard maximum marked.
+
+    Chunks past twice the maximum (uncut blocks of code) are counted in the last bar.
+    """
+    largest = 2 * sizes.maximum_tokens
+    groups = {
+        name: chunks.filter(pl.col("is_oversized") == flag)["token_count"].to_list()
+        for name, flag in (("within the maximum", False), ("a block that is not cut", True))
+    }
+    png = draw_histogram(
+        groups,
+        colours=[BLUE, ORANGE],
+        edges=np.linspace(0, largest, 37),
+        limit=sizes.maximum_tokens,
+        title="Tokens per chunk",
+        axis_label=f"tokens of the embedder (the last bar: {largest} and more)",
+    )
+    return embed_png(png, alt="Histogram of tokens per chunk")
 
 
 def read_indexed_chunks(chunks: pl.DataFrame) -> list[IndexedChunk]:

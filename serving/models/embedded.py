@@ -82,9 +82,9 @@ def _resolve_embedded(name: str, models_folder: Path, progress: Progress) -> Res
         progress.advance(description, 0, 1, "verified; converting once")
         with atomic_folder(target) as staging:
             model.prepare(weights, staging)
-            _write_receipt(staging, model)
+            write_receipt(staging, source_sha256=model.sha256)
         progress.advance(description, 1, 1, str(target))
-    return _verify_prepared(target)
+    return ResolvedModel(path=target, sha256=content_hash(verify_prepared(target), digits=64))
 
 
 def _find_weights(name: str, model: EmbeddedModel) -> Path:
@@ -110,13 +110,19 @@ def _find_weights(name: str, model: EmbeddedModel) -> Path:
     return weights
 
 
-def _write_receipt(folder: Path, model: EmbeddedModel) -> None:
+def write_receipt(folder: Path, *, source_sha256: str) -> None:
+    """Write beside the files of a prepared folder what each of them hashes to."""
     files = {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
-    receipt = {"source_sha256": model.sha256, "files": files}
+    receipt = {"source_sha256": source_sha256, "files": files}
     (folder / RECEIPT).write_text(json.dumps(receipt, indent=1), encoding="utf-8")
 
 
-def _verify_prepared(folder: Path) -> ResolvedModel:
+def verify_prepared(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a prepared folder, after checking them all.
+
+    Raises:
+        HashMismatchError: a file is missing, or is not what the receipt says.
+    """
     files: dict[str, str] = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
     for file, expected in files.items():
         path = folder / file
@@ -128,7 +134,7 @@ def _verify_prepared(folder: Path) -> ResolvedModel:
                 found=found,
                 next_step=f"remove {folder} and run again: it is prepared anew",
             )
-    return ResolvedModel(path=folder, sha256=content_hash(files, digits=64))
+    return files
 
 
 def _download(name: str, revision: str, models_folder: Path) -> ResolvedModel:

@@ -1,0 +1,208 @@
+"""Vectors kept by the content of their text: a text is embedded once ever.
+
+Belongs here: the store, and the embedder that asks it first. Does not belong here: embedding itself
+(`serving/models`), similarity, indexes. Production serving does without: its questions are new.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from serving.errors import InvalidInputError, UnderstudyError
+from serving.hashing import content_hash
+from serving.models.protocols import Embedder, Vectors
+
+WINDOW_TEXTS = 1024
+"""Texts looked up, embedded and committed together: what an interrupt can lose at most."""
+PAGE_BYTES = (
+    16_384  # ten vectors of 384 numbers; SQLite's default of 4096 holds two, a quarter empty
+)
+LOCK_SECONDS = 60.0
+UNIT_LENGTH_TOLERANCE = 1e-3
+
+
+class VectorsNotKeptError(UnderstudyError):
+    """Vectors were computed and could not be written, or the store could not be opened."""
+
+
+class VectorStore:
+    """Vectors by text in one SQLite file, shared by threads and processes.
+
+    Measured beside LMDB: SQLite reads and writes tens of thousands of
+    vectors a second, hundreds of times what embedding takes, and needs no dependency and no size
+    set in advance. With a write-ahead log a killed process loses what it had not committed, and a
+    reader never waits for a writer.
+    """
+
+    def __init__(self, file: Path, *, dimension: int) -> None:
+        self._file = file
+        self._dimension = dimension
+        self._lock = threading.Lock()
+        self._open: sqlite3.Connection | None = None
+
+    def read(self, texts: Sequence[str]) -> dict[str, Vectors]:
+        """Return the kept vectors of these texts, [dimension] float32 each.
+
+        Raises:
+            InvalidInputError: the file, or a vector in it, is damaged.
+        """
+        by_key = {_key(text): text for text in texts}
+        places = ",".join("?" * len(by_key))
+        query = f"SELECT key, vector FROM vectors WHERE key IN ({places})"  # noqa: S608 - only `?`
+        with self._connection() as connection:
+            rows = connection.execute(query, list(by_key)).fetchall()
+        if any(len(blob) != 4 * self._dimension for _, blob in rows):
+            raise self._damaged("a vector of another length")
+        found = {by_key[key]: np.frombuffer(blob, dtype="<f4") for key, blob in rows}
+        if found:
+            lengths = np.linalg.norm(np.stack(list(found.values())), axis=1)
+            if not np.allclose(lengths, 1.0, atol=UNIT_LENGTH_TOLERANCE):
+                raise self._damaged("a vector that is not of unit length")
+        return found
+
+    def write(self, vectors: dict[str, Vectors]) -> None:
+        """Keep vectors in one transaction; a text that is kept already stays as it is.
+
+        Raises:
+            VectorsNotKeptError: the disk did not take them.
+            InvalidInputError: the file is damaged.
+        """
+        rows = [(_key(text), row.astype("<f4").tobytes()) for text, row in vectors.items()]
+        with self._connection() as connection, connection:
+            connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._lock:
+                if self._open is None:
+                    self._open = self._connect()
+                yield self._open
+        except sqlite3.OperationalError as error:
+            raise VectorsNotKeptError(
+                f"using the kept vectors in {self._file}",
+                expected="a file that can be read and written",
+                found=str(error),
+                next_step="make room, mend the permissions or end the process that holds it",
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, check_same_thread=False)
+        try:
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            # Only a power cut can lose a commit this way, and a lost vector is computed again.
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+            )
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _damaged(self, found: str) -> InvalidInputError:
+        return InvalidInputError(
+            f"reading the kept vectors in {self._file}",
+            expected=f"unit vectors of {self._dimension} numbers by text",
+            found=found,
+            next_step="remove that file and those beside it of the same name: texts are embedded "
+            "again, nothing else is lost",
+        )
+
+
+class CachedEmbedder:
+    """An embedder that asks the store first. Threads and processes may share the folder.
+
+    A vector read back is bit for bit the one that was computed. Two threads that meet a new text at
+    the same moment may both embed it: a query never waits for another thread's bulk.
+
+    Args:
+        inner: who embeds what is not kept yet.
+        folder: of the stores, one file for each embedder fingerprint.
+    """
+
+    def __init__(self, inner: Embedder, folder: Path) -> None:
+        self._inner = inner
+        self._folder = folder
+
+    @cached_property
+    def _store(self) -> VectorStore:
+        return VectorStore(
+            self._folder / f"{self._inner.fingerprint}.sqlite", dimension=self._inner.dimension
+        )
+
+    def __repr__(self) -> str:
+        """Name the embedder inside."""
+        return f"CachedEmbedder({self._inner!r})"
+
+    @property
+    def fingerprint(self) -> str:
+        """The inner embedder's identity: the vectors are the same."""
+        return self._inner.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """Length of each vector."""
+        return self._inner.dimension
+
+    @property
+    def maximum_tokens(self) -> int:
+        """Longest input that is not truncated."""
+        return self._inner.maximum_tokens
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, special tokens excluded."""
+        return self._inner.count_tokens(texts)
+
+    def count_missing(self, texts: Sequence[str]) -> int:
+        """Return how many different texts of these `embed` would have to compute."""
+        distinct = list(dict.fromkeys(texts))
+        return sum(len(window) - len(self._store.read(window)) for window in _windows(distinct))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return [len(texts), dimension] float32 unit rows, computing only what is not kept.
+
+        Raises:
+            VectorsNotKeptError: vectors were computed and the disk did not take them.
+            InvalidInputError: the store is damaged.
+        """
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for start, window in zip(range(0, len(texts), WINDOW_TEXTS), _windows(texts), strict=True):
+            known = self._store.read(window)
+            missing = [text for text in dict.fromkeys(window) if text not in known]
+            if missing:
+                fresh = dict(zip(missing, self._inner.embed(missing), strict=True))
+                self._store.write(fresh)
+                known |= fresh
+            for row, text in enumerate(window, start):
+                vectors[row] = known[text]
+        return vectors
+
+    def close(self) -> None:
+        """Close the store; the next use opens it again."""
+        self._store.close()
+
+
+def _windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), WINDOW_TEXTS):
+        yield texts[start : start + WINDOW_TEXTS]
+
+
+def _key(text: str) -> bytes:
+    return bytes.fromhex(content_hash(text, digits=32))
