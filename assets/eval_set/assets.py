@@ -1,4 +1,4 @@
-"""Eval-set assets: the frozen golden cases and their embeddings.
+"""Eval-set assets: the frozen golden cases, their embeddings, and how well the guard sees them.
 
 Belongs here: declarations. Does not belong here: anything that would tune on the set.
 """
@@ -7,7 +7,12 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.charts import embed_png
+from assets.eval_set.evidence import draw_recall, render_recall
 from assets.eval_set.golden import Golden
+from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, EvalQuestions, guard_questions
+from assets.eval_set.overlap import NGRAM_WORDS
+from assets.eval_set.recall import RULES, UNRELATED, measure_recall, plant_paraphrases
 from serving.models.protocols import Embedder
 
 
@@ -49,4 +54,47 @@ def eval_embeddings(
     )
     return dg.MaterializeResult(
         value=frame, metadata={"case_count": frame.height, "dimension": int(vectors.shape[1])}
+    )
+
+
+@dg.asset(
+    key=keys.GUARD_RECALL,
+    ins={
+        "eval_embeddings": dg.AssetIn(key=keys.EVAL_EMBEDDINGS),
+        "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
+    },
+    kinds={"matplotlib", "polars"},
+    code_version=f"1+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
+)
+def guard_recall(
+    eval_embeddings: pl.DataFrame,
+    seed_questions: pl.DataFrame,
+    embedder: dg.ResourceParam[Embedder],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """What the guard catches of paraphrases planted on purpose, and of seeds: measured, not tuned.
+
+    Rows of the kind `unrelated_seed` are the other side: the share of seeds it rejects.
+    """
+    planted = plant_paraphrases(eval_embeddings.select("case_id", "question").iter_rows())
+    seeds = seed_questions.select(pl.lit(UNRELATED).alias("kind"), "text")
+    judged = guard_questions(
+        pl.concat([planted.select("kind", "text"), seeds]),
+        protected=EvalQuestions.read(eval_embeddings),
+        embedder=embedder,
+    )
+    frame = measure_recall(judged).select(
+        pl.col(name).cast(kind) for name, kind in tables.GUARD_RECALL.items()
+    )
+    charts = {
+        f"rejected_by_{rule}": dg.MetadataValue.md(embed_png(draw_recall(frame, rule), alt=rule))
+        for rule in RULES
+    }
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "planted_count": planted.height,
+            "seed_count": seeds.height,
+            "recall": dg.MetadataValue.md(render_recall(frame)),
+            **charts,
+        },
     )

@@ -1,105 +1,165 @@
 """The contamination guard: no question that trains comes near a question that grades.
 
-It belongs to what it protects, so every stage that adds training text imports it from here. Belongs
-here: the limit and the comparison. Does not belong here: embedding, reading or writing tables.
+It belongs to what it protects, so every stage that adds training text imports it from here, and the
+check that verifies the result calls the same function. Belongs here: the limit, and what makes a
+question too close. Does not belong here: finding the nearest case (`nearest`), comparing words
+(`overlap`), measuring the guard (`recall`), embedding, reading or writing tables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+import polars as pl
 
-from serving.models.protocols import Vectors
+from assets.eval_set.nearest import check_unit_length, find_nearest
+from assets.eval_set.overlap import EvalTexts
+from serving.errors import InvalidInputError
+from serving.models.protocols import Embedder, Vectors
 
 LEAKAGE_COSINE_LIMIT = 0.92  # at or above: rejected
 NEAR_MISS_COSINE = 0.85  # at or above (and below the limit): kept, and shown
-UNIT_TOLERANCE = 1e-3  # how far a vector's length may be from 1
-BLOCK_ROWS = 8192
-"""Candidates compared at once: 8192 x 150 float32 is 5 MB, whatever the pool's size."""
+BATCH_ROWS = 8192
+"""Questions embedded and judged at once: 12 MiB of 384-dimensional vectors, whatever the pool."""
+
+VERDICT_COLUMNS = pl.Schema(
+    {
+        "nearest_case_id": pl.String(),
+        "nearest_cosine": pl.Float64(),
+        "verdict": pl.String(),
+        "reason": pl.String(),
+        "matched_case_id": pl.String(),
+        "shared_ngram": pl.String(),
+    }
+)
+"""`verdict`: kept or rejected. `reason`: empty when kept, else the strongest of same_text,
+same_words, shared_ngram, cosine; or rejected_seed where only its seed was too close.
+`matched_case_id`: the case that rejected it, null when kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardVerdict:
-    """What the guard says of one candidate question."""
+class EvalQuestions:
+    """What the guard protects, ready to be compared with: m cases, [m, d] unit vectors."""
 
-    nearest_case_id: str
-    nearest_cosine: float
-    verdict: Literal["kept", "rejected"]
-    reason: Literal["", "cosine", "same_text"]
+    case_ids: pl.Series
+    vectors: Vectors
+    texts: EvalTexts
+
+    @classmethod
+    def prepare(
+        cls, case_ids: Sequence[str], questions: Sequence[str], vectors: Vectors
+    ) -> "EvalQuestions":
+        """Index the eval questions.
+
+        Raises:
+            InvalidInputError: there is none, lengths differ, or a vector is not of unit length: a
+                case the guard cannot see is a case it does not protect.
+        """
+        if not len(case_ids) == len(questions) == len(vectors) or not len(case_ids):
+            raise InvalidInputError(
+                "preparing the contamination guard",
+                expected="eval cases, each with a question and a vector",
+                found=f"{len(case_ids)} ids, {len(questions)} texts, {len(vectors)} vectors",
+                next_step="rebuild eval_set/eval_embeddings",
+            )
+        check_unit_length(vectors, "eval case")
+        return cls(
+            case_ids=pl.Series("case_id", case_ids, dtype=pl.String),
+            vectors=np.ascontiguousarray(vectors),
+            texts=EvalTexts.index(case_ids, questions),
+        )
+
+    @classmethod
+    def read(cls, eval_embeddings: pl.DataFrame) -> "EvalQuestions":
+        """Index the rows of eval_embeddings."""
+        return cls.prepare(
+            eval_embeddings["case_id"].to_list(),
+            eval_embeddings["question"].to_list(),
+            np.asarray(eval_embeddings["vector"].to_list(), dtype=np.float32),
+        )
 
 
-def reject_near_duplicates(
-    texts: Sequence[str],
-    vectors: Vectors,
-    *,
-    case_ids: Sequence[str],
-    case_texts: Sequence[str],
-    case_vectors: Vectors,
-) -> list[GuardVerdict]:
-    """Compare candidates with every eval case.
+def judge_questions(
+    texts: Sequence[str], vectors: Vectors, protected: EvalQuestions
+) -> pl.DataFrame:
+    """Judge candidates: rejected at or above `LEAKAGE_COSINE_LIMIT`, or when words are repeated.
 
     Args:
         texts: n candidate questions.
-        vectors: [n, d] their unit vectors.
-        case_ids: of the m eval cases.
-        case_texts: their questions.
-        case_vectors: [m, d] their unit vectors, by the same embedder.
+        vectors: [n, d] their unit vectors, by the embedder of the eval vectors.
+        protected: the eval questions.
 
     Returns:
-        n verdicts: rejected at or above `LEAKAGE_COSINE_LIMIT`, or when the normalised texts are
-        equal.
+        n rows of `VERDICT_COLUMNS`, in order. The nearest case stands in every row.
 
     Raises:
-        ValueError: there is no eval case to compare with, lengths differ, or a vector is not of
-            unit length: the guard does not guess.
+        InvalidInputError: lengths or dimensions differ, or a vector is not of unit length: the
+            guard does not guess.
     """
-    if not len(case_ids) == len(case_texts) == len(case_vectors) or not len(case_ids):
-        raise ValueError(
-            f"the guard needs eval cases with vectors: got {len(case_ids)} ids, "
-            f"{len(case_texts)} texts, {len(case_vectors)} vectors"
-        )
     if len(texts) != len(vectors):
-        raise ValueError(f"{len(texts)} texts but {len(vectors)} vectors")
-    _check_unit_length(case_vectors, "eval case")
-    _check_unit_length(vectors, "candidate")
-    known = {normalise_text(text) for text in case_texts}
-    verdicts: list[GuardVerdict] = []
-    for start in range(0, len(texts), BLOCK_ROWS):
-        cosines = vectors[start : start + BLOCK_ROWS] @ case_vectors.T
-        nearest = np.argmax(cosines, axis=1)
-        values = cosines[np.arange(len(nearest)), nearest]
-        block = texts[start : start + BLOCK_ROWS]
-        for text, case, value in zip(block, nearest, values, strict=True):
-            verdicts.append(_judge(text, case_ids[int(case)], float(value), known))
-    return verdicts
-
-
-def normalise_text(text: str) -> str:
-    """Fold case and drop everything but letters and digits, so spelling variants compare equal."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
-
-
-def _check_unit_length(vectors: Vectors, name: str) -> None:
-    """Refuse vectors whose product is no cosine."""
-    if not len(vectors):
-        return
-    norms = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= UNIT_TOLERANCE))  # NaN and infinity are wrong
-    if len(wrong):
-        raise ValueError(
-            f"the guard compares unit vectors: {len(wrong)} of {len(vectors)} {name} vectors are "
-            f"not finite or not of length 1 (row {wrong[0]}: length {norms[wrong[0]]}); "
-            "embed them again with an embedder that normalises"
+        raise InvalidInputError(
+            "guarding questions",
+            expected="one vector per question",
+            found=f"{len(texts)} questions and {len(vectors)} vectors",
+            next_step="embed the questions that are judged",
         )
-
-
-def _judge(text: str, case_id: str, cosine: float, known: set[str]) -> GuardVerdict:
-    same_text = normalise_text(text) in known
-    near = not (cosine < LEAKAGE_COSINE_LIMIT)  # also true of NaN: in doubt, rejected
-    return GuardVerdict(
-        nearest_case_id=case_id,
-        nearest_cosine=cosine,
-        verdict="rejected" if near or same_text else "kept",
-        reason="cosine" if near else "same_text" if same_text else "",
+    nearest = find_nearest(vectors, protected.vectors)
+    matches = [protected.texts.match(text) for text in texts]
+    frame = pl.DataFrame(
+        {
+            "nearest_case_id": protected.case_ids.gather(nearest.rows),
+            "nearest_cosine": nearest.cosines,
+            "is_near": ~(nearest.cosines < LEAKAGE_COSINE_LIMIT),  # in doubt, rejected
+            "match": [match and match.reason for match in matches],
+            "match_case_id": [match and match.case_id for match in matches],
+            "shared_ngram": [match and match.ngram for match in matches],
+        },
+        schema_overrides=dict.fromkeys(("match", "match_case_id", "shared_ngram"), pl.String),
     )
+    by_cosine = pl.when("is_near")
+    return frame.with_columns(
+        reason=pl.coalesce("match", by_cosine.then(pl.lit("cosine")), pl.lit("")),
+        matched_case_id=pl.coalesce("match_case_id", by_cosine.then("nearest_case_id")),
+    ).select(
+        pl.when(pl.col("reason") == "").then(pl.lit("kept")).otherwise(pl.lit("rejected"))
+        .alias("verdict"),
+        pl.exclude("is_near", "match", "match_case_id"),
+    ).select(pl.col(name).cast(kind) for name, kind in VERDICT_COLUMNS.items())  # fmt: skip
+
+
+def guard_questions(
+    questions: pl.DataFrame, *, protected: EvalQuestions, embedder: Embedder
+) -> pl.DataFrame:
+    """Return the questions (column `text`) with their verdict columns, judged batch by batch."""
+    batches = questions.iter_slices(BATCH_ROWS) if questions.height else iter([questions])
+    return pl.concat(guard_batches(batches, protected=protected, embedder=embedder))
+
+
+def guard_batches(
+    batches: Iterable[pl.DataFrame], *, protected: EvalQuestions, embedder: Embedder
+) -> Iterator[pl.DataFrame]:
+    """Yield each batch of questions (column `text`) with its verdict columns added.
+
+    Only one batch of vectors exists at a time, so memory does not grow with the pool.
+    """
+    for batch in batches:
+        texts = batch["text"].to_list()
+        yield batch.hstack(judge_questions(texts, embedder.embed(texts), protected))
+
+
+def reject_descendants(judged: pl.DataFrame) -> pl.DataFrame:
+    """Reject what was made from a rejected seed: it asks an eval question in other words.
+
+    Args:
+        judged: rows with question_id, seed_id (its own id for a seed) and the verdict columns.
+    """
+    leaked = judged.filter(
+        (pl.col("question_id") == pl.col("seed_id")) & (pl.col("verdict") == "rejected")
+    ).select("seed_id", seed_case_id="matched_case_id")
+    joined = judged.join(leaked, on="seed_id", how="left", maintain_order="left")
+    falls = pl.col("seed_case_id").is_not_null() & (pl.col("verdict") == "kept")
+    return joined.with_columns(
+        verdict=pl.when(falls).then(pl.lit("rejected")).otherwise("verdict"),
+        reason=pl.when(falls).then(pl.lit("rejected_seed")).otherwise("reason"),
+        matched_case_id=pl.when(falls).then("seed_case_id").otherwise("matched_case_id"),
+    ).drop("seed_case_id")

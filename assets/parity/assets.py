@@ -13,6 +13,7 @@ from assets.labels.assets import LabellingPlan, describe_spending
 from assets.labels.rating import rate_answers, read_rateables
 from assets.parity.answering import ARM_MODES, answer_arm
 from assets.parity.comparison import build_parity_table
+from assets.parity.exposure import find_seen_chunks, slice_by_exposure
 from assets.parity.graders import grade_answers
 from assets.parity.ledger import record_read
 from assets.parity.rubric import read_rubric, tabulate_rubric
@@ -132,20 +133,34 @@ def graded_answers(
         "arm_answers": dg.AssetIn(key=keys.ARM_ANSWERS),
         "graded_answers": dg.AssetIn(key=keys.GRADED_ANSWERS),
         "golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES),
+        "chunks": dg.AssetIn(key=keys.CHUNKS),
+        "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
+        "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
     },
     partitions_def=RECIPES,
     kinds={"scipy", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def parity_report(
-    arm_answers: pl.DataFrame, graded_answers: pl.DataFrame, golden_cases: pl.DataFrame
+    arm_answers: pl.DataFrame,
+    graded_answers: pl.DataFrame,
+    golden_cases: pl.DataFrame,
+    chunks: pl.DataFrame,
+    labelled_examples: pl.DataFrame,
+    teacher_answers: pl.DataFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Teacher, student and routed side by side: metrics and slices, intervals and deltas."""
+    """Teacher, student and routed side by side: metrics and slices, intervals and deltas.
+
+    Slices: the buckets, and the cases whose gold chunks the student did or did not train on.
+    """
+    seen = find_seen_chunks(labelled_examples, teacher_answers)
+    exposure = slice_by_exposure(golden_cases, chunks, seen)
     frame = build_parity_table(
         arm_answers=arm_answers,
         graded_answers=graded_answers,
         golden_cases=golden_cases,
         rubric_scores=read_rubric(graded_answers),
+        exposure=exposure,
     )
     headline = frame.filter(
         (pl.col("kind") == "arm") & (pl.col("slice") == "all") & (pl.col("metric") == "exact_match")
@@ -153,7 +168,11 @@ def parity_report(
     return dg.MaterializeResult(
         value=frame,
         metadata={
-            f"{arm}_exact_match_ratio": value
-            for arm, value in headline.select("arm", "value").iter_rows()
+            "seen_chunk_count": len(seen),
+            "cases_by_exposure": dict(exposure.group_by("slice").len().sort("slice").iter_rows()),
+            **{
+                f"{arm}_exact_match_ratio": value
+                for arm, value in headline.select("arm", "value").iter_rows()
+            },
         },
     )

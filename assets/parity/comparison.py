@@ -12,6 +12,7 @@ from typing import Any, Literal
 import polars as pl
 
 from assets import tables
+from assets.parity.exposure import SEEN, UNSEEN
 from assets.parity.statistics import (
     BOOTSTRAP_RESAMPLES,
     BOOTSTRAP_SEED,
@@ -28,7 +29,11 @@ from serving.errors import InvalidInputError
 BASELINE = "teacher"
 UNPAIRED = "refusal_precision"  # arms refuse different questions: there is nothing to pair
 ARMS = ("teacher", "student", "routed")
-SLICES = ("all", "answerable", "boundary", "out_of_scope")
+BUCKETS = ("answerable", "boundary", "out_of_scope")
+SLICES = ("all", *BUCKETS, SEEN, UNSEEN)
+"""Buckets are frozen with the golden set, so they may gate. What the student trained on is known
+after the fact only: the last two slices explain a result and decide nothing."""
+
 RUBRIC_AXES = ("grounded", "complete", "cites_right", "refuses_right", "clear")
 
 DASH, MINUS = "\u2013", "\u2212"
@@ -199,6 +204,7 @@ def build_parity_table(
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     rubric_scores: pl.DataFrame,
+    exposure: pl.DataFrame,
     alpha: float = 0.05,
     resamples: int = BOOTSTRAP_RESAMPLES,
     seed: int = BOOTSTRAP_SEED,
@@ -206,7 +212,8 @@ def build_parity_table(
     """Compare the arms: a row per arm, slice and metric, and each arm's distance to the teacher.
 
     Quality and cost are read from each case's first repeat, latency from the rows that carry one.
-    Intervals are two-sided at 1 - alpha.
+    Intervals are two-sided at 1 - alpha. `exposure` (case_id, slice) says which cases rest on
+    chunks the student trained on; the other slices are the buckets.
     """
     present = set(arm_answers["arm"].unique())
     arms = [arm for arm in ARMS if arm in present] + sorted(present - set(ARMS))
@@ -220,8 +227,10 @@ def build_parity_table(
     measured = measure_cases(arm_answers, graded_answers, golden_cases, rubric_scores)
     settings = {"alpha": alpha, "resamples": resamples, "seed": seed}
     rows: list[dict[str, Any]] = []
+    slices = pl.concat([golden_cases.select("case_id", slice="bucket"), exposure])
     for slice_name in SLICES:
-        kept = measured if slice_name == "all" else measured.filter(bucket=slice_name)
+        members = slices if slice_name == "all" else slices.filter(slice=slice_name)
+        kept = measured.join(members, on="case_id", how="semi", maintain_order="left")
         by_arm = {arm: kept.filter(arm=arm) for arm in arms}
         for metric in (*METRICS, *SUPPORTING_METRICS):
             of = {arm: frame.filter(metric=_measured_as(metric)) for arm, frame in by_arm.items()}

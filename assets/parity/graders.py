@@ -4,7 +4,7 @@ Belongs here: definitions of metrics on one answer and its golden case. Does not
 intervals (`statistics`), arms set side by side (`comparison`), asking the judge (stage `labels`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,23 +120,27 @@ def grade_cite_correctness(
     cited = tuple(dict.fromkeys(answer.citations))
     if is_refusal(answer) or not cited or not case.gold_pages:
         return _not_applicable("no citation to judge or no gold page to judge by")
-    gold = frozenset() if page_only else frozenset(map(normalise_text, case.gold_headings))
-    wrong = [i for i in cited if not _is_gold(i, sources.get(i), case.gold_pages, gold)]
+    wrong = [i for i in cited if not is_gold_chunk(i, sources.get(i), case, page_only=page_only)]
     detail = f"off gold: {' '.join(wrong)}" if wrong else ""
     return _grade(len(cited) - len(wrong), len(cited), detail)
 
 
-def _is_gold(
-    chunk_id: str, source: Source | None, gold_pages: Sequence[str], gold_headings: frozenset[str]
+def is_gold_chunk(
+    chunk_id: str, source: Source | None, case: Case, *, page_only: bool = False
 ) -> bool:
+    """True when the chunk lies on a gold page of the case, under a gold heading where it has any.
+
+    `page_only` forgets the headings.
+    """
     slug = chunk_id.removeprefix("docs:").rpartition("/")[0]
-    if source is None or slug not in gold_pages:
+    if source is None or slug not in case.gold_pages:
         return False
+    if page_only or not case.gold_headings:
+        return True
     # The chunker joins tiny sibling sections and keeps their headings as bold lines of the text.
     bold = [line for line in source.text.splitlines() if line.startswith("**")]
-    return not gold_headings or bool(
-        gold_headings & set(map(normalise_text, (*source.heading_path, *bold)))
-    )
+    gold = set(map(normalise_text, case.gold_headings))
+    return bool(gold & set(map(normalise_text, (*source.heading_path, *bold))))
 
 
 def grade_groundedness(
@@ -180,11 +184,8 @@ def grade_answers(
     embedder: Embedder | None = None,
 ) -> pl.DataFrame:
     """Grade every answer of every arm on every metric; a missing or failed one is inconclusive."""
-    cases = {row["case_id"]: _read_case(row) for row in golden_cases.iter_rows(named=True)}
-    sources = {
-        row["chunk_id"]: Source(heading_path=tuple(row["heading_path"] or ()), text=row["text"])
-        for row in chunks.iter_rows(named=True)
-    }
+    cases = {row["case_id"]: read_case(row) for row in golden_cases.iter_rows(named=True)}
+    sources = read_sources(chunks)
     graders: dict[str, Callable[[Answer, Case], Grade]] = {
         "exact_match": grade_exact_match,
         "refused": lambda answer, _: grade_refusal(answer),
@@ -241,7 +242,16 @@ def _find_case(cases: Mapping[str, Case], row: Mapping[str, Any]) -> Case:
     return case
 
 
-def _read_case(row: Mapping[str, Any]) -> Case:
+def read_sources(chunks: pl.DataFrame) -> dict[str, Source]:
+    """Return chunk_id -> chunk, from rows of the table chunks."""
+    return {
+        row["chunk_id"]: Source(heading_path=tuple(row["heading_path"] or ()), text=row["text"])
+        for row in chunks.iter_rows(named=True)
+    }
+
+
+def read_case(row: Mapping[str, Any]) -> Case:
+    """Return what a row of golden_cases asks for."""
     return Case(
         case_id=row["case_id"],
         must_include=tuple(row["must_include"] or ()),

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import polars as pl
 
 from assets import tables
-from assets.labels.judging import AXES, Judgement
+from assets.labels.judging import AXES, Judgement, Rating
 
 PREFIX = "rubric_"
 
 
-def tabulate_rubric(answered: pl.DataFrame, ratings: Sequence[Judgement | None]) -> pl.DataFrame:
+def tabulate_rubric(answered: pl.DataFrame, ratings: Sequence[Rating]) -> pl.DataFrame:
     """Return graded_answers rows: one per answer and axis, inconclusive where the judge was."""
     rows = [
         {
@@ -22,11 +22,13 @@ def tabulate_rubric(answered: pl.DataFrame, ratings: Sequence[Judgement | None])
             "case_id": case_id,
             "repeat": repeat,
             "metric": f"{PREFIX}{axis}",
-            "value": float(rating.scores[axis]) if rating else None,
+            "value": float(rating.scores[axis]) if isinstance(rating, Judgement) else None,
             "numerator": None,
             "denominator": None,
-            "status": "graded" if rating else "inconclusive",
-            "detail": rating.rationale if rating else "the judge's reply could not be read",
+            "status": "graded" if isinstance(rating, Judgement) else "inconclusive",
+            "detail": rating.rationale
+            if isinstance(rating, Judgement)
+            else f"judge {rating.reason}: {rating.detail}",
         }
         for (arm, case_id, repeat), rating in zip(
             answered.select("arm", "case_id", "repeat").iter_rows(), ratings, strict=True

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from assets.parity.comparison import RUBRIC_AXES, build_parity_table
+from assets.parity.exposure import slice_by_exposure
 from assets.parity.graders import grade_answers
 
 PAGES = ("quickstart", "configuration", "serving")
@@ -113,16 +114,25 @@ def graded_answers(
 
 
 @pytest.fixture(scope="session")
+def exposure(golden_cases: pl.DataFrame, chunks: pl.DataFrame) -> pl.DataFrame:
+    """The student trained on the chunks of the page `quickstart` alone."""
+    seen = {i for i in chunks["chunk_id"] if i.startswith("docs:quickstart/")}
+    return slice_by_exposure(golden_cases, chunks, seen)
+
+
+@pytest.fixture(scope="session")
 def parity_report(
     arm_answers: pl.DataFrame,
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     rubric_scores: pl.DataFrame,
+    exposure: pl.DataFrame,
 ) -> pl.DataFrame:
     return build_parity_table(
         arm_answers=arm_answers,
         graded_answers=graded_answers,
         golden_cases=golden_cases,
         rubric_scores=rubric_scores,
+        exposure=exposure,
         resamples=500,
     )

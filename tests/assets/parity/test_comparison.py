@@ -76,12 +76,14 @@ def test_the_table_is_the_same_when_built_again(
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     rubric_scores: pl.DataFrame,
+    exposure: pl.DataFrame,
 ) -> None:
     again = build_parity_table(
         arm_answers=arm_answers.reverse(),
         graded_answers=graded_answers.reverse(),
         golden_cases=golden_cases,
         rubric_scores=rubric_scores,
+        exposure=exposure,
         resamples=500,
     )
     columns = ["arm", "slice", "metric", "value", "n", "inconclusive_count"]
@@ -95,6 +97,7 @@ def test_failures_are_counted_as_inconclusive_not_as_wrong(
     golden_cases: pl.DataFrame,
     chunks: pl.DataFrame,
     rubric_scores: pl.DataFrame,
+    exposure: pl.DataFrame,
 ) -> None:
     is_failed = (pl.col("arm") == "routed") & pl.col("case_id").is_in(["g000", "g049"])
     failed = arm_answers.with_columns(error=pl.when(is_failed).then(pl.lit("deadline")))
@@ -106,6 +109,7 @@ def test_failures_are_counted_as_inconclusive_not_as_wrong(
         graded_answers=grade_answers(failed, golden_cases, chunks),
         golden_cases=golden_cases,
         rubric_scores=unscored,
+        exposure=exposure,
         resamples=200,
     )
     row = find_row(report, "routed", "exact_match")
@@ -125,6 +129,7 @@ def test_a_table_without_the_teacher_is_an_error(
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     rubric_scores: pl.DataFrame,
+    exposure: pl.DataFrame,
 ) -> None:
     with pytest.raises(InvalidInputError, match="'teacher' to compare with"):
         build_parity_table(
@@ -132,6 +137,7 @@ def test_a_table_without_the_teacher_is_an_error(
             graded_answers=graded_answers,
             golden_cases=golden_cases,
             rubric_scores=rubric_scores,
+            exposure=exposure,
         )
 
 

@@ -1,0 +1,110 @@
+"""The guard as assets: what is stored, what the UI shows, a check that catches a tampered row."""
+
+import base64
+
+import numpy as np
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.eval_set.assets import guard_recall
+from assets.eval_set.checks import guard_catches_every_copy
+from assets.eval_set.overlap import split_words
+from assets.paraphrases.assets import guarded_questions
+from assets.paraphrases.checks import no_training_text_near_eval_set
+from serving.models.protocols import Vectors
+
+CASES = {
+    "g1": "Where do I set the limit of the guard before I train?",
+    "g2": "Which folder holds the adapters that were trained yesterday?",
+}
+SEEDS = {
+    "s1": "How are answers cited?",
+    "s2": "where do i set the limit of the guard before i train",
+    "s3": "Tell me where do I set the limit of the guard, and how are answers cited at all?",
+}
+
+
+class WordEmbedder:
+    """A bag of words, hashed: equal words, equal vectors; the fewer shared, the further apart."""
+
+    fingerprint = "words"
+    dimension = 512
+    maximum_tokens = 256
+
+    def embed(self, texts: list[str]) -> Vectors:
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in split_words(text):
+                vectors[row, int.from_bytes(word.encode()) % 509] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return [len(split_words(text)) for text in texts]
+
+
+@pytest.fixture
+def eval_embeddings() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "case_id": list(CASES),
+            "question": list(CASES.values()),
+            "embedder_fingerprint": "words",
+            "vector": WordEmbedder().embed(list(CASES.values())).tolist(),
+        },
+        schema=tables.EVAL_EMBEDDINGS,
+    )
+
+
+@pytest.fixture
+def seed_questions() -> pl.DataFrame:
+    return pl.DataFrame({"question_id": list(SEEDS), "text": list(SEEDS.values())})
+
+
+@pytest.fixture
+def guarded(seed_questions: pl.DataFrame, eval_embeddings: pl.DataFrame):
+    paraphrases = pl.DataFrame(
+        {"question_id": ["p1"], "seed_id": ["s1"], "text": ["In which way are answers cited?"]}
+    )
+    return guarded_questions(seed_questions, paraphrases, eval_embeddings, WordEmbedder())
+
+
+def test_every_candidate_is_stored_with_its_evidence(guarded):
+    assert guarded.value.schema == tables.GUARDED_QUESTIONS
+    columns = ("question_id", "origin", "verdict", "reason", "matched_case_id")
+    assert guarded.value.select(columns).rows() == [
+        ("s1", "seed", "kept", "", None),
+        ("s2", "seed", "rejected", "same_words", "g1"),
+        ("s3", "seed", "rejected", "shared_ngram", "g1"),
+        ("p1", "paraphrase", "kept", "", None),
+    ]
+    assert guarded.metadata["rejected_by_reason"] == {"same_words": 1, "shared_ngram": 1}
+
+
+def test_the_ui_shows_a_plot_and_the_nearest_pairs(guarded):
+    plot = guarded.metadata["nearest_cosines"].md_str
+    assert base64.b64decode(plot.partition("base64,")[2][:-1]).startswith(b"\x89PNG")
+    assert "s2: where do i set the limit" in guarded.metadata["nearest_pairs"].md_str
+
+
+def test_the_check_judges_kept_rows_with_the_guard_itself(guarded, eval_embeddings):
+    assert no_training_text_near_eval_set(guarded.value, eval_embeddings, WordEmbedder()).passed
+    tampered = guarded.value.with_columns(verdict=pl.lit("kept"))
+    result = no_training_text_near_eval_set(tampered, eval_embeddings, WordEmbedder())
+    assert not result.passed
+    assert [leak.partition(",")[0] for leak in result.metadata["leaks"].value] == [
+        "s2 ~ g1: same_words",
+        "s3 ~ g1: shared_ngram",
+    ]
+    nothing = guarded.value.filter(verdict="rejected")
+    assert not no_training_text_near_eval_set(nothing, eval_embeddings, WordEmbedder()).passed
+
+
+def test_recall_is_a_table_with_a_plot_for_each_rule(seed_questions, eval_embeddings):
+    result = guard_recall(eval_embeddings, seed_questions, WordEmbedder())
+    assert result.value.schema == tables.GUARD_RECALL
+    assert set(result.value["kind"]) > {"word_order", "synonyms", "typos", "terse"}
+    assert result.value.filter(kind="unrelated_seed")["n"].unique().to_list() == [3]
+    for rule in ("cosine", "guard"):
+        assert result.metadata[f"rejected_by_{rule}"].md_str.startswith("![")
+    assert guard_catches_every_copy(result.value).passed
