@@ -13,7 +13,7 @@ import dagster as dg
 from rich.console import Console
 from rich.markup import escape
 
-from orchestration.failures import describe_offenders
+from orchestration.failures import describe_offenders, is_stopping
 
 
 def open_console() -> Console:
@@ -131,7 +131,8 @@ def _describe_check(evaluation: Any) -> str:
     name = f"{evaluation.asset_key.to_user_string()}: {evaluation.check_name}"
     facts = describe_metadata(dict(evaluation.metadata))
     detail = escape(evaluation.description or describe_offenders(evaluation.metadata))
-    return f"[red]✗ {name} failed[/] [dim]{facts}[/] {detail}"
+    verdict = "[red]✗ {} failed[/]" if is_stopping(evaluation) else "[yellow]! {} warns[/]"
+    return f"{verdict.format(escape(name))} [dim]{facts}[/] {detail}"
 
 
 def _find_event(record: logging.LogRecord) -> dg.DagsterEvent | None:

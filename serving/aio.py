@@ -41,12 +41,14 @@ async def map_bounded(
     concurrency: int,
     progress: Progress,
     description: str,
+    note: Callable[[], str] = str,
 ) -> list[T]:
     """Return `[await work(item) for item in items]` with at most `concurrency` in flight.
 
     After a failure nothing new is started, what is in flight may finish (a call under way is paid
     for, and `work` can still keep its answer), then the first failure is raised as itself.
-    Cancelling the caller cancels what is in flight.
+    Cancelling the caller cancels what is in flight. `note` says what the progress shows beside the
+    count.
     """
     results: dict[int, T] = {}
     failures: list[BaseException] = []
@@ -59,7 +61,7 @@ async def map_bounded(
                 return
             try:
                 results[position] = await work(item)
-                progress.advance(description, len(results), len(items))
+                progress.advance(description, len(results), len(items), note())
             except BaseException as failure:
                 failures.append(failure)
                 raise

@@ -5,6 +5,8 @@
     ├── HashMismatchError        bytes are not the bytes that were pinned
     ├── ModelError
     │   ├── UpstreamError        the model's server failed; `is_retryable`: may trying again help?
+    │   │   ├── RateLimitedError        it asked for fewer calls
+    │   │   └── UpstreamRejectedError   it refused the request itself
     │   ├── BudgetExceededError  the next call would spend past the budget
     │   └── DeadlineExceededError
     ├── IndexMismatchError       index and embedder (or prompt) do not belong together
@@ -55,7 +57,9 @@ class HashMismatchError(UnderstudyError):
 
 
 class ModelError(UnderstudyError):
-    """A model could not answer."""
+    """A model could not answer. `may_be_billed`: the failed call can still stand on the bill."""
+
+    may_be_billed = False
 
 
 class UpstreamError(ModelError):
@@ -64,8 +68,14 @@ class UpstreamError(ModelError):
     is_retryable = True
 
 
+class RateLimitedError(UpstreamError):
+    """The server asked for fewer calls; `retry_after_seconds` says when to come back, if known."""
+
+    retry_after_seconds: float | None = None
+
+
 class UpstreamRejectedError(UpstreamError):
-    """The server refused the request itself (4xx other than 429): trying again cannot help."""
+    """The server refused the request itself (`models/faults`): trying again cannot help."""
 
     is_retryable = False
 
@@ -75,7 +85,9 @@ class BudgetExceededError(ModelError):
 
 
 class DeadlineExceededError(ModelError):
-    """The answer did not arrive before the deadline."""
+    """The answer did not arrive before the deadline; the server may have written it anyway."""
+
+    may_be_billed = True
 
 
 class IndexMismatchError(UnderstudyError):

@@ -5,18 +5,35 @@ question is answered (`serving/pipeline/answer`), caching and budgets (`resource
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
+from assets import tables
 from serving.aio import map_bounded
-from serving.errors import UpstreamRejectedError
-from serving.models.protocols import ChatRequest, Hit, Progress
+from serving.errors import (
+    BudgetExceededError,
+    DeadlineExceededError,
+    ModelError,
+    UpstreamError,
+    UpstreamRejectedError,
+)
+from serving.models.protocols import ChatRequest, Embedder, Hit, Progress
 from serving.pipeline.answer import Answered, AnswerPipeline, normalise_question
 
 REJECTED_BY_TEACHER = "rejected_by_teacher"
 """The verdict on a question the teacher's server refused to take, as content filters do."""
 
-MAXIMUM_REJECTED_RATIO = 0.02
+UNANSWERED = "unanswered"
+"""The verdict on a question whose every attempt failed in a way that can pass: ask it again."""
+
+WITHOUT_ANSWER = (REJECTED_BY_TEACHER, UNANSWERED)
+
+MAXIMUM_REJECTED_RATIO = MAXIMUM_UNANSWERED_RATIO = 0.02
+
+ROWS_PER_FRAME = 1024
+"""Rows become columns in slices of this size: Python objects take several times the room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,43 +45,162 @@ class AskedQuestion:
     text: str
 
 
+def embed_ahead(questions: Sequence[AskedQuestion], embedder: Embedder) -> None:
+    """Let a caching embedder see the questions in bulk: one at a time costs five times as much.
+
+    The guard has embedded most of them already, so this mostly finds nothing to do.
+    """
+    for first in range(0, len(questions), ROWS_PER_FRAME):
+        part = questions[first : first + ROWS_PER_FRAME]
+        embedder.embed([normalise_question(question.text) for question in part])
+
+
 async def label_questions(
     questions: Sequence[AskedQuestion],
     *,
     pipeline: AnswerPipeline,
     concurrency: int,
     progress: Progress,
-) -> list[dict[str, Any]]:
+) -> pl.DataFrame:
     """Return one teacher_answers row per question, in order.
 
-    Every answer is kept by the teacher's cache before the next is asked, so an interrupt loses only
-    the calls in flight, and the rerun buys only what is missing.
+    Every answer is on disk in the teacher's cache before it becomes a row, so an interrupt loses
+    only the calls in flight, and the rerun buys only what is missing. A question that cannot be
+    answered now gets a row that says so; more of them than chance explains stop the run.
 
     Raises:
+        BudgetExceededError: the budget is used up; says how many questions are answered.
         UpstreamRejectedError: the teacher refuses more than content filters explain: a wrong key or
             model is refused for every question, and its own message says most about it.
+        UpstreamError, DeadlineExceededError: too many questions failed after all retries, or one
+            after the other did: the server is down.
     """
-    rejected_count = 0
+    losses = LossCount(question_count=len(questions), patience=concurrency)
+    rows = RowCollector()
 
-    async def label(question: AskedQuestion) -> dict[str, Any]:
-        nonlocal rejected_count
+    async def label(numbered: tuple[int, AskedQuestion]) -> None:
+        position, question = numbered
         try:
             answered = await pipeline.answer(question.text, mode="teacher")
-        except UpstreamRejectedError:
-            rejected_count += 1
-            if rejected_count > allowed_rejections(len(questions)):
-                raise
-            return await tabulate_rejection(question, pipeline)
-        return tabulate_label(question, answered, pipeline)
+        except (UpstreamError, DeadlineExceededError) as error:
+            verdict = losses.count(error)
+            rows.add(position, await tabulate_loss(question, pipeline, verdict=verdict))
+        else:
+            losses.count_answer()
+            rows.add(position, tabulate_label(question, answered, pipeline))
 
-    return await map_bounded(
-        label, questions, concurrency=concurrency, progress=progress, description="labelling"
-    )
+    try:
+        await map_bounded(
+            label,
+            list(enumerate(questions)),
+            concurrency=concurrency,
+            progress=progress,
+            description="labelling",
+            note=lambda: note_spending(pipeline.teacher),
+        )
+    except BudgetExceededError as error:
+        raise _explain_budget(error, losses.answered_count, len(questions)) from error
+    return rows.to_frame()
+
+
+@dataclass(kw_only=True)
+class LossCount:
+    """Decides whether a question that could not be answered costs its row or the run.
+
+    Args:
+        question_count: of the whole run; its shares are allowed to be lost.
+        patience: failures in a row, with no answer between, that mean the server is down: as many
+            as are asked at once.
+    """
+
+    question_count: int
+    patience: int
+    answered_count: int = 0
+    rejected_count: int = 0
+    unanswered_count: int = 0
+    _in_a_row: int = field(default=0, repr=False)
+
+    def count_answer(self) -> None:
+        """Count a question that was answered."""
+        self.answered_count += 1
+        self._in_a_row = 0
+
+    def count(self, error: ModelError) -> str:
+        """Return the verdict for the question's row; raise the error when it is one too many."""
+        if isinstance(error, UpstreamRejectedError):
+            self.rejected_count += 1
+            if self.rejected_count > allowed_rejections(self.question_count):
+                raise error
+            return REJECTED_BY_TEACHER
+        self.unanswered_count += 1
+        self._in_a_row += 1
+        is_down = self._in_a_row >= max(2, self.patience)
+        if is_down or self.unanswered_count > allowed_unanswered(self.question_count):
+            raise self._explain(error) from error
+        return UNANSWERED
+
+    def _explain(self, error: ModelError) -> ModelError:
+        return type(error)(
+            f"labelling {self.question_count} questions ({error.attempted})",
+            expected=f"at most {allowed_unanswered(self.question_count)} questions without an "
+            "answer after all retries, and some answers between them",
+            found=f"{self.unanswered_count} unanswered beside {self.answered_count} answers, "
+            f"{self._in_a_row} of them in a row; the last: {error.found}",
+            next_step="see whether the server is up and takes this load, then run again: the "
+            f"{self.answered_count} answers are kept and not bought again",
+        )
 
 
 def allowed_rejections(question_count: int) -> int:
     """Return how many questions the teacher may refuse: 2 %, and one in a set of any size."""
     return max(1, int(question_count * MAXIMUM_REJECTED_RATIO))
+
+
+def allowed_unanswered(question_count: int) -> int:
+    """Return how many questions may stay without an answer: 2 %, and one in a set of any size."""
+    return max(1, int(question_count * MAXIMUM_UNANSWERED_RATIO))
+
+
+def note_spending(model: object) -> str:
+    """Return what a metered model spent, bought and reused; empty for others."""
+    meter = getattr(model, "meter", None)
+    return "" if meter is None else str(meter.describe())
+
+
+def _explain_budget(
+    error: BudgetExceededError, answered_count: int, question_count: int
+) -> BudgetExceededError:
+    return BudgetExceededError(
+        f"labelling {question_count} questions ({error.attempted})",
+        expected=error.expected,
+        found=f"{error.found}; {answered_count} questions are answered, "
+        f"{question_count - answered_count} remain",
+        next_step=error.next_step,
+    )
+
+
+class RowCollector:
+    """Rows of one table in any order of arrival; `to_frame` puts them in order."""
+
+    def __init__(self) -> None:
+        self._frames: list[pl.DataFrame] = []
+        self._rows: list[dict[str, Any]] = []
+        self._schema = pl.Schema({"position": pl.Int64(), **tables.TEACHER_ANSWERS})
+
+    def add(self, position: int, row: dict[str, Any]) -> None:
+        """Take a row; every `ROWS_PER_FRAME` of them become columns."""
+        self._rows.append({"position": position, **row})
+        if len(self._rows) >= ROWS_PER_FRAME:
+            self._pack()
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return all rows by position."""
+        self._pack()
+        return pl.concat(self._frames).sort("position").drop("position")
+
+    def _pack(self) -> None:
+        self._frames.append(pl.DataFrame(self._rows, schema=self._schema))
+        self._rows = []
 
 
 def tabulate_label(
@@ -90,10 +226,12 @@ def tabulate_label(
     }
 
 
-async def tabulate_rejection(question: AskedQuestion, pipeline: AnswerPipeline) -> dict[str, Any]:
-    """Return the teacher_answers row of a question the teacher would not take.
+async def tabulate_loss(
+    question: AskedQuestion, pipeline: AnswerPipeline, *, verdict: str
+) -> dict[str, Any]:
+    """Return the teacher_answers row of a question without an answer.
 
-    It holds the request once more, so that the table shows what was refused; it is never valid, so
+    It holds the request once more, so that the table shows what was asked; it is never valid, so
     nobody judges it or learns from it.
     """
     text = normalise_question(question.text)
@@ -104,7 +242,7 @@ async def tabulate_rejection(question: AskedQuestion, pipeline: AnswerPipeline) 
         "answer": "",
         "citations": [],
         "refused": False,
-        "validator_verdict": REJECTED_BY_TEACHER,
+        "validator_verdict": verdict,
         "teacher_id": pipeline.teacher.name,
         "prompt_tokens": 0,
         "completion_tokens": 0,

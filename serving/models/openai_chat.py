@@ -1,7 +1,7 @@
 """The one chat client: any server that speaks OpenAI's chat completions, or an app in process.
 
 Belongs here: mapping requests, answers and failures; one deadline and at most one retry. Does not
-belong here: caching, budgets, concurrency (`resources`), prompts.
+belong here: which failures pass (`faults`); caching, budgets, patience (`resources`); prompts.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import httpx2
 import openai
@@ -20,10 +19,26 @@ from serving.errors import (
     DeadlineExceededError,
     InvalidInputError,
     ModelError,
+    RateLimitedError,
     UpstreamError,
     UpstreamRejectedError,
 )
-from serving.models.protocols import ChatRequest, Completion, Price
+from serving.models.concessions import (
+    Concession,
+    StructuredOutput,
+    adapt_arguments,
+    find_concession,
+    start_concessions,
+)
+from serving.models.faults import (
+    ERRORS,
+    NEXT_STEPS,
+    classify_status,
+    may_be_billed,
+    read_retry_after,
+)
+from serving.models.protocols import ChatRequest, Completion, Price, TokenLogprob
+from serving.models.transports import TransportPerLoop
 
 IN_PROCESS_URL = "http://embedded.invalid/v1"
 """`.invalid` is reserved and never resolves: a request that missed the transport cannot leave."""
@@ -31,9 +46,10 @@ IN_PROCESS_URL = "http://embedded.invalid/v1"
 NO_KEY = "no-key"
 """Sent where a server wants none: given nothing, the SDK would read a key from the environment."""
 
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+"""As in the IETF draft of that name; servers that do not know it ignore it."""
+
 LONGEST_RETRY_WAIT_SECONDS = 20.0
-TOO_MANY_REQUESTS = 429
-SERVER_ERROR = 500
 
 ASGIApp = Callable[..., Awaitable[None]]
 
@@ -48,9 +64,14 @@ class OpenAIChatModel:
         price: what a token costs; every completion carries its cost.
         client: made with `max_retries=0`, since retries are counted here.
         timeout_seconds: for one call of `complete`, the retry included.
+        retries: how often a failure that can pass is asked again here. A user waits for one retry;
+            the factory asks with 0 and retries with more patience (`resources/pacing`). The SDK's
+            own retries are always off.
         retry_wait_seconds: mean wait before the retry; jittered by half so that callers spread out.
         max_tokens_key: newer OpenAI models take `max_completion_tokens` instead.
         wants_logprobs: ask for token logprobs, to fill `Completion.mean_logprob`.
+        top_logprobs: ask for this many per token (1-20), to fill `Completion.logprobs`; 0: none.
+        concessions: what the server does not take of a request; grows with its refusals.
     """
 
     name: str
@@ -58,23 +79,27 @@ class OpenAIChatModel:
     price: Price
     client: openai.AsyncOpenAI = field(repr=False, compare=False)
     timeout_seconds: float = 60.0
+    retries: int = 1
     retry_wait_seconds: float = 1.0
     max_tokens_key: str = "max_tokens"
     wants_logprobs: bool = False
+    top_logprobs: int = 0
+    concessions: set[Concession] = field(default_factory=set, compare=False)
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request.
 
         Raises:
             DeadlineExceededError: no answer within `timeout_seconds`.
-            UpstreamError: rate limited, server error or no connection, twice.
+            UpstreamError: no connection, a server error, or rate limited (`RateLimitedError`),
+                after `retries`.
             UpstreamRejectedError: the server refused the request or answered without text or usage.
         """
         started = time.perf_counter()
         error: ModelError | None = None
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                answer = await self._ask_twice(request)
+                answer = await self._ask_again(request)
         except TimeoutError:
             error = self._deadline_exceeded()
         # Raised outside the handler, so that no SDK exception (it holds headers) is its context.
@@ -86,18 +111,53 @@ class OpenAIChatModel:
         """Close the connections."""
         await self.client.close()
 
-    async def _ask_twice(self, request: ChatRequest) -> ChatCompletion:
+    async def _ask_again(self, request: ChatRequest) -> ChatCompletion:
         outcome = await self._ask(request)
-        if isinstance(outcome, _Failure) and outcome.error.is_retryable:
+        for _ in range(self.retries):
+            if isinstance(outcome, ChatCompletion) or not outcome.is_retryable:
+                break
             await asyncio.sleep(self._wait_seconds(outcome))
             outcome = await self._ask(request)
-        if isinstance(outcome, _Failure):
-            raise outcome.error
-        return outcome
+        if isinstance(outcome, ChatCompletion):
+            return outcome
+        raise outcome
 
-    async def _ask(self, request: ChatRequest) -> "ChatCompletion | _Failure":
+    async def _ask(self, request: ChatRequest) -> ChatCompletion | UpstreamError:
+        """Ask once, and again without each optional field that the server refuses by name."""
+        conceded = set(self.concessions)
+        while True:
+            sent = adapt_arguments(self._arguments(request), conceded)
+            # The same request has the same key in every run, so that a gateway that honours it
+            # answers a call repeated after a crash without making, or billing, a second answer.
+            parts = (request.content_key(self.name), *sorted(conceded))
+            key = "-".join(parts + ((f"top{self.top_logprobs}",) if self.top_logprobs else ()))
+            outcome = await self._send(sent, idempotency_key=key)
+            if isinstance(outcome, ChatCompletion):
+                self.concessions.update(conceded)  # remembered once they helped
+                return outcome
+            if outcome.is_retryable:
+                return outcome
+            concession = find_concession(sent, outcome.found)
+            if concession is None:
+                return outcome
+            conceded.add(concession)
+
+    async def _send(
+        self, arguments: dict[str, Any], *, idempotency_key: str
+    ) -> ChatCompletion | UpstreamError:
         try:
-            answer: object = await self.client.chat.completions.create(**self._arguments(request))
+            # `post` is what `chat.completions.create` calls once it has walked the body along its
+            # type hints: a quarter of a call's CPU, for arguments that are plain JSON already.
+            answer: object = await self.client.post(
+                "/chat/completions",
+                cast_to=ChatCompletion,
+                body=arguments,
+                options={
+                    "headers": {IDEMPOTENCY_HEADER: idempotency_key},
+                    # The SDK's own clock is a net below ours, which also covers the retry.
+                    "timeout": self.timeout_seconds,
+                },
+            )
         except openai.APITimeoutError as error:
             raise TimeoutError from error
         except (openai.OpenAIError, ValueError) as error:
@@ -116,54 +176,51 @@ class OpenAIChatModel:
             self.max_tokens_key: request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
-            # The SDK's own clock is a net below ours, which also covers the retry.
-            "timeout": self.timeout_seconds,
         }
         if request.response_format is not None:
             arguments["response_format"] = request.response_format
-        if self.wants_logprobs:
+        if self.wants_logprobs or self.top_logprobs:
             arguments["logprobs"] = True
+        if self.top_logprobs:
+            arguments["top_logprobs"] = self.top_logprobs
         return arguments
 
-    def _wait_seconds(self, failure: "_Failure") -> float:
+    def _wait_seconds(self, failure: UpstreamError) -> float:
         jitter = secrets.SystemRandom().uniform(0.5, 1.5)
-        asked = failure.retry_after_seconds or 0.0
+        asked = getattr(failure, "retry_after_seconds", None) or 0.0
         return min(max(asked, self.retry_wait_seconds * jitter), LONGEST_RETRY_WAIT_SECONDS)
 
-    def _explain(self, error: openai.OpenAIError | ValueError) -> "_Failure":
+    def _explain(self, error: openai.OpenAIError | ValueError) -> UpstreamError:
         if isinstance(error, openai.APIStatusError):
             return self._explain_status(error)
+        cause = error.__cause__ or error
         if isinstance(error, openai.APIConnectionError):
-            found = f"no connection ({type(error.__cause__ or error).__name__})"
+            found = f"no connection ({type(cause).__name__})"
         else:
             found = self._without_key(f"{type(error).__name__}: {error}")
-        return _Failure(
-            error=UpstreamError(
-                f"asking {self.name}",
-                expected=f"an answer from {self.client.base_url}",
-                found=found,
-                next_step="check that the server runs and that base_url is right, then try again",
-            )
+        failure = UpstreamError(
+            f"asking {self.name}",
+            expected=f"an answer from {self.client.base_url}",
+            found=found,
+            next_step="check that the server runs and that base_url is right, then try again",
         )
+        failure.may_be_billed = not isinstance(cause, httpx2.ConnectError)
+        return failure
 
-    def _explain_status(self, error: openai.APIStatusError) -> "_Failure":
+    def _explain_status(self, error: openai.APIStatusError) -> UpstreamError:
         status = error.status_code
-        can_pass = status == TOO_MANY_REQUESTS or status >= SERVER_ERROR
-        kind = UpstreamError if can_pass else UpstreamRejectedError
-        next_step = (
-            "try again later, or lower the concurrency"
-            if can_pass
-            else "correct the model, the key or the request: the same request fails again"
+        wait = read_retry_after(error.response.headers)
+        fault = classify_status(status, code=error.code, retry_after_seconds=wait)
+        failure = ERRORS[fault](
+            f"asking {self.name}",
+            expected="status 200",
+            found=f"status {status}: {self._without_key(error.message)[:500]}",
+            next_step=NEXT_STEPS[fault],
         )
-        return _Failure(
-            error=kind(
-                f"asking {self.name}",
-                expected="status 200",
-                found=f"status {status}: {self._without_key(error.message)[:500]}",
-                next_step=next_step,
-            ),
-            retry_after_seconds=_read_retry_after(error.response.headers.get("retry-after")),
-        )
+        failure.may_be_billed = may_be_billed(status)
+        if isinstance(failure, RateLimitedError):
+            failure.retry_after_seconds = wait
+        return failure
 
     def _deadline_exceeded(self) -> DeadlineExceededError:
         return DeadlineExceededError(
@@ -184,12 +241,17 @@ class OpenAIChatModel:
         usage = getattr(answer, "usage", None)
         if choice is None or not isinstance(text, str) or usage is None:
             missing = "text" if usage is not None else "usage"
-            raise UpstreamRejectedError(
+            refusal = UpstreamRejectedError(
                 f"reading the answer of {self.name}",
                 expected="one choice with text, and token usage",
                 found=f"no {missing} (finish_reason {getattr(choice, 'finish_reason', 'none')})",
                 next_step="use a server that reports usage, and look at what the model refused",
             )
+            refusal.may_be_billed = True  # the prompt was read
+            raise refusal
+        tokens = choice.logprobs.content if choice.logprobs else None
+        if self.top_logprobs and not tokens:
+            raise self._no_logprobs()
         return Completion(
             text=text,
             model=self.name,
@@ -198,7 +260,16 @@ class OpenAIChatModel:
             finish_reason=choice.finish_reason,
             latency_ms=latency_ms,
             cost_usd=self.price.cost_usd(usage.prompt_tokens, usage.completion_tokens),
-            mean_logprob=_mean_logprob(choice.logprobs.content if choice.logprobs else None),
+            mean_logprob=_mean_logprob(tokens),
+            logprobs=_keep_logprobs(tokens) if self.top_logprobs and tokens else None,
+        )
+
+    def _no_logprobs(self) -> UpstreamRejectedError:
+        return UpstreamRejectedError(
+            f"reading the answer of {self.name}",
+            expected=f"the {self.top_logprobs} most likely tokens at each position, as asked for",
+            found="no logprobs",
+            next_step="set top_logprobs to 0, or use a server that offers them",
         )
 
 
@@ -209,9 +280,12 @@ def connect(
     model: str,
     price: Price,
     timeout_seconds: float = 60.0,
+    retries: int = 1,
     name: str | None = None,
     max_tokens_key: str = "max_tokens",
     wants_logprobs: bool = False,
+    top_logprobs: int = 0,
+    structured_output: StructuredOutput = "json_schema",
 ) -> OpenAIChatModel:
     """Return a model behind `base_url`; `name` is `model` unless it is given.
 
@@ -228,15 +302,18 @@ def connect(
             found=repr(base_url),
             next_step="set base_url to the server's OpenAI-compatible root, usually ending in /v1",
         )
-    http_client = httpx2.AsyncClient(transport=_TransportPerLoop())
+    http_client = httpx2.AsyncClient(transport=TransportPerLoop())
     return OpenAIChatModel(
         name=name or model,
         model=model,
         price=price,
         client=_make_client(base_url, api_key or NO_KEY, http_client),
         timeout_seconds=timeout_seconds,
+        retries=retries,
         max_tokens_key=max_tokens_key,
         wants_logprobs=wants_logprobs,
+        top_logprobs=top_logprobs,
+        concessions=start_concessions(structured_output),
     )
 
 
@@ -273,40 +350,20 @@ def _make_client(
     return client
 
 
-class _TransportPerLoop(httpx2.AsyncBaseTransport):
-    """Connections belong to the event loop that opened them; assets run one loop after another."""
-
-    def __init__(self) -> None:
-        self._transports: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport
-        ] = WeakKeyDictionary()
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        loop = asyncio.get_running_loop()
-        if loop not in self._transports:
-            self._transports[loop] = httpx2.AsyncHTTPTransport()
-        return await self._transports[loop].handle_async_request(request)
-
-    async def aclose(self) -> None:
-        transport = self._transports.pop(asyncio.get_running_loop(), None)
-        if transport is not None:
-            await transport.aclose()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Failure:
-    """A failed call, and how long the server asked to wait."""
-
-    error: UpstreamError
-    retry_after_seconds: float | None = None
-
-
-def _read_retry_after(header: str | None) -> float | None:
-    try:
-        return float(header) if header else None
-    except ValueError:
-        return None  # a date: the ordinary wait will do
-
-
 def _mean_logprob(tokens: "list[Any] | None") -> float | None:
     return sum(token.logprob for token in tokens) / len(tokens) if tokens else None
+
+
+def _keep_logprobs(tokens: "list[Any]") -> list[TokenLogprob]:
+    return [
+        {
+            "token": token.token,
+            "bytes": token.bytes,
+            "logprob": token.logprob,
+            "top": [
+                {"token": top.token, "bytes": top.bytes, "logprob": top.logprob}
+                for top in token.top_logprobs
+            ],
+        }
+        for token in tokens
+    ]

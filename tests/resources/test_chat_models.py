@@ -2,11 +2,17 @@
 
 import asyncio
 import json
+import multiprocessing
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from resources import chat_models
-from resources.chat_models import AnswerNotKeptError, CachedChatModel, identify_provider
+from resources import answer_store
+from resources.answer_store import FILE_NAME, AnswerStore
+from resources.chat_models import AnswerNotKeptError, CachedChatModel
+from resources.spending import estimate_most_usd
 from serving.errors import BudgetExceededError, InvalidInputError, UpstreamError
 from serving.models.protocols import ChatRequest, Completion, Price
 
@@ -44,6 +50,14 @@ class SlowModel(CountingModel):
         return await super().complete(request)
 
 
+def read_store(folder: Path) -> dict[str, str]:
+    """Kept answers by key, as SQLite itself reads them."""
+    if not (folder / FILE_NAME).exists():
+        return {}
+    with closing(sqlite3.connect(folder / FILE_NAME)) as store:
+        return dict(store.execute("select key, answer from answers"))
+
+
 def ask(text: str, **changes: object) -> ChatRequest:
     return ChatRequest(messages=({"role": "user", "content": text},), max_tokens=5, **changes)
 
@@ -68,26 +82,34 @@ def test_other_sampling_is_another_answer(tmp_path, change):
 
 def test_the_budget_stops_before_it_is_overspent_and_keeps_what_was_bought(tmp_path):
     inner = CountingModel()
-    model = CachedChatModel(inner, tmp_path, budget_usd=0.02)
+    model = CachedChatModel(inner, tmp_path, budget_usd=0.03)
     asyncio.run(model.complete(ask("one")))  # costs 0.015
-    with pytest.raises(BudgetExceededError, match=r"0\.02"):
+    with pytest.raises(BudgetExceededError, match=r"0\.0150 spent on 1 answers.*0\.0150 left"):
         asyncio.run(model.complete(ask("two")))
     assert inner.calls == 1
-    assert model.meter.spent_usd <= 0.02
+    assert model.meter.spent_usd <= 0.03
     assert asyncio.run(model.complete(ask("one"))).is_cached
 
 
 def test_concurrent_calls_cannot_overspend_together(tmp_path):
     inner = CountingModel()
-    model = CachedChatModel(inner, tmp_path, budget_usd=0.02)
+    model = CachedChatModel(inner, tmp_path, budget_usd=0.08)
 
     async def ask_all() -> list[object]:
         calls = (model.complete(ask(f"question {n}")) for n in range(8))
         return await asyncio.gather(*calls, return_exceptions=True)
 
     results = asyncio.run(ask_all())
+    assert inner.calls == 4
     assert sum(isinstance(r, BudgetExceededError) for r in results) == 8 - inner.calls
-    assert model.meter.spent_usd <= 0.02
+    assert model.meter.spent_usd <= 0.08
+    assert model.meter.reserved_usd == 0
+
+
+@pytest.mark.parametrize("text", ["why does it stop?", "為什麼它會停止", "🤷🏽 𐎠𐎭𐎠", ""])
+def test_what_is_reserved_covers_the_most_a_call_can_cost(text):
+    price = Price(input_usd_per_mtok=1e6, output_usd_per_mtok=0.0)  # a dollar a token
+    assert estimate_most_usd(ask(text), price) >= len(text.encode()) + 4
 
 
 def test_a_failed_call_is_not_kept_and_not_charged(tmp_path):
@@ -95,14 +117,74 @@ def test_a_failed_call_is_not_kept_and_not_charged(tmp_path):
     model = CachedChatModel(inner, tmp_path, budget_usd=1)
     with pytest.raises(UpstreamError):
         asyncio.run(model.complete(ask("why")))
-    assert list(tmp_path.rglob("*.json")) == []
+    assert read_store(tmp_path) == {}
+    assert model.meter.spent_usd + model.meter.lost_usd == 0
     assert asyncio.run(model.complete(ask("why"))).text == "WHY"
 
 
 def test_the_kept_answer_is_readable_json_without_the_question(tmp_path):
     asyncio.run(CachedChatModel(CountingModel(), tmp_path, budget_usd=1).complete(ask("why")))
-    (path,) = tmp_path.rglob("*.json")
-    assert json.loads(path.read_text(encoding="utf-8"))["model"] == "counting-1"
+    (answer,) = read_store(tmp_path).values()
+    assert json.loads(answer)["model"] == "counting-1"
+    assert "why" not in answer
+
+
+def test_an_answer_that_an_earlier_version_kept_as_a_file_is_found(tmp_path):
+    inner = CountingModel()
+    asyncio.run(CachedChatModel(inner, tmp_path / "new", budget_usd=1).complete(ask("why")))
+    ((key, answer),) = read_store(tmp_path / "new").items()
+    path = tmp_path / "old" / key[:2] / f"{key}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(answer, encoding="utf-8")
+    again = asyncio.run(CachedChatModel(inner, tmp_path / "old", budget_usd=1).complete(ask("why")))
+    assert (again.text, again.is_cached, inner.calls) == ("WHY", True, 1)
+
+
+def label_in_a_process(folder: Path, first: int) -> None:
+    model = CachedChatModel(CountingModel(), folder, budget_usd=1e6)
+
+    async def ask_all() -> None:
+        await asyncio.gather(*(model.complete(ask(str(n))) for n in range(first, first + 50)))
+
+    asyncio.run(ask_all())
+
+
+def test_several_processes_keep_their_answers_in_one_store(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=label_in_a_process, args=(tmp_path, first)) for first in (0, 25, 50)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(read_store(tmp_path)) == 100
+
+
+def test_answers_that_arrive_together_are_written_together_and_none_is_lost(tmp_path):
+    store = AnswerStore(tmp_path)
+
+    async def keep_all() -> None:
+        await asyncio.gather(*(store.keep(f"k{n}", f"answer {n}") for n in range(500)))
+
+    asyncio.run(keep_all())
+    assert read_store(tmp_path) == {f"k{n}": f"answer {n}" for n in range(500)}
+    assert {store.find(f"k{n}") for n in range(500)} == {f"answer {n}" for n in range(500)}
+
+
+def test_an_answer_is_written_also_when_nobody_waits_for_it_any_more(tmp_path):
+    store = AnswerStore(tmp_path)
+
+    async def keep_and_leave() -> None:
+        task = asyncio.create_task(store.keep("k", "answer"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.keep("later", "answer")
+
+    asyncio.run(keep_and_leave())
+    assert set(read_store(tmp_path)) == {"k", "later"}
 
 
 def test_a_kept_answer_costs_what_it_would_cost_today(tmp_path):
@@ -120,22 +202,6 @@ def test_one_name_at_two_servers_is_two_models(tmp_path):
             model = CachedChatModel(inner, tmp_path, budget_usd=1, identity=identity)
             assert asyncio.run(model.complete(ask("why"))).model == "counting-1"
     assert inner.calls == 3
-
-
-def test_a_provider_is_its_address_or_what_it_is_made_of(monkeypatch):
-    class Embedder:
-        fingerprint = "e1"
-
-    def identify(provider: str, base_url: str | None = None) -> str:
-        return identify_provider(provider=provider, base_url=base_url, embedder=Embedder)
-
-    assert identify("openai", "http://a/v1") == identify("openai", "http://a/v1/")
-    assert identify("openai", "http://a/v1") != identify("openai", "http://b/v1")
-    before = identify("extractive")
-    monkeypatch.setattr(Embedder, "fingerprint", "e2")
-    other_embedder = identify("extractive")
-    monkeypatch.setattr("serving.models.extractive.EXTRACTIVE_VERSION", "next")
-    assert len({before, other_embedder, identify("extractive")}) == 3
 
 
 def test_equal_requests_in_flight_are_bought_once(tmp_path):
@@ -181,20 +247,36 @@ def test_when_the_asker_is_cancelled_one_of_those_who_wait_asks(tmp_path):
 
 
 def test_an_answer_that_cannot_be_kept_is_counted_and_says_so(tmp_path, monkeypatch):
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(answer_store, "LOCK_SECONDS", 0.05)
+    model = CachedChatModel(CountingModel(), tmp_path, budget_usd=1)
+    asyncio.run(model.complete(ask("before")))
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+        other.execute("begin immediate")  # another program holds the store for too long
+        with pytest.raises(AnswerNotKeptError, match=r"bought.*sqlite.*locked.*\d+ bytes free"):
+            asyncio.run(model.complete(ask("why")))
+    assert (model.meter.spent_usd, model.meter.bought_count) == (0.03, 2)
 
-    monkeypatch.setattr(chat_models, "write_text_atomically", fail)
-    model = CachedChatModel(CountingModel(), tmp_path / "new", budget_usd=1)
-    with pytest.raises(AnswerNotKeptError, match=r"bought.*\.json.*No space.*\d+ bytes free"):
+
+def test_a_store_that_cannot_be_read_stops_before_anything_is_bought(tmp_path):
+    (tmp_path / FILE_NAME).mkdir()
+    model = CachedChatModel(CountingModel(), tmp_path, budget_usd=1)
+    with pytest.raises(InvalidInputError, match=FILE_NAME):
         asyncio.run(model.complete(ask("why")))
-    assert (model.meter.spent_usd, model.meter.bought_count) == (0.015, 1)
+    assert model.meter.bought_count == 0
 
 
-def test_a_damaged_kept_answer_says_which_file_to_remove(tmp_path):
+def test_a_damaged_kept_answer_says_which_one_to_remove(tmp_path):
     model = CachedChatModel(CountingModel(), tmp_path, budget_usd=1)
     asyncio.run(model.complete(ask("why")))
-    (path,) = tmp_path.rglob("*.json")
-    path.write_text("{", encoding="utf-8")
-    with pytest.raises(InvalidInputError, match=path.name):
+    (key,) = read_store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as store, store:
+        store.execute("update answers set answer = '{'")
+    with pytest.raises(InvalidInputError, match=key):
+        asyncio.run(model.complete(ask("why")))
+
+
+def test_a_damaged_store_says_how_to_mend_it(tmp_path):
+    (tmp_path / FILE_NAME).write_bytes(b"no database" * 1000)
+    model = CachedChatModel(CountingModel(), tmp_path, budget_usd=1)
+    with pytest.raises(InvalidInputError, match="recover"):
         asyncio.run(model.complete(ask("why")))

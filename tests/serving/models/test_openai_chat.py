@@ -1,11 +1,13 @@
 """The chat client against a real ASGI server that misbehaves on demand."""
 
 import asyncio
+import json
 import logging
 import socket
 import threading
 import time
 import traceback
+from dataclasses import asdict, replace
 
 import pytest
 import uvicorn
@@ -19,7 +21,7 @@ from serving.errors import (
     UpstreamRejectedError,
 )
 from serving.models.openai_chat import OpenAIChatModel, connect, connect_in_process
-from serving.models.protocols import ChatModel, ChatRequest, Price
+from serving.models.protocols import ChatModel, ChatRequest, Completion, Price
 
 PRICE = Price(input_usd_per_mtok=3.0, output_usd_per_mtok=15.0)
 REQUEST = ChatRequest(
@@ -92,7 +94,8 @@ async def test_a_request_is_mapped_and_its_answer_measured_and_priced():
 
 
 @pytest.mark.parametrize(
-    "failure", [error(429), error(500), error(503), error(529), RuntimeError("crash")]
+    "failure",
+    [*(error(status) for status in (408, 409, 429, 500, 503, 529)), RuntimeError("crash")],
 )
 async def test_what_can_pass_is_tried_once_more(failure):
     upstream = Upstream(failure)
@@ -108,13 +111,29 @@ async def test_a_second_failure_is_final_and_retryable_by_the_caller():
     assert len(upstream.bodies) == 2
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 async def test_a_refused_request_is_not_sent_again(status):
     upstream = Upstream(error(status, "bad model"))
     with pytest.raises(UpstreamRejectedError, match="bad model") as raised:
         await model_over(upstream).complete(REQUEST)
     assert not raised.value.is_retryable
     assert len(upstream.bodies) == 1
+
+
+async def test_who_retries_elsewhere_asks_once():
+    upstream = Upstream(error(503))
+    with pytest.raises(UpstreamError, match="status 503"):
+        await replace(model_over(upstream), retries=0).complete(REQUEST)
+    assert len(upstream.bodies) == 1
+
+
+async def test_each_request_has_one_key_and_another_draw_has_another():
+    upstream = Upstream(error(503))
+    for request in (REQUEST, REQUEST, replace(REQUEST, seed=12)):
+        await model_over(upstream).complete(request)
+    keys = [headers["idempotency-key"] for headers in upstream.headers]
+    assert keys[:3] == [REQUEST.content_key("m-1")] * 3
+    assert keys[3] != keys[0]
 
 
 async def test_the_deadline_covers_the_call():
@@ -249,3 +268,30 @@ def test_nothing_of_openais_environment_reaches_another_server(served, monkeypat
     assert KEY not in sent
     assert "org-1" not in sent
     assert "proj-1" not in sent
+
+
+async def test_the_most_likely_tokens_are_kept_as_they_came_and_survive_the_cache():
+    tops = [
+        {"token": "h\ud83d", "bytes": [104, 240], "logprob": -0.1234567890123},
+        {"token": "j", "bytes": None, "logprob": -9999.0},
+    ]
+    tokens = [{**tops[0], "top_logprobs": tops}]
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": "hi"},
+        "logprobs": {"content": tokens, "refusal": None},
+    }
+    body = json.dumps(make_answer(choices=[choice]))
+    upstream = Upstream(Response(body, media_type="application/json"))
+    model = replace(model_over(upstream), top_logprobs=2)
+    completion = await model.complete(REQUEST)
+    assert (upstream.bodies[0]["logprobs"], upstream.bodies[0]["top_logprobs"]) == (True, 2)
+    assert completion.logprobs == [{**tops[0], "top": tops}]
+    kept = json.dumps(asdict(completion), ensure_ascii=True)
+    assert Completion(**json.loads(kept)) == completion
+
+
+async def test_logprobs_that_were_asked_for_and_did_not_come_are_no_answer():
+    with pytest.raises(UpstreamRejectedError, match="top_logprobs to 0"):
+        await replace(model_over(Upstream()), top_logprobs=2).complete(REQUEST)
