@@ -1,7 +1,8 @@
 """Label assets: teacher_answers -> judged_answers -> labelled_examples -> teacher_logprobs.
 
-Belongs here: declarations. Does not belong here: how a question is answered (`serving`), which
-answers teach (`selection`), what the rubric asks (`judging`), how answers are scored (`scoring`).
+What is not kept as a labelled example is a rejected one. Belongs here: declarations. Does not
+belong here: how a question is answered (`serving`), which answers teach (`selection`), what the
+rubric asks (`judging`), how answers are scored (`scoring`).
 """
 
 from collections.abc import Callable
@@ -11,13 +12,19 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
-from assets.labels.answering import AskedQuestion, label_questions
-from assets.labels.judging import RUBRIC_VERSION
+from assets.labels.answering import (
+    UNANSWERED,
+    WITHOUT_ANSWER,
+    AskedQuestion,
+    embed_ahead,
+    label_questions,
+)
+from assets.labels.judging import RUBRIC_VERSION, Inconclusive, Ruler
 from assets.labels.rating import rate_answers, read_rateables, tabulate_ratings
-from assets.labels.scoring import AnswerScorer, score_answers
-from assets.labels.selection import select_examples
+from assets.labels.rejecting import describe_rejected, draw_scores
+from assets.labels.scoring import TokenScorer, score_answers
+from assets.labels.selection import Selection, TeacherTerms, select_examples
 from serving.aio import run_blocking
-from serving.models.embedded import ResolvedModel
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.prompt import PROMPT_WORDING
@@ -28,21 +35,19 @@ from serving.pipeline.validator import VALIDATOR_VERSION
 class LabellingPlan:
     """Who labels under which terms, and who judges by which ruler."""
 
-    teacher_license: str
-    is_trainable: bool
+    terms: TeacherTerms
     concurrency: int
-    judge_epoch: str
+    ruler: Ruler
     judge_concurrency: int
     minimum_score: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerPlan:
-    """Who scores the answers token by token; no model means no soft targets."""
+    """Who scores the answers token by token; nobody to open means no soft targets."""
 
-    find_model: Callable[[], ResolvedModel] | None
+    open_scorer: Callable[[], TokenScorer] | None
     context_tokens: int
-    scorer_id: str = ""
     top_k: int = 20
     maximum_examples: int | None = None
 
@@ -70,7 +75,9 @@ def teacher_answers(
         "question_id", "seed_id", "text"
     ).iter_rows(named=True)]  # fmt: skip
 
-    async def label() -> list[dict[str, object]]:
+    embed_ahead(questions, pipeline_parts.embedder)
+
+    async def label() -> pl.DataFrame:
         pipeline = await pipeline_parts.assemble(vector_index["index_fingerprint"].item())
         return await label_questions(
             questions,
@@ -79,13 +86,15 @@ def teacher_answers(
             progress=progress,
         )
 
-    frame = pl.DataFrame(run_blocking(label()), schema=tables.TEACHER_ANSWERS)
+    frame = run_blocking(label())
+    verdict = frame["validator_verdict"]
     return dg.MaterializeResult(
         value=frame,
         metadata={
-            "answer_count": frame.height,
+            "answer_count": int((~verdict.is_in(WITHOUT_ANSWER)).sum()),
             "refused_count": int(frame["refused"].sum()),
-            "invalid_count": int((frame["validator_verdict"] != "valid").sum()),
+            "invalid_count": int((~verdict.is_in(["valid", *WITHOUT_ANSWER])).sum()),
+            "unanswered_count": int((verdict == UNANSWERED).sum()),
             "value_usd": float(frame["cost_usd"].sum()),
             **describe_spending(pipeline_parts.teacher),
         },
@@ -96,7 +105,7 @@ def teacher_answers(
     key=keys.JUDGED_ANSWERS,
     ins={"teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS)},
     kinds={"openai", "polars"},
-    code_version=f"1+rubric.{RUBRIC_VERSION}",
+    code_version=f"2+rubric.{RUBRIC_VERSION}",
     pool="judge",
 )
 def judged_answers(
@@ -114,14 +123,15 @@ def judged_answers(
         )
     )
     ids = valid.select("content_key", "question_id").rows(named=True)
-    rows = tabulate_ratings(ids, ratings, rater_id=judge.name, epoch=labelling_plan.judge_epoch)
+    rows = tabulate_ratings(ids, ratings, ruler=labelling_plan.ruler)
     frame = pl.DataFrame(rows, schema=tables.JUDGED_ANSWERS)
     means = frame.group_by("axis").agg(pl.col("score").mean()).sort("axis")
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "judged_count": len(ratings),
-            "inconclusive_count": sum(rating is None for rating in ratings),
+            "inconclusive_count": sum(isinstance(rating, Inconclusive) for rating in ratings),
+            **describe_spending(judge),
             "mean_by_axis": {axis: round(mean or 0.0, 2) for axis, mean in means.iter_rows()},
         },
     )
@@ -134,7 +144,7 @@ def judged_answers(
         "judged_answers": dg.AssetIn(key=keys.JUDGED_ANSWERS),
     },
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def labelled_examples(
     teacher_answers: pl.DataFrame,
@@ -142,13 +152,7 @@ def labelled_examples(
     labelling_plan: dg.ResourceParam[LabellingPlan],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The answers worth learning from, split by seed: no paraphrase validates its sibling."""
-    selection = select_examples(
-        teacher_answers,
-        judged_answers,
-        minimum_score=labelling_plan.minimum_score,
-        teacher_license=labelling_plan.teacher_license,
-        is_trainable=labelling_plan.is_trainable,
-    )
+    selection = _select(teacher_answers, judged_answers, labelling_plan)
     frame = selection.examples
     splits = dict(frame["split"].value_counts().sort("split").iter_rows())
     return dg.MaterializeResult(
@@ -157,8 +161,48 @@ def labelled_examples(
             "example_count": frame.height,
             "examples_by_split": splits,
             "refused_ratio": float(frame["refused"].mean() or 0.0),
-            "dropped_by_reason": selection.dropped_by_reason,
+            "rejected_by_reason": selection.rejected_by_reason,
         },
+    )
+
+
+@dg.asset(
+    key=keys.REJECTED_EXAMPLES,
+    ins={
+        "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
+        "judged_answers": dg.AssetIn(key=keys.JUDGED_ANSWERS),
+    },
+    kinds={"polars"},
+    code_version="1",
+)
+def rejected_examples(
+    teacher_answers: pl.DataFrame,
+    judged_answers: pl.DataFrame,
+    labelling_plan: dg.ResourceParam[LabellingPlan],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The answers that teach nothing, each with the reason, the lowest axis and the judge's why."""
+    selection = _select(teacher_answers, judged_answers, labelling_plan)
+    frame = selection.rejected
+    scores = draw_scores(judged_answers, minimum_score=labelling_plan.minimum_score)
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "rejected_count": frame.height,
+            "rejected_ratio": frame.height / max(1, teacher_answers.height),
+            "rejected_by_reason": selection.rejected_by_reason,
+            "worst": dg.MetadataValue.md(describe_rejected(frame)),
+            "lowest_scores": dg.MetadataValue.md(scores),
+        },
+    )
+
+
+def _select(answers: pl.DataFrame, judged: pl.DataFrame, plan: LabellingPlan) -> Selection:
+    return select_examples(
+        answers,
+        judged,
+        minimum_score=plan.minimum_score,
+        terms=plan.terms,
+        ruler=plan.ruler,
     )
 
 
@@ -174,13 +218,14 @@ def teacher_logprobs(
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Top-K log-probabilities of training answers under the scorer, by example and token hash."""
-    if scorer_plan.find_model is None:
+    if scorer_plan.open_scorer is None:
         return dg.MaterializeResult(
             value=tables.TEACHER_LOGPROBS.to_frame(), metadata={"scored_count": 0}
         )
+    scorer = scorer_plan.open_scorer()
     frame = score_answers(
         labelled_examples.filter(pl.col("split") == "train"),
-        AnswerScorer.load(scorer_plan.find_model().path, scorer_id=scorer_plan.scorer_id),
+        scorer,
         top_k=scorer_plan.top_k,
         context_tokens=scorer_plan.context_tokens,
         maximum_examples=scorer_plan.maximum_examples,
@@ -190,7 +235,7 @@ def teacher_logprobs(
         value=frame,
         metadata={
             "scored_count": frame.height,
-            "scorer_id": scorer_plan.scorer_id,
+            "scorer_id": scorer.scorer_id,
             "mean_tail_mass": float(frame["tail_logp"].explode().exp().mean() or 0.0),
         },
     )
@@ -203,6 +248,7 @@ def describe_spending(model: ChatModel) -> dict[str, float | int]:
         return {}
     return {
         "spent_usd": float(meter.spent_usd),
+        "lost_usd": float(meter.lost_usd),
         "bought_count": int(meter.bought_count),
         "reused_count": int(meter.reused_count),
     }

@@ -7,6 +7,7 @@ rule by which an answer is kept (`selection`), which score is good enough (confi
 import json
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
@@ -62,11 +63,35 @@ _FENCE = re.compile(r"\A```[a-zA-Z]*\s*\n(?P<inside>.*?)\n?```\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ruler:
+    """What scores were measured by. Scores under two rulers are never compared."""
+
+    rater_id: str
+    epoch: str
+    rubric_version: str = RUBRIC_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
     """A judge's opinion of one answer: every axis of `AXES` from 1 to 5, and why."""
 
     scores: dict[str, int]
     rationale: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inconclusive:
+    """Why there is no opinion of an answer: it is no score, and above all no zero.
+
+    `unreadable`: no reply was a judgement; `rejected`: the judge's server refused the request, as
+    content filters do; `unreachable`: it failed at it, after all retries.
+    """
+
+    reason: Literal["unreadable", "rejected", "unreachable"]
+    detail: str
+
+
+Rating = Judgement | Inconclusive
 
 
 def write_judge_request(
@@ -105,9 +130,8 @@ def read_judgement(text: str) -> Judgement:
         InvalidInputError: no JSON, a missing axis, or a score that is no integer from 1 to 5. A
             reply that cannot be read is no opinion, and above all no zero.
     """
-    fenced = _FENCE.match(text.strip())
     try:
-        document = json.loads(fenced["inside"] if fenced else text)
+        document = json.loads(strip_fence(text))
     except json.JSONDecodeError as error:
         raise _unreadable(f"text that is no JSON ({error.msg}): {text[:120]!r}") from None
     if not isinstance(document, dict):
@@ -115,6 +139,12 @@ def read_judgement(text: str) -> Judgement:
     scores = {axis: _read_score(document, axis) for axis in AXES}
     rationale = document.get("rationale", "")
     return Judgement(scores=scores, rationale=rationale if isinstance(rationale, str) else "")
+
+
+def strip_fence(text: str) -> str:
+    """Return what stands inside the code fence around a reply, or the reply as it is."""
+    fenced = _FENCE.match(text.strip())
+    return fenced["inside"] if fenced else text
 
 
 def _read_score(document: dict[str, object], axis: str) -> int:

@@ -1,6 +1,7 @@
 """Asking the judge about many answers, for labels and for the arms of the report alike.
 
-Belongs here: the loop and the shape of its rows. Does not belong here: the rubric (`judging`).
+Belongs here: the loop, what a failure costs, the shape of the rows. Does not belong here: the
+rubric (`judging`), which answers are kept (`selection`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,27 @@ import polars as pl
 
 from assets.labels.judging import (
     AXES,
-    RUBRIC_VERSION,
+    Inconclusive,
     Judgement,
+    Rating,
+    Ruler,
     read_judgement,
     write_judge_request,
 )
-from assets.replies import ask_until_read
+from assets.replies import MAXIMUM_DRAWS, ask_until_read
 from serving.aio import map_bounded
+from serving.errors import (
+    DeadlineExceededError,
+    InvalidInputError,
+    ModelError,
+    UpstreamError,
+    UpstreamRejectedError,
+)
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.prompt import REFUSAL_WORD, read_sources_text
+
+STOP_INCONCLUSIVE_RATIO = 0.05  # above: the run stops; every check that reads ratings allows less
+STOP_IN_A_ROW = 5  # at least so many without a judgement between them: the judge is down or mute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,44 +58,108 @@ def read_rateables(answers: pl.DataFrame) -> list[Rateable]:
 
 async def rate_answers(
     items: Sequence[Rateable], *, judge: ChatModel, concurrency: int, progress: Progress
-) -> list[Judgement | None]:
-    """Return one judgement per item; None where none of the judge's replies could be read.
+) -> list[Rating]:
+    """Return one rating per item; what the judge could not decide is `Inconclusive`.
 
     Raises:
-        ModelError: the judge cannot be reached: silence is not an opinion.
-        InvalidInputError: the messages of an item hold no sources.
+        ModelError: too many answers are inconclusive because the judge's server failed or refused
+            them, or the judge's budget is used up. Judgements made so far are kept in the cache.
+        InvalidInputError: too many are because no reply could be read; or the messages of an item
+            hold no sources.
     """
+    doubts = _Doubts(item_count=len(items), patience=max(STOP_IN_A_ROW, concurrency))
 
-    async def rate(item: Rateable) -> Judgement | None:
+    async def rate(item: Rateable) -> Rating:
         sources = read_sources_text(item.messages)
         request = write_judge_request(item.question, sources, item.answer)
-        return await ask_until_read(judge, request, read_judgement)
+        try:
+            judgement = await ask_until_read(judge, request, read_judgement)
+        except (UpstreamError, DeadlineExceededError) as error:
+            return doubts.count_failure(error)
+        return doubts.count_judgement(judgement)
 
     return await map_bounded(
         rate, items, concurrency=concurrency, progress=progress, description="judging"
     )
 
 
+@dataclass(kw_only=True)
+class _Doubts:
+    """Counts what is inconclusive, and stops the run when it is more than chance explains."""
+
+    item_count: int
+    patience: int
+    count: int = 0
+    in_a_row: int = 0
+
+    def count_judgement(self, judgement: Judgement | None) -> Rating:
+        if judgement is not None:
+            self.in_a_row = 0
+            return judgement
+        detail = f"none of {MAXIMUM_DRAWS} replies could be read"
+        self._add(
+            InvalidInputError(
+                f"judging {self.item_count} answers",
+                expected="replies with JSON as the rubric asks for, nearly always",
+                found=f"{self.count + 1} answers with replies that could not be read",
+                next_step="use a judge that follows a JSON schema, or raise its token limit",
+            )
+        )
+        return Inconclusive(reason="unreadable", detail=detail)
+
+    def count_failure(self, error: ModelError) -> Rating:
+        self._add(error)
+        is_refusal = isinstance(error, UpstreamRejectedError)
+        return Inconclusive(reason="rejected" if is_refusal else "unreachable", detail=error.found)
+
+    def _add(self, error: Exception) -> None:
+        self.count += 1
+        self.in_a_row += 1
+        allowed = max(1, int(self.item_count * STOP_INCONCLUSIVE_RATIO))
+        if self.count > allowed or self.in_a_row >= self.patience:
+            raise error
+
+
 def tabulate_ratings(
-    ids: Sequence[Mapping[str, str]],
-    ratings: Sequence[Judgement | None],
-    *,
-    rater_id: str,
-    epoch: str,
+    ids: Sequence[Mapping[str, str]], ratings: Sequence[Rating], *, ruler: Ruler
 ) -> list[dict[str, Any]]:
-    """Return judged_answers rows: one per answer and axis, score null where inconclusive."""
+    """Return judged_answers rows: one per answer and axis, score null where inconclusive.
+
+    `status` is `judged` or the reason why not, and then `rationale` says what was found.
+    """
     return [
         {
             "content_key": identity["content_key"],
             "question_id": identity["question_id"],
             "axis": axis,
-            "score": rating.scores[axis] if rating else None,
+            "score": rating.scores[axis] if isinstance(rating, Judgement) else None,
+            "status": "judged" if isinstance(rating, Judgement) else rating.reason,
             "rater_kind": "judge",
-            "rater_id": rater_id,
-            "judge_epoch": epoch,
-            "rubric_version": RUBRIC_VERSION,
-            "rationale": rating.rationale if rating else "the judge's reply could not be read",
+            "rater_id": ruler.rater_id,
+            "judge_epoch": ruler.epoch,
+            "rubric_version": ruler.rubric_version,
+            "rationale": rating.rationale if isinstance(rating, Judgement) else rating.detail,
         }
         for identity, rating in zip(ids, ratings, strict=True)
         for axis in AXES
     ]
+
+
+def require_ruler(judged: pl.DataFrame, ruler: Ruler) -> None:
+    """Refuse scores that were measured by another ruler than the one in use, or by several.
+
+    Raises:
+        InvalidInputError: names the rulers found.
+    """
+    columns = ("rater_id", "judge_epoch", "rubric_version")
+    expected = (ruler.rater_id, ruler.epoch, ruler.rubric_version)
+    found = set(judged.select(columns).unique().iter_rows())
+    if found - {expected}:
+        raise InvalidInputError(
+            "comparing the judge's scores",
+            expected=f"all of {ruler.rater_id} in epoch {ruler.epoch}, rubric "
+            f"{ruler.rubric_version}",
+            found="; ".join(f"{r} in epoch {e}, rubric {v}" for r, e, v in sorted(found)),
+            next_step="judge again with `understudy run --select labels/judged_answers`: scores "
+            "of two judges, epochs or rubrics do not compare",
+        )

@@ -1,4 +1,4 @@
-"""Which labels teach: validity, the judge's rubric, and the split by seed.
+"""Which labels teach: the teacher's terms, validity, the judge's rubric, and the split by seed.
 
 Belongs here: decisions on labelled rows. Does not belong here: asking anybody.
 """
@@ -9,6 +9,8 @@ from typing import Literal
 import polars as pl
 
 from assets import tables
+from assets.labels.judging import Ruler
+from assets.labels.rating import require_ruler
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 
@@ -17,11 +19,26 @@ TRAIN_RATIO, VALIDATION_RATIO = 0.70, 0.15  # the rest, 0.15, calibrates
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherTerms:
+    """Who answered, under which licence, and whether a student may be trained on the answers."""
+
+    teacher_id: str
+    license: str
+    is_trainable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The examples that teach, and how many answers were left out for which reason."""
+    """The examples that teach and the answers that do not; every answer is one of the two."""
 
     examples: pl.DataFrame
-    dropped_by_reason: dict[str, int]
+    rejected: pl.DataFrame
+
+    @property
+    def rejected_by_reason(self) -> dict[str, int]:
+        """How many answers were left out for which reason, the most frequent first."""
+        counts = self.rejected["reason"].value_counts().sort("count", "reason", descending=True)
+        return {str(name): int(count) for name, count in counts.iter_rows()}
 
 
 def choose_split(seed_id: str) -> Split:
@@ -37,8 +54,8 @@ def select_examples(
     judged: pl.DataFrame,
     *,
     minimum_score: int,
-    teacher_license: str,
-    is_trainable: bool = True,
+    terms: TeacherTerms,
+    ruler: Ruler,
 ) -> Selection:
     """Keep valid answers whose lowest axis reaches `minimum_score`.
 
@@ -47,42 +64,71 @@ def select_examples(
         judged: judged_answers rows (long: one per content_key and axis; a null score is
             inconclusive).
         minimum_score: on the rubric's 1-5 scale, every axis.
-        teacher_license: stored with each example.
-        is_trainable: whether the teacher's terms allow training on its answers.
+        terms: the configured teacher's, stored with each example.
+        ruler: the configured judge's.
 
     Raises:
-        InvalidInputError: they do not.
+        InvalidInputError: the terms do not allow training, an answer is another teacher's, or a
+            score was measured by another ruler.
     """
-    if not is_trainable:
-        raise InvalidInputError(
-            "selecting training examples",
-            expected="a teacher whose terms allow training on its answers",
-            found=f"teacher.trainable: false ({teacher_license})",
-            next_step="use another teacher, or change the key if its terms allow it",
-        )
-    lowest = judged.group_by("content_key").agg(
-        pl.col("score").min().alias("lowest_score"), pl.col("score").null_count().alias("unjudged")
-    )
-    ranked = answers.join(lowest, on="content_key", how="left", maintain_order="left")
+    require_trainable(terms)
+    require_teacher(answers, terms)
+    require_ruler(judged, ruler)
+    ranked = answers.join(_find_lowest(judged), on="content_key", how="left", maintain_order="left")
+    score = pl.col("lowest_score")
     reason = (
         pl.when(pl.col("validator_verdict") != "valid")
         .then(pl.lit("invalid"))
-        .when(pl.col("lowest_score").is_null() | (pl.col("unjudged") > 0))
+        .when(score.is_null() | pl.col("is_inconclusive"))
         .then(pl.lit("judge_inconclusive"))
-        .when(pl.col("lowest_score") < minimum_score)
+        .when(score < minimum_score)
         .then(pl.lit("below_minimum_score"))
-        .otherwise(pl.lit(""))
     )
-    ranked = ranked.with_columns(reason.alias("drop_reason"))
-    dropped = ranked.filter(pl.col("drop_reason") != "")["drop_reason"].value_counts()
-    kept = ranked.filter(pl.col("drop_reason") == "")
+    ranked = ranked.with_columns(reason.alias("reason"))
     return Selection(
-        examples=_tabulate(kept, teacher_license),
-        dropped_by_reason={str(name): int(count) for name, count in dropped.iter_rows()},
+        examples=_tabulate_examples(ranked.filter(pl.col("reason").is_null()), terms),
+        rejected=_tabulate_rejected(ranked.filter(pl.col("reason").is_not_null()), ruler),
     )
 
 
-def _tabulate(kept: pl.DataFrame, teacher_license: str) -> pl.DataFrame:
+def require_trainable(terms: TeacherTerms) -> None:
+    """Refuse a teacher whose terms do not allow training on its answers."""
+    if not terms.is_trainable:
+        raise InvalidInputError(
+            "selecting training examples",
+            expected="a teacher whose terms allow training on its answers",
+            found=f"teacher.trainable: false ({terms.teacher_id}, {terms.license})",
+            next_step="use another teacher, or change the key if its terms allow it",
+        )
+
+
+def require_teacher(answers: pl.DataFrame, terms: TeacherTerms) -> None:
+    """Refuse answers of another teacher: its terms may differ, and two teachers are not mixed."""
+    foreign = answers.filter(pl.col("teacher_id") != terms.teacher_id)
+    if not foreign.is_empty():
+        others = ", ".join(sorted(foreign["teacher_id"].unique()))
+        raise InvalidInputError(
+            "selecting training examples",
+            expected=f"answers of the configured teacher, {terms.teacher_id}",
+            found=f"{foreign.height} of {answers.height} answers of {others}",
+            next_step="label again with `understudy run --select labels`, or configure the teacher "
+            "that answered: its answers are kept",
+        )
+
+
+def _find_lowest(judged: pl.DataFrame) -> pl.DataFrame:
+    """Return per content_key the lowest score, the first axis that has it, and the rationale."""
+    by_score = judged.sort("content_key", "score", nulls_last=False, maintain_order=True)
+    return by_score.group_by("content_key", maintain_order=True).agg(
+        pl.col("score").min().alias("lowest_score"),
+        pl.col("axis").first().alias("lowest_axis"),
+        pl.col("status").first().alias("judge_status"),
+        pl.col("rationale").first(),
+        pl.col("score").is_null().any().alias("is_inconclusive"),
+    )
+
+
+def _tabulate_examples(kept: pl.DataFrame, terms: TeacherTerms) -> pl.DataFrame:
     ids = [
         content_hash(question_id, key)
         for question_id, key in kept.select("question_id", "content_key").iter_rows()
@@ -92,5 +138,16 @@ def _tabulate(kept: pl.DataFrame, teacher_license: str) -> pl.DataFrame:
         pl.Series("split", [choose_split(seed) for seed in kept["seed_id"]], dtype=pl.String),
         pl.col("raw").alias("completion"),
         pl.lit(1.0).alias("weight"),
-        pl.lit(teacher_license).alias("teacher_license"),
+        pl.lit(terms.license).alias("teacher_license"),
+        pl.lit(terms.is_trainable).alias("trainable"),
     ).select(tables.LABELLED_EXAMPLES.names())
+
+
+def _tabulate_rejected(rejected: pl.DataFrame, ruler: Ruler) -> pl.DataFrame:
+    return rejected.with_columns(
+        pl.col("raw").alias("completion"),
+        pl.when(pl.col("reason") == "below_minimum_score").then("lowest_axis"),
+        pl.lit(ruler.rater_id).alias("judge_id"),
+        pl.lit(ruler.epoch).alias("judge_epoch"),
+        pl.lit(ruler.rubric_version).alias("rubric_version"),
+    ).select(tables.REJECTED_EXAMPLES.names())

@@ -72,6 +72,25 @@ class ChatRequest:
         )
 
 
+class TopLogprob(TypedDict):
+    """A token that could have stood at a position. `bytes` is None where the server gives none."""
+
+    token: str
+    bytes: list[int] | None
+    logprob: float
+
+
+class TokenLogprob(TopLogprob):
+    """An answer token as the server reported it, with the most likely ones at its position.
+
+    Natural logs at temperature 1, neither renormalised nor sorted anew: what was bought is kept as
+    it came. A logprob of -9999 means that the server does not know. Plain values, so that a kept
+    answer is read back from JSON without loss.
+    """
+
+    top: list[TopLogprob]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """What a model answered, and what that took. Times are milliseconds, costs US dollars."""
@@ -87,6 +106,36 @@ class Completion:
     mean_logprob: float | None = None
     """Mean natural-log probability of the answer tokens, where the engine knows it."""
     is_cached: bool = False
+    logprobs: list[TokenLogprob] | None = None
+    """Per answer token, where they were asked for (`teacher.top_logprobs`); else None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """Token ids to score: those of an answer, after those of its prompt (prefix, then suffix)."""
+
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The ids of the whole prompt."""
+        return self.prefix_ids + self.suffix_ids
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenScores:
+    """What a model gives the A tokens of an answer: row j is its prediction of token j.
+
+    Natural logs at temperature 1, over the whole vocabulary, not renormalised. `top_ids` and
+    `top_logprobs` are [A, K], most likely first; `y_logprobs` [A] are the answer's own tokens, not
+    finite where the model does not say.
+    """
+
+    top_ids: npt.NDArray[np.int64]
+    top_logprobs: npt.NDArray[np.float64]
+    y_logprobs: npt.NDArray[np.float64]
 
 
 @runtime_checkable
@@ -138,7 +187,11 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A retrieved chunk. `score` is the cosine with the question, clipped to 0-1."""
+    """A retrieved chunk.
+
+    `score` is the cosine with the question (of the chunk's best window), clipped to 0-1: the number
+    thresholds are put on. `relevance`, also 0-1, is what hits are ordered by.
+    """
 
     chunk_id: str
     content_hash: str
@@ -147,6 +200,34 @@ class Hit:
     url: str
     heading_path: tuple[str, ...] = field(default=())
     score: float = 0.0
+    relevance: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkFilter:
+    """Which chunks may be retrieved; what is left out restricts nothing, what is given all holds.
+
+    `pages` are slugs (`how-to/install`), `below` is a slug prefix by whole parts (`how-to` finds
+    `how-to` and `how-to/install`, not `how-tools`), `heading` is one exact heading of the path.
+    """
+
+    pages: tuple[str, ...] = ()
+    below: str | None = None
+    heading: str | None = None
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Reads a question together with each text, and says how well they go together."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides a score."""
+        ...
+
+    def score(self, question: str, texts: Sequence[str]) -> Vectors:
+        """Return [len(texts)] float32 scores in 0-1, higher for the better answer."""
+        ...
 
 
 @runtime_checkable
@@ -158,8 +239,10 @@ class Retriever(Protocol):
         """Identity of the index snapshot that answers."""
         ...
 
-    async def retrieve(self, question: str) -> tuple[Hit, ...]:
-        """Return at most k hits, best first."""
+    async def retrieve(
+        self, question: str, *, k: int | None = None, where: ChunkFilter | None = None
+    ) -> tuple[Hit, ...]:
+        """Return at most k hits (the retriever's own k for None), best first."""
         ...
 
 

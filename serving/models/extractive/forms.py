@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_SUBJECT = r"(?:i|we|you|one)"
+_SUBJECT = r"(?:i|we|you)"  # not "one": "how should one line look" is about a line
 _NOUN_PHRASE = r"(?P<x>(?:the|a|an|this|that|my|our|your|\ue000)[^,;.?!]{1,60})"
 _NOT_A_NOUN_PHRASE = re.compile(
     r"\b(?:is|are|was|does|do|did|if|when|which|that|who|why|how|and|or|to|for|by|with|of what|"
@@ -97,7 +97,8 @@ _FORMS = (
     _form(
         r"^where (?P<v>is|are) (?P<x>(?:the|my|our|a|an|\ue000)[^?.;,]+?)\??$",
         "Where can I find {x}?", "In which place {v} {x}?", "Tell me where to find {x}.",
-        "Location of {x}?", "I am looking for {x}. Where {v} that?", "Where do I look for {x}?",
+        "Location of {x}?", "I am looking for {x}. Where would that be?",
+        "Where do I look for {x}?",
         is_noun_phrase=True,
     ),
     _form(
@@ -126,7 +127,7 @@ _FORMS = (
         "Explain how {x} differs from {y}.", "Compare {x} and {y}.",
     ),
     _form(
-        r"^(?P<x>[^?.;,]{2,60}?) (?:vs\.?|versus) (?P<y>[^?.;,]{2,60}?)\??$",
+        r"^(?P<x>[^?.;,:]{2,60}?) (?:vs\.?|versus) (?P<y>[^?.;,]{2,60}?)\??$",
         "What is the difference between {x} and {y}?", "How do {x} and {y} differ?",
         "Explain how {x} differs from {y}.", "Compare {x} and {y}.", "{x} or {y}: what is what?",
     ),

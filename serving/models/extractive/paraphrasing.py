@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from serving.models.extractive.forms import reformulate
 from serving.models.extractive.wording import (
     ENGLISH,
+    FILLER,
     FOREIGN,
     IMPERATIVES,
     KEYWORD_WRAPPERS,
@@ -36,6 +37,7 @@ _TELLING = frozenset({"why", "where", "when", "who"})
 _AMOUNTS = frozenset({"many", "much", "long", "big", "large", "often"})
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019-]*")
 _TYPO_TEMPERATURE = 0.5  # below: no typos
+_TELLING_WORDS_FOR_TYPO = 3  # below: a typo would take the word that the question is about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +178,11 @@ def _casual(text: str) -> str:
 
 
 def _mistype(text: str, draw: random.Random) -> str:
-    """Swap two neighbouring letters inside one long lower-case word."""
+    """Swap two neighbouring letters inside one long lower-case word, unless it is all there is."""
     masked = _mask(text)
+    telling = [w for w in _WORD.findall(masked.text) if w.casefold() not in STOP_WORDS | FILLER]
+    if len(telling) + len(masked.fillings) < _TELLING_WORDS_FOR_TYPO:
+        return text
     words = [
         m
         for m in _WORD.finditer(masked.text)
@@ -227,7 +232,7 @@ def _as_sentence(text: str) -> str:
     if text.endswith(("?", "!", ".")):
         return _upper_first(text)
     last = re.split(r"[.?!] ", text)[-1]
-    return _upper_first(f"{text}?" if _OPENS_QUESTION.match(last) else f"{text}.")
+    return _upper_first(f"{text}?" if _OPENS_QUESTION.search(last) else f"{text}.")
 
 
 def _upper_first(text: str) -> str:

@@ -64,8 +64,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "stored": ("kept", "saved"),
     "stop": ("halt",),
     "stops": ("halts",),
-    "written": ("put down",),
-    "wrong": ("incorrect",),
 }
 
 NEGATIONS = _words(

@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from assets import tables
-from assets.labels.scoring import (
-    AnswerScorer,
-    check_logprob_rows,
-    score_answers,
-)
+from assets.labels.local_scoring import LocalScorer
+from assets.labels.logprob_rows import check_logprob_rows
+from assets.labels.scoring import score_answers
 from assets.students.training_set import build_training_set
 from serving.errors import InvalidInputError
 from serving.models.causal_lm import hash_base_model
@@ -20,7 +18,7 @@ LOOSE = {"minimum_mean_probability": 0.0}  # a random model gives the teacher's 
 
 @pytest.fixture(scope="module")
 def scorer(tiny_base):
-    return AnswerScorer.load(tiny_base, scorer_id="tiny@0", dtype="float32")
+    return LocalScorer.load(tiny_base, scorer_id="tiny@0", dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,72 @@
+"""The scorer that runs here: a transformers model over prefix states, head on answer rows only.
+
+Belongs here: one forward pass per answer. Does not belong here: what becomes of the scores
+(`scoring`).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.models.causal_lm import (
+    PrefixStates,
+    hash_base_model,
+    load_causal_lm,
+    load_tokenizer,
+    pad_batch,
+    read_prefix,
+    run_decoder,
+)
+from serving.models.protocols import ScoreRequest, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalScorer:
+    """A frozen model that scores answers, and what is recorded about it."""
+
+    model: Any
+    tokenizer: Any
+    scorer_id: str
+    scorer_hash: str
+
+    @classmethod
+    def load(cls, folder: Path, *, scorer_id: str, dtype: str = "auto") -> "LocalScorer":
+        """Load the scorer from a transformers folder."""
+        return cls(
+            model=load_causal_lm(folder, dtype),
+            tokenizer=load_tokenizer(folder),
+            scorer_id=scorer_id,
+            scorer_hash=hash_base_model(folder),
+        )
+
+    @property
+    def scorer_dtype(self) -> str:
+        """The weights' dtype, such as bfloat16."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def score(self, requests: Iterable[ScoreRequest], *, top_k: int) -> Iterator[TokenScores]:
+        """Yield the scores of each answer; a prefix that follows itself is read once."""
+        last: tuple[tuple[int, ...], PrefixStates] | None = None
+        for request in requests:
+            if last is None or last[0] != request.prefix_ids:
+                last = (request.prefix_ids, read_prefix(self.model, request.prefix_ids))
+            yield self._score_one(last[1], request, top_k)
+
+    def _score_one(self, prefix: PrefixStates, request: ScoreRequest, top_k: int) -> TokenScores:
+        import torch
+
+        with torch.no_grad():
+            suffix = (*request.suffix_ids, *request.answer_ids[:-1])
+            batch = pad_batch(self.model, [prefix], [suffix], pad_side="right")
+            hidden = run_decoder(self.model, batch)[0, len(request.suffix_ids) - 1 :]
+            logits = self.model.get_output_embeddings()(hidden).double()
+            logprobs = logits.log_softmax(dim=-1)
+            top = logprobs.topk(min(top_k, logprobs.shape[1]), dim=-1)
+            realised = torch.tensor(request.answer_ids, device=logprobs.device)
+            y_logprobs = logprobs.gather(1, realised[:, None])[:, 0]
+        return TokenScores(
+            top_ids=top.indices.cpu().numpy(),
+            top_logprobs=top.values.cpu().numpy(),
+            y_logprobs=y_logprobs.cpu().numpy(),
+        )

@@ -1,0 +1,311 @@
+"""The chat client for servers that speak Anthropic's Messages API: text only, no logprobs.
+
+Belongs here: mapping requests, answers and failures; one deadline and at most one retry. Does not
+belong here: caching, budgets, concurrency (`resources`), prompts.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import anthropic
+import httpx2
+from anthropic.types import Message, TextBlock
+
+from serving.errors import (
+    DeadlineExceededError,
+    InvalidInputError,
+    ModelError,
+    RateLimitedError,
+    UpstreamError,
+    UpstreamRejectedError,
+)
+from serving.models.concessions import (
+    Concession,
+    StructuredOutput,
+    adapt_arguments,
+    find_concession,
+    start_concessions,
+)
+from serving.models.faults import (
+    ERRORS,
+    NEXT_STEPS,
+    classify_status,
+    may_be_billed,
+    read_retry_after,
+)
+from serving.models.protocols import ChatRequest, Completion, Price
+from serving.models.transports import TransportPerLoop
+
+ANTHROPIC_URL = "https://api.anthropic.com"
+
+NO_KEY = "no-key"
+"""Sent where a server wants none: given nothing, the SDK would read a key from the environment."""
+
+LONGEST_RETRY_WAIT_SECONDS = 20.0
+
+FINISH_REASONS: Mapping[str, str] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+}
+"""Stop reasons in the words of OpenAI's API, which the pipeline uses; others stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnthropicChatModel:
+    """A pinned model behind the Messages API; one instance serves concurrent callers.
+
+    The API has no seed: requests that differ in their seed alone are asked alike. A reply that
+    stops with `refusal` is no answer.
+
+    Args:
+        name: the model as the server knows it, and the identity recorded with every answer.
+        price: what a token costs; every completion carries its cost.
+        client: made with `max_retries=0`, since retries are counted here.
+        timeout_seconds: for one call of `complete`, the retry included.
+        retries: how often a failure that can pass is asked again here, as in `openai_chat`.
+        retry_wait_seconds: mean wait before the retry.
+        concessions: what the server does not take of a request; grows with its refusals.
+    """
+
+    name: str
+    price: Price
+    client: anthropic.AsyncAnthropic = field(repr=False, compare=False)
+    timeout_seconds: float = 60.0
+    retries: int = 1
+    retry_wait_seconds: float = 1.0
+    concessions: set[Concession] = field(default_factory=set, compare=False)
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Answer one request.
+
+        Raises:
+            DeadlineExceededError: no answer within `timeout_seconds`.
+            UpstreamError: rate limited, overloaded, server error or no connection, twice.
+            UpstreamRejectedError: the server refused the request or answered without text.
+        """
+        started = time.perf_counter()
+        error: ModelError | None = None
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                answer = await self._ask_again(request)
+        except TimeoutError:
+            error = self._deadline_exceeded()
+        # Raised outside the handler, so that no SDK exception (it holds headers) is its context.
+        if error is not None:
+            raise error
+        return self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+    async def _ask_again(self, request: ChatRequest) -> Message:
+        outcome = await self._ask(request)
+        for _ in range(self.retries):
+            if isinstance(outcome, Message) or not outcome.is_retryable:
+                break
+            await asyncio.sleep(self._wait_seconds(outcome))
+            outcome = await self._ask(request)
+        if isinstance(outcome, Message):
+            return outcome
+        raise outcome
+
+    async def _ask(self, request: ChatRequest) -> Message | UpstreamError:
+        """Ask once, and again without each optional field that the server refuses by name."""
+        conceded = set(self.concessions)
+        while True:
+            sent = adapt_arguments(_list_optional(request), conceded)
+            outcome = await self._send(request, sent)
+            if isinstance(outcome, Message):
+                self.concessions.update(conceded)  # remembered once they helped
+                return outcome
+            if outcome.is_retryable:
+                return outcome
+            concession = find_concession(sent, outcome.found)
+            if concession is None:
+                return outcome
+            conceded.add(concession)
+
+    async def _send(
+        self, request: ChatRequest, optional: Mapping[str, Any]
+    ) -> Message | UpstreamError:
+        try:
+            answer: object = await self.client.messages.create(
+                model=self.name,
+                max_tokens=request.max_tokens,
+                timeout=self.timeout_seconds,
+                **_write_messages(request),
+                **_write_format(optional.get("response_format")),
+                # The SDK has no argument for it any more: newer models refuse it, older take it.
+                extra_body={k: v for k, v in optional.items() if k == "temperature"},
+            )
+        except anthropic.APITimeoutError as error:
+            raise TimeoutError from error
+        except (anthropic.AnthropicError, ValueError) as error:
+            return self._explain(error)
+        # The SDK hands on what a wrong base_url answers: a page as a string, any JSON unchecked.
+        if isinstance(answer, Message) and isinstance(getattr(answer, "content", None), list):
+            return answer
+        return self._explain(ValueError(f"no message: {str(answer)[:200]!r}"))
+
+    def _wait_seconds(self, failure: UpstreamError) -> float:
+        jitter = secrets.SystemRandom().uniform(0.5, 1.5)
+        asked = getattr(failure, "retry_after_seconds", None) or 0.0
+        return min(max(asked, self.retry_wait_seconds * jitter), LONGEST_RETRY_WAIT_SECONDS)
+
+    def _explain(self, error: anthropic.AnthropicError | ValueError) -> UpstreamError:
+        if isinstance(error, anthropic.APIStatusError):
+            return self._explain_status(error)
+        cause = error.__cause__ or error
+        if isinstance(error, anthropic.APIConnectionError):
+            found = f"no connection ({type(cause).__name__})"
+        else:
+            found = self._without_key(f"{type(error).__name__}: {error}")
+        failure = UpstreamError(
+            f"asking {self.name}",
+            expected=f"an answer from {self.client.base_url}",
+            found=found,
+            next_step="check that the server runs and that base_url is right, then try again",
+        )
+        failure.may_be_billed = not isinstance(cause, httpx2.ConnectError)
+        return failure
+
+    def _explain_status(self, error: anthropic.APIStatusError) -> UpstreamError:
+        status = error.status_code
+        wait = read_retry_after(error.response.headers)
+        fault = classify_status(status, code=error.type, retry_after_seconds=wait)
+        failure = ERRORS[fault](
+            f"asking {self.name}",
+            expected="status 200",
+            found=f"status {status}: {self._without_key(error.message)[:500]}",
+            next_step=NEXT_STEPS[fault],
+        )
+        failure.may_be_billed = may_be_billed(status)
+        if isinstance(failure, RateLimitedError):
+            failure.retry_after_seconds = wait
+        return failure
+
+    def _without_key(self, text: str) -> str:
+        """Some servers quote the key they refuse; it must not reach errors and logs."""
+        key = self.client.api_key
+        return text.replace(key, "***") if key else text
+
+    def _deadline_exceeded(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"asking {self.name}",
+            expected=f"an answer within {self.timeout_seconds:g} s",
+            found="none yet",
+            next_step="try again, or raise timeout_seconds if this model is always that slow",
+        )
+
+    def _read(self, answer: Message, *, latency_ms: float) -> Completion:
+        text = "".join(block.text for block in answer.content if isinstance(block, TextBlock))
+        usage = getattr(answer, "usage", None)
+        stop_reason = getattr(answer, "stop_reason", None) or "none"
+        if not text or usage is None or stop_reason == "refusal":
+            missing = "usage" if text and usage is None else "text"
+            raise UpstreamRejectedError(
+                f"reading the answer of {self.name}",
+                expected="text, and token usage",
+                found=f"no {missing} (stop_reason {stop_reason})",
+                next_step="look at what the model refused, or use one that answers it",
+            )
+        # `input_tokens` leaves out what was written to or read from the provider's prompt cache.
+        prompt_tokens = (
+            usage.input_tokens
+            + (usage.cache_creation_input_tokens or 0)
+            + (usage.cache_read_input_tokens or 0)
+        )
+        return Completion(
+            text=text,
+            model=self.name,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=usage.output_tokens,
+            finish_reason=FINISH_REASONS.get(stop_reason, stop_reason),
+            latency_ms=latency_ms,
+            cost_usd=self.price.cost_usd(prompt_tokens, usage.output_tokens),
+        )
+
+
+def connect_anthropic(
+    base_url: str | None,
+    api_key: str | None,
+    *,
+    model: str,
+    price: Price,
+    timeout_seconds: float = 60.0,
+    retries: int = 1,
+    structured_output: StructuredOutput = "json_schema",
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> AnthropicChatModel:
+    """Return a model behind `base_url`, by default Anthropic's own.
+
+    Nothing is read from the environment or a profile on disk: no key or header of Anthropic's
+    variables is sent to a server they were not meant for.
+
+    Args:
+        base_url: root of the API, without `/v1`.
+        api_key: sent as a bearer token.
+        model: a dated snapshot.
+        price: what a token costs.
+        timeout_seconds: for one call, the retry included.
+        retries: of a failure that can pass.
+        structured_output: how JSON is asked for at first.
+        transport: how bytes travel; by default over sockets.
+
+    Raises:
+        InvalidInputError: `base_url` is no http(s) URL, or ends in /v1.
+    """
+    root = (base_url or ANTHROPIC_URL).rstrip("/")
+    if not root.startswith(("http://", "https://")) or root.endswith("/v1"):
+        raise InvalidInputError(
+            f"connecting to {model}",
+            expected="base_url to be an http(s) URL without /v1, which the client adds",
+            found=repr(base_url),
+            next_step=f"leave base_url out for {ANTHROPIC_URL}, or set it to the server's root",
+        )
+    client = anthropic.AsyncAnthropic(
+        base_url=root,
+        api_key=api_key or NO_KEY,
+        webhook_key=NO_KEY,
+        max_retries=0,
+        http_client=httpx2.AsyncClient(transport=transport or TransportPerLoop()),
+    )
+    client._custom_headers = {}  # the SDK fills it from ANTHROPIC_CUSTOM_HEADERS
+    return AnthropicChatModel(
+        name=model,
+        price=price,
+        client=client,
+        timeout_seconds=timeout_seconds,
+        retries=retries,
+        concessions=start_concessions(structured_output),
+    )
+
+
+def _list_optional(request: ChatRequest) -> dict[str, Any]:
+    """Return the optional parts of a request, by OpenAI's names."""
+    arguments: dict[str, Any] = {"temperature": request.temperature}
+    if request.response_format is not None:
+        arguments["response_format"] = request.response_format
+    return arguments
+
+
+def _write_messages(request: ChatRequest) -> dict[str, Any]:
+    """Return `system` and `messages`: the API takes the system prompt apart from the turns."""
+    system = "\n\n".join(m["content"] for m in request.messages if m["role"] == "system")
+    turns = [dict(m) for m in request.messages if m["role"] != "system"]
+    return {"messages": turns, **({"system": system} if system else {})}
+
+
+def _write_format(response_format: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return `output_config` for a JSON schema; JSON without one is left to the prompt."""
+    if not response_format or response_format["type"] != "json_schema":
+        return {}
+    schema = response_format["json_schema"]["schema"]
+    return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}

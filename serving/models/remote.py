@@ -1,0 +1,63 @@
+"""Which client speaks to which kind of server: the one place where a provider's name is read.
+
+The factory and the server connect through it, so that a teacher that can be configured can be
+served. Belongs here: choosing. Does not belong here: what a client sends, the embedded models.
+"""
+
+from typing import Literal
+
+from serving.models.concessions import StructuredOutput
+from serving.models.protocols import ChatModel, Price
+
+RemoteProvider = Literal["openai", "vllm", "anthropic"]
+"""`openai`: any server that speaks chat completions; `vllm`: one that can also score given tokens;
+`anthropic`: any server that speaks the Messages API, which has no logprobs."""
+
+Provider = Literal["extractive", "openai", "vllm", "anthropic"]
+"""`extractive` is embedded: it quotes the sources and calls nobody."""
+
+NEEDS_BASE_URL: frozenset[str] = frozenset({"openai", "vllm"})
+OFFERS_LOGPROBS: frozenset[str] = frozenset({"openai", "vllm"})
+
+
+def connect_remote(
+    *,
+    provider: RemoteProvider,
+    model: str,
+    base_url: str | None,
+    api_key: str | None,
+    price: Price,
+    timeout_seconds: float,
+    retries: int = 1,
+    top_logprobs: int = 0,
+    structured_output: StructuredOutput = "json_schema",
+) -> ChatModel:
+    """Return the client of a remote model; its SDK is imported here, when it is needed.
+
+    Raises:
+        InvalidInputError: `base_url` is no URL this provider can be asked at.
+    """
+    if provider == "anthropic":
+        from serving.models.anthropic_chat import connect_anthropic
+
+        return connect_anthropic(
+            base_url,
+            api_key,
+            model=model,
+            price=price,
+            timeout_seconds=timeout_seconds,
+            retries=retries,
+            structured_output=structured_output,
+        )
+    from serving.models.openai_chat import connect
+
+    return connect(
+        base_url or "",
+        api_key,
+        model=model,
+        price=price,
+        timeout_seconds=timeout_seconds,
+        retries=retries,
+        top_logprobs=top_logprobs,
+        structured_output=structured_output,
+    )

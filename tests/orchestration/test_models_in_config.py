@@ -1,0 +1,92 @@
+"""Teacher, judge and scorer in the config: which providers there are, which names are pinned."""
+
+import pytest
+
+from orchestration.config import read_config
+from serving.errors import InvalidInputError
+
+FILE = """\
+home: ./made
+product: {{name: mine, corpus: {{path: pages}}}}
+seeds: {{path: seeds.jsonl}}
+eval: {{golden: golden.jsonl}}
+teacher: {{{teacher}, license: MIT, trainable: true}}
+judge: {{model: extractive-judge-v1, epoch: {epoch}}}
+{scorer}
+students:
+  compact: {{base_model: some/base, revision: {revision}}}
+"""
+OPENAI = "provider: openai, base_url: 'https://host/v1'"
+
+
+def read(
+    folder, *, teacher="model: extractive-v1", epoch="'2026-11'", revision="0123abc", scorer=""
+):
+    path = folder / "product.yaml"
+    text = FILE.format(teacher=teacher, epoch=epoch, revision=revision, scorer=scorer)
+    path.write_text(text, encoding="utf-8")
+    return read_config(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt-4o", "gpt-4o-mini", "openai/gpt-4o", "o3", "o3-mini", "claude-3-5-sonnet",
+     "claude-opus-5", "gemini-2.0-flash", "mistral-large", "deepseek-chat", "grok-4",
+     "command-r-plus"],
+)  # fmt: skip
+def test_a_family_is_no_snapshot_unless_its_owner_vouches_for_it(tmp_path, name):
+    with pytest.raises(InvalidInputError, match=r"dated snapshot.*pinned: true"):
+        read(tmp_path, teacher=f"{OPENAI}, model: '{name}'")
+    vouched = read(tmp_path, teacher=f"{OPENAI}, model: '{name}', pinned: true")
+    assert vouched.teacher.model == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt-4o-2024-08-06", "gpt-4-0613", "claude-3-5-sonnet-20241022", "gemini-1.5-pro-002",
+     "claude-3-5-sonnet@20241022", "mistral-large-2411", "command-r-08-2024", "my-model-7b-2026-05",
+     "meta-llama/Llama-3.1-8B-Instruct", "big-model-v2"],
+)  # fmt: skip
+def test_a_dated_or_self_hosted_name_is_a_snapshot(tmp_path, name):
+    assert read(tmp_path, teacher=f"{OPENAI}, model: '{name}'").teacher.model == name
+
+
+@pytest.mark.parametrize("alias", ["latest", "gpt-4o-latest", "llama3:latest", "main"])
+def test_an_alias_is_refused_whoever_vouches_for_it(tmp_path, alias):
+    with pytest.raises(InvalidInputError, match="alias"):
+        read(tmp_path, teacher=f"{OPENAI}, model: '{alias}', pinned: true")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"revision": "main"},
+        {"epoch": "current"},
+        {"scorer": "scorer: {model: some/base, revision: main}"},
+        {"scorer": "scorer: {provider: vllm, model: a-latest, base_url: 'http://h/v1'}"},
+    ],
+)
+def test_revisions_epochs_and_scorers_are_pinned_too(tmp_path, place):
+    with pytest.raises(InvalidInputError, match="alias"):
+        read(tmp_path, **place)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "match"),
+    [
+        ("provider: vllm, model: m-1", "vllm needs base_url"),
+        ("provider: anthropic, model: m-1, top_logprobs: 5", "anthropic reports no logprobs"),
+        ("model: extractive-v1, top_logprobs: 5", "extractive reports no logprobs"),
+        (f"{OPENAI}, model: m-1, top_logprobs: 21", "less than or equal to 20"),
+        (f"{OPENAI}, model: m-1, structured_output: yaml", "json_schema"),
+    ],
+)
+def test_what_a_provider_does_not_offer_is_refused(tmp_path, teacher, match):
+    with pytest.raises(InvalidInputError, match=match):
+        read(tmp_path, teacher=teacher)
+
+
+def test_anthropic_needs_no_base_url_and_a_vllm_scorer_does(tmp_path):
+    assert read(tmp_path, teacher="provider: anthropic, model: m-1").teacher.base_url is None
+    with pytest.raises(InvalidInputError, match="vllm needs base_url"):
+        read(tmp_path, scorer="scorer: {provider: vllm, model: some/base, revision: abc}")
