@@ -1,15 +1,17 @@
-"""Hand-written inputs: seed questions and golden cases, as JSON Lines.
+"""Inputs that the chain does not make: seed questions, golden cases, harvested questions.
 
-Belongs here: reading and checking the files line by line. Does not belong here: what is done with
-them.
+The first two are JSON Lines written by hand, the third is Parquet written by curation. Belongs
+here: reading and checking the files. Does not belong here: what is done with them.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.errors import HashMismatchError, InvalidInputError
@@ -94,6 +96,58 @@ class SeedFile:
 
 
 @dataclass(frozen=True)
+class HarvestedFile:
+    """The curated production questions; no path means that there are none."""
+
+    path: Path | None
+    schema: pl.Schema
+
+    def fingerprint(self) -> str:
+        """Return the identity of the file's bytes."""
+        return "none" if self.path is None else _fingerprint(self.path, "seeds.harvested")
+
+    def read(self) -> pl.DataFrame:
+        """Return every decision, in file order.
+
+        Raises:
+            InvalidInputError: there is no such file, it is no Parquet, or columns are missing, too
+                many or of another type (they are named).
+        """
+        if self.path is None:
+            return self.schema.to_frame()
+        _fingerprint(self.path, "seeds.harvested")
+        try:
+            frame = pl.read_parquet(io.BytesIO(self.path.read_bytes()))
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise InvalidInputError(
+                f"reading {self.path}",
+                expected="a readable Parquet file",
+                found=str(error).splitlines()[0],
+                next_step="export the curated questions again, or set seeds.harvested to null",
+            ) from error
+        if wrong := _describe_columns(frame.schema, self.schema):
+            raise InvalidInputError(
+                f"reading harvested questions from {self.path.name}",
+                expected="the columns of HARVESTED_QUESTIONS in docs/reference/tables",
+                found=wrong,
+                next_step="export the curated questions with exactly these columns and types",
+            )
+        return frame.select(self.schema.names())
+
+
+def _describe_columns(found: pl.Schema, declared: pl.Schema) -> str:
+    """Say what is wrong with a file's columns; empty when nothing is. Their order is free."""
+    missing = [f"{name} is missing" for name in declared if name not in found]
+    extra = [f"{name} is not declared" for name in found if name not in declared]
+    typed = [
+        f"{name} is {found[name]} and not {declared[name]}"
+        for name in declared
+        if name in found and found[name] != declared[name]
+    ]
+    return "; ".join((*missing, *typed, *extra))
+
+
+@dataclass(frozen=True)
 class GoldenFile:
     """The frozen eval set and the lock beside it."""
 
@@ -156,7 +210,7 @@ def _fingerprint(path: Path, key: str) -> str:
     if not path.is_file():
         raise InvalidInputError(
             f"reading {path}",
-            expected="a JSON Lines file",
+            expected="a file",
             found="nothing there",
             next_step=f"set {key} in the config (relative to the config file)",
         )

@@ -6,11 +6,18 @@ Belongs here: declarations. Does not belong here: clustering, rewriting, the gua
 from dataclasses import asdict, dataclass
 
 import dagster as dg
-import numpy as np
 import polars as pl
 
 from assets import keys, tables
-from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, NEAR_MISS_COSINE, reject_near_duplicates
+from assets.charts import embed_png
+from assets.eval_set.evidence import draw_nearest_cosines, find_near_misses, render_pairs
+from assets.eval_set.guard import (
+    LEAKAGE_COSINE_LIMIT,
+    EvalQuestions,
+    guard_questions,
+    reject_descendants,
+)
+from assets.eval_set.overlap import NGRAM_WORDS
 from assets.paraphrases.clustering import cluster_questions
 from assets.paraphrases.multiplying import paraphrase_medoids
 from assets.paraphrases.rewriting import REWRITE_PROMPT_VERSION
@@ -32,7 +39,7 @@ class RewritingPlan:
     key=keys.SEED_CLUSTERS,
     ins={"seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS)},
     kinds={"scikitlearn", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def seed_clusters(
     seed_questions: pl.DataFrame,
@@ -41,6 +48,7 @@ def seed_clusters(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Seeds grouped by meaning, each group with the medoid that is paraphrased."""
     members = cluster_questions(
+        seed_questions["question_id"].to_list(),
         embedder.embed(seed_questions["text"].to_list()),
         questions_per_cluster=rewriting_plan.seeds_per_cluster,
     )
@@ -57,6 +65,7 @@ def seed_clusters(
         metadata={
             "cluster_count": frame["cluster_id"].n_unique(),
             "largest_cluster": int(sizes.max() or 0),
+            "mean_distance_to_medoid": float(frame["distance"].mean() or 0.0),
         },
     )
 
@@ -68,35 +77,41 @@ def seed_clusters(
         "seed_clusters": dg.AssetIn(key=keys.SEED_CLUSTERS),
     },
     kinds={"openai", "polars"},
-    code_version=f"1+prompt.{REWRITE_PROMPT_VERSION}",
+    code_version=f"2+prompt.{REWRITE_PROMPT_VERSION}",
 )
 def paraphrases(
     seed_questions: pl.DataFrame,
     seed_clusters: pl.DataFrame,
     teacher: dg.ResourceParam[ChatModel],
+    embedder: dg.ResourceParam[Embedder],
     rewriting_plan: dg.ResourceParam[RewritingPlan],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Rewordings of every medoid by the teacher, none equal to another or to a seed."""
-    medoids = seed_clusters.filter("is_medoid").join(seed_questions, on="question_id")
-    rows = run_blocking(
+    """Rewordings of every medoid by the teacher, each new among the seeds and paraphrases."""
+    seeds = seed_questions.select("question_id", "text")
+    medoids = seeds.join(seed_clusters.filter("is_medoid"), on="question_id", how="semi")
+    made = run_blocking(
         paraphrase_medoids(
-            list(medoids.select("question_id", "text").iter_rows()),
-            known_texts=seed_questions["text"].to_list(),
+            list(medoids.iter_rows()),
+            seeds=list(seeds.iter_rows()),
             teacher=teacher,
+            embed=embedder.embed,
             count=rewriting_plan.paraphrases_per_medoid,
             temperature=rewriting_plan.temperature,
             concurrency=rewriting_plan.concurrency,
             progress=progress,
         )
     )
-    frame = pl.DataFrame([asdict(row) for row in rows], schema=tables.PARAPHRASES)
+    frame = pl.DataFrame([asdict(row) for row in made.paraphrases], schema=tables.PARAPHRASES)
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "medoid_count": medoids.height,
             "paraphrase_count": frame.height,
             "medoids_without_paraphrase": medoids.height - frame["seed_id"].n_unique(),
+            "medoids_without_readable_reply": made.unread_count,
+            "medoids_asked_again": made.asked_again_count,
+            "dropped_by_reason": made.dropped_by_reason,
         },
     )
 
@@ -109,7 +124,7 @@ def paraphrases(
         "eval_embeddings": dg.AssetIn(key=keys.EVAL_EMBEDDINGS),
     },
     kinds={"polars"},
-    code_version=f"1+limit.{LEAKAGE_COSINE_LIMIT}",
+    code_version=f"3+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
 )
 def guarded_questions(
     seed_questions: pl.DataFrame,
@@ -128,31 +143,25 @@ def guarded_questions(
         "question_id", "text", "seed_id", pl.lit("paraphrase").alias("origin")
     )
     candidates = pl.concat([seeds, reworded])
-    texts = candidates["text"].to_list()
-    verdicts = reject_near_duplicates(
-        texts,
-        embedder.embed(texts),
-        case_ids=eval_embeddings["case_id"].to_list(),
-        case_texts=eval_embeddings["question"].to_list(),
-        case_vectors=np.asarray(eval_embeddings["vector"].to_list(), dtype=np.float32),
+    judged = guard_questions(
+        candidates, protected=EvalQuestions.read(eval_embeddings), embedder=embedder
     )
-    judged = pl.DataFrame([asdict(verdict) for verdict in verdicts])
-    frame = pl.concat([candidates, judged], how="horizontal").select(
-        tables.GUARDED_QUESTIONS.names()
-    )
+    frame = reject_descendants(judged).select(tables.GUARDED_QUESTIONS.names())
+    kept = frame.filter(pl.col("verdict") == "kept")
     rejected = frame.filter(pl.col("verdict") == "rejected")
-    near = frame.filter(
-        (pl.col("verdict") == "kept") & (pl.col("nearest_cosine") >= NEAR_MISS_COSINE)
-    )
+    chart = embed_png(draw_nearest_cosines(frame), alt="nearest cosines")
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "candidate_count": frame.height,
             "rejected_count": rejected.height,
-            "near_miss_count": near.height,
-            "largest_kept_cosine": float(
-                frame.filter(pl.col("verdict") == "kept")["nearest_cosine"].max() or 0.0
+            "rejected_by_reason": dict(
+                rejected.group_by("reason").len().sort("reason").iter_rows()
             ),
+            "near_miss_count": find_near_misses(frame).height,
+            "largest_kept_cosine": float(kept["nearest_cosine"].max() or 0.0),
             "limit": LEAKAGE_COSINE_LIMIT,
+            "nearest_cosines": dg.MetadataValue.md(chart),
+            "nearest_pairs": dg.MetadataValue.md(render_pairs(frame, eval_embeddings)),
         },
     )

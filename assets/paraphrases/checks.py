@@ -1,11 +1,18 @@
 """What the paraphrases promise."""
 
 import dagster as dg
-import numpy as np
 import polars as pl
 
 from assets import keys
-from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, normalise_text, reject_near_duplicates
+from assets.eval_set.guard import (
+    LEAKAGE_COSINE_LIMIT,
+    EvalQuestions,
+    guard_questions,
+    reject_descendants,
+)
+from assets.paraphrases.assets import RewritingPlan
+from assets.paraphrases.multiplying import MINIMUM_KEPT_RATIO
+from assets.seeds.duplicates import fold_text
 from serving.models.protocols import Embedder
 
 
@@ -29,8 +36,8 @@ def paraphrases_differ_from_their_seed(
     paraphrases: pl.DataFrame, seed_questions: pl.DataFrame
 ) -> dg.AssetCheckResult:
     """Every paraphrase has a parent, a text unlike every seed's, and is there once."""
-    seeds = {normalise_text(text) for text in seed_questions["text"]}
-    texts = [normalise_text(text) for text in paraphrases["text"]]
+    seeds = {fold_text(text) for text in seed_questions["text"]}
+    texts = [fold_text(text) for text in paraphrases["text"]]
     copies = sum(text in seeds for text in texts)
     repeats = len(texts) - len(set(texts))
     orphans = set(paraphrases["seed_id"]) - set(seed_questions["question_id"])
@@ -46,6 +53,37 @@ def paraphrases_differ_from_their_seed(
 
 
 @dg.asset_check(
+    asset=keys.PARAPHRASES,
+    additional_ins={"seed_clusters": dg.AssetIn(key=keys.SEED_CLUSTERS)},
+    blocking=False,
+)
+def most_paraphrases_asked_for_were_kept(
+    paraphrases: pl.DataFrame,
+    seed_clusters: pl.DataFrame,
+    rewriting_plan: dg.ResourceParam[RewritingPlan],
+) -> dg.AssetCheckResult:
+    """At least half of the rewordings asked for were usable and new.
+
+    It does not block: what was kept is sound, there is only less of it. A lower share means that
+    the teacher does not follow the prompt; `dropped_by_reason` of the asset says how.
+    """
+    asked = int(seed_clusters["is_medoid"].sum()) * rewriting_plan.paraphrases_per_medoid
+    kept_ratio = paraphrases.height / asked if asked else 0.0
+    thin = paraphrases["seed_id"].value_counts().sort("count", "seed_id").head(10)
+    return dg.AssetCheckResult(
+        passed=kept_ratio >= MINIMUM_KEPT_RATIO,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "asked_count": asked,
+            "kept_count": paraphrases.height,
+            "kept_ratio": kept_ratio,
+            "limit": MINIMUM_KEPT_RATIO,
+            "fewest_by_seed": dict(thin.iter_rows()),
+        },
+    )
+
+
+@dg.asset_check(
     asset=keys.GUARDED_QUESTIONS,
     additional_ins={"eval_embeddings": dg.AssetIn(key=keys.EVAL_EMBEDDINGS)},
     blocking=True,
@@ -55,27 +93,28 @@ def no_training_text_near_eval_set(
     eval_embeddings: pl.DataFrame,
     embedder: dg.ResourceParam[Embedder],
 ) -> dg.AssetCheckResult:
-    """No kept question comes within the leakage limit of a golden case: all are compared anew."""
+    """No kept question is too near a golden case, nor its seed: all are judged anew."""
     kept = guarded_questions.filter(pl.col("verdict") == "kept")
-    verdicts = reject_near_duplicates(
-        kept["text"].to_list(),
-        embedder.embed(kept["text"].to_list()),
-        case_ids=eval_embeddings["case_id"].to_list(),
-        case_texts=eval_embeddings["question"].to_list(),
-        case_vectors=np.asarray(eval_embeddings["vector"].to_list(), dtype=np.float32),
+    orphans = kept.join(reject_descendants(guarded_questions), on="question_id").filter(
+        pl.col("verdict_right") == "rejected"
     )
-    leaks = [
-        f"{question_id} ~ {verdict.nearest_case_id}: {verdict.nearest_cosine:.3f}"
-        for question_id, verdict in zip(kept["question_id"], verdicts, strict=True)
-        if verdict.verdict == "rejected"
-    ]
+    judged = guard_questions(
+        kept.select("question_id", "text"),
+        protected=EvalQuestions.read(eval_embeddings),
+        embedder=embedder,
+    )
+    leaks = judged.filter(pl.col("verdict") == "rejected")
+    cosine = pl.col("nearest_cosine").round(3)
+    shown = pl.format("{} ~ {}: {}, {}", "question_id", "matched_case_id", "reason", cosine)
     return dg.AssetCheckResult(
-        passed=bool(verdicts) and not leaks,
+        passed=not kept.is_empty() and leaks.is_empty() and orphans.is_empty(),
         metadata={
             "kept_count": kept.height,
+            "kept_from_rejected_seeds": orphans["question_id"].to_list()[:20],
             "rejected_count": guarded_questions.height - kept.height,
             "limit": LEAKAGE_COSINE_LIMIT,
-            "nearest_kept_cosine": max((v.nearest_cosine for v in verdicts), default=0.0),
-            "leaks": leaks[:20],
+            "nearest_kept_cosine": float(judged["nearest_cosine"].max() or 0.0),
+            "leak_count": leaks.height,
+            "leaks": leaks.head(20).select(shown).to_series().to_list(),
         },
     )

@@ -1,25 +1,35 @@
-"""From medoids to paraphrases: ask the teacher, keep what is new.
+"""From medoids to paraphrases: ask the teacher, drop what is no rewording, keep what is new.
 
-Belongs here: the loop over medoids and deduplication across seeds. Does not belong here: the prompt
-and the reading of its answer (`rewriting`).
+Belongs here: the loop over medoids, the second asking, repetition within and across seeds. Does not
+belong here: the prompt and the reading of its answer (`rewriting`), single faults (`vetting`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
-from assets.eval_set.guard import normalise_text
+import numpy as np
+
 from assets.paraphrases.rewriting import (
     REWRITE_PROMPT_VERSION,
     read_paraphrases,
     write_rewrite_request,
 )
-from assets.replies import ask_until_read
+from assets.paraphrases.vetting import SEED_COSINE_FLOOR, find_fault
+from assets.replies import MAXIMUM_DRAWS, ask_until_read
+from assets.seeds.duplicates import fold_text, mark_near_duplicates
 from serving.aio import map_bounded
 from serving.hashing import content_hash
-from serving.models.protocols import ChatModel, Progress
+from serving.models.protocols import ChatModel, Progress, Vectors
 
 SEED = 20260601
+MAXIMUM_ASKINGS = 2  # a medoid is asked for once, and once more if too little was usable
+ENOUGH_RATIO = 0.5  # share of usable rewordings below which a medoid is asked for again
+MINIMUM_KEPT_RATIO = 0.5  # share of all rewordings asked for; below: the teacher ignores the prompt
+
+Question = tuple[str, str]
+"""An id and a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,48 +44,157 @@ class Paraphrase:
     prompt_version: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Multiplication:
+    """The paraphrases that were kept, and what became of the rest."""
+
+    paraphrases: tuple[Paraphrase, ...]
+    dropped_by_reason: dict[str, int]
+    unread_count: int
+    """Medoids of whose replies none could be read."""
+    asked_again_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """What a teacher returned for one medoid: usable texts, and the faults of the others."""
+
+    seed_id: str
+    texts: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    asking_count: int = 0
+    is_unread: bool = True
+
+
 async def paraphrase_medoids(
-    medoids: Sequence[tuple[str, str]],
+    medoids: Sequence[Question],
     *,
-    known_texts: Sequence[str],
+    seeds: Sequence[Question],
     teacher: ChatModel,
+    embed: Callable[[Sequence[str]], Vectors],
     count: int,
     temperature: float,
     concurrency: int,
     progress: Progress,
-) -> list[Paraphrase]:
-    """Return paraphrases of (seed_id, text) medoids, each new among seeds and paraphrases.
+) -> Multiplication:
+    """Return rewordings of the medoids, each new among all seeds and paraphrases.
 
-    A medoid may yield fewer than `count`: what repeats a known text is dropped, not padded. One of
-    whose replies none can be read yields nothing; the last progress note counts these.
+    A medoid may yield fewer than `count`: what has a fault or repeats a text is dropped and not
+    padded. Where less than `ENOUGH_RATIO` is usable the teacher is asked once more, for another
+    draw.
+
+    Args:
+        medoids: the seeds to reword.
+        seeds: every seed, the medoids among them: what paraphrases must not repeat.
+        teacher: who rewords.
+        embed: gives unit vectors.
+        count: rewordings wanted per medoid.
+        temperature: of the sampling.
+        concurrency: calls in flight.
+        progress: told after every medoid.
     """
 
-    async def ask(medoid: tuple[str, str]) -> tuple[str, ...] | None:
-        request = write_rewrite_request(medoid[1], count=count, temperature=temperature, seed=SEED)
-        return await ask_until_read(teacher, request, partial(read_paraphrases, original=medoid[1]))
-
-    answers = await map_bounded(
-        ask, medoids, concurrency=concurrency, progress=progress, description="paraphrasing"
-    )
-    if unread := sum(answer is None for answer in answers):
-        note = f"{unread} without a readable reply"
-        progress.advance("paraphrasing", len(answers), len(answers), note)
-    seen = {normalise_text(text) for text in known_texts}
-    kept: list[Paraphrase] = []
-    for (seed_id, _), texts in zip(medoids, answers, strict=True):
-        for text in (texts or ())[:count]:
-            identity = normalise_text(text)
-            if not identity or identity in seen:
-                continue
-            seen.add(identity)
-            kept.append(
-                Paraphrase(
-                    question_id=content_hash(seed_id, text),
-                    seed_id=seed_id,
-                    text=text,
-                    teacher_id=teacher.name,
-                    temperature=temperature,
-                    prompt_version=REWRITE_PROMPT_VERSION,
-                )
+    async def draft(medoid: Question) -> _Draft:
+        made = _Draft(seed_id=medoid[0])
+        while made.asking_count < MAXIMUM_ASKINGS and len(made.texts) < ENOUGH_RATIO * count:
+            request = write_rewrite_request(
+                medoid[1],
+                count=count,
+                temperature=temperature,
+                seed=SEED + MAXIMUM_DRAWS * made.asking_count,
             )
-    return kept
+            read = partial(read_paraphrases, original=medoid[1])
+            made = _extend(made, medoid[1], await ask_until_read(teacher, request, read))
+        return made
+
+    drafts = await map_bounded(
+        draft, medoids, concurrency=concurrency, progress=progress, description="paraphrasing"
+    )
+    unread_count = sum(made.is_unread for made in drafts)
+    if unread_count:
+        note = f"{unread_count} without a readable reply"
+        progress.advance("paraphrasing", len(drafts), len(drafts), note)
+    kept, dropped = select_new(drafts, seeds=seeds, embed=embed, count=count)
+    return Multiplication(
+        paraphrases=tuple(
+            Paraphrase(
+                question_id=content_hash(seed_id, text),
+                seed_id=seed_id,
+                text=text,
+                teacher_id=teacher.name,
+                temperature=temperature,
+                prompt_version=REWRITE_PROMPT_VERSION,
+            )
+            for seed_id, text in kept
+        ),
+        dropped_by_reason=dict(sorted(dropped.items())),
+        unread_count=unread_count,
+        asked_again_count=sum(made.asking_count > 1 for made in drafts),
+    )
+
+
+def _extend(made: _Draft, original: str, reply: tuple[str, ...] | None) -> _Draft:
+    known = {fold_text(text) for text in (original, *made.texts)}
+    texts, faults = list(made.texts), list(made.faults)
+    for text in reply or ():
+        folded = fold_text(text)
+        fault = "same_text" if folded in known else find_fault(text, original=original)
+        if fault:
+            faults.append(fault)
+            continue
+        known.add(folded)
+        texts.append(text)
+    return replace(
+        made,
+        texts=tuple(texts),
+        faults=tuple(faults),
+        asking_count=made.asking_count + 1,
+        is_unread=made.is_unread and reply is None,
+    )
+
+
+def select_new(
+    drafts: Sequence[_Draft],
+    *,
+    seeds: Sequence[Question],
+    embed: Callable[[Sequence[str]], Vectors],
+    count: int,
+) -> tuple[list[Question], Counter[str]]:
+    """Return at most `count` (seed_id, text) per draft, and how many were dropped by reason.
+
+    Dropped are texts that repeat a seed or an earlier paraphrase (`same_text`, `near_duplicate`),
+    that are far from their seed (`far_from_seed`), and what exceeds `count` (`surplus`).
+    """
+    dropped = Counter(fault for made in drafts for fault in made.faults)
+    known = {fold_text(text) for _, text in seeds}
+    fresh: list[Question] = []
+    for made in drafts:
+        for text in made.texts:
+            if (folded := fold_text(text)) in known:
+                dropped["same_text"] += 1
+            else:
+                known.add(folded)
+                fresh.append((made.seed_id, text))
+    row_of = {seed_id: row for row, (seed_id, _) in enumerate(seeds)}
+    parents = [row_of[seed_id] for seed_id, _ in fresh]
+    known_vectors = embed([text for _, text in seeds])
+    vectors = embed([text for _, text in fresh])
+    parent_vectors = known_vectors[np.asarray(parents, dtype=np.intp)]
+    near = np.einsum("nd,nd->n", vectors, parent_vectors) >= SEED_COSINE_FLOOR
+    dropped["far_from_seed"] = len(fresh) - int(near.sum())
+    close = [question for question, is_near in zip(fresh, near, strict=True) if is_near]
+    is_duplicate = mark_near_duplicates(
+        np.concatenate([known_vectors, vectors[near]]), known_count=len(seeds)
+    )[len(seeds) :]
+    dropped["near_duplicate"] = int(is_duplicate.sum())
+    kept: list[Question] = []
+    room = Counter({made.seed_id: count for made in drafts})
+    for question, repeats in zip(close, is_duplicate, strict=True):
+        if repeats:
+            continue
+        if not room[question[0]]:
+            dropped["surplus"] += 1
+            continue
+        room[question[0]] -= 1
+        kept.append(question)
+    return kept, +dropped

@@ -41,7 +41,8 @@ REWRITE_PROMPT_VERSION = content_hash(SYSTEM_PROMPT, USER_PROMPT, SCHEMA, digits
 TOKENS_PER_PARAPHRASE = 60
 LONG_QUESTION_CHARS = 160
 
-_FENCE = re.compile(r"\A```[a-zA-Z]*\s*\n(?P<inside>.*?)\n?```\s*\Z", re.DOTALL)
+_ENUMERATION = re.compile(r"^(?:\(?\d{1,2}[.):]|[-*\u2022])\s+")
+_QUOTED = re.compile(r"^([\"\u201c])(?P<inside>[^\"\u201c\u201d]+)[\"\u201d]$")
 
 
 def write_rewrite_request(
@@ -78,7 +79,8 @@ def write_rewrite_request(
 def read_paraphrases(text: str, *, original: str) -> tuple[str, ...]:
     """Return the new rewordings in the model's order: no empties, repeats or copies of `original`.
 
-    Two texts are the same when they differ in case or white space only.
+    Two texts are the same when they differ in case or white space only. List numbers, bullets and
+    enclosing quotes that the question does not have are taken off.
 
     Raises:
         InvalidInputError: the text is not the JSON that was asked for.
@@ -86,7 +88,7 @@ def read_paraphrases(text: str, *, original: str) -> tuple[str, ...]:
     seen = {_identity(original)}
     kept: list[str] = []
     for candidate in _read_list(text):
-        cleaned = " ".join(candidate.split())
+        cleaned = _undress(" ".join(candidate.split()), original)
         identity = _identity(cleaned)
         if identity and identity not in seen:
             seen.add(identity)
@@ -94,10 +96,17 @@ def read_paraphrases(text: str, *, original: str) -> tuple[str, ...]:
     return tuple(kept)
 
 
+def _undress(text: str, original: str) -> str:
+    if not _ENUMERATION.match(original):
+        text = _ENUMERATION.sub("", text)
+    quoted = None if _QUOTED.match(original) else _QUOTED.match(text)
+    return quoted["inside"].strip() if quoted else text
+
+
 def _read_list(text: str) -> list[str]:
-    fenced = _FENCE.match(text.strip())
+    """Read the first JSON object; servers without structured output wrap it in fences or prose."""
     try:
-        document = json.loads(fenced["inside"] if fenced else text)
+        document, _ = json.JSONDecoder().raw_decode(text[max(text.find("{"), 0) :])
     except json.JSONDecodeError as error:
         raise _unreadable(f"text that is no JSON ({error.msg}): {text[:120]!r}") from None
     found = document.get("paraphrases") if isinstance(document, dict) else None

@@ -1,6 +1,7 @@
-"""Seed assets: the hand-written questions, as a table.
+"""Seed assets: the hand-written and the harvested questions, as one table.
 
-Belongs here: declarations. Does not belong here: reading the file (`resources/input_files`).
+Belongs here: declarations. Does not belong here: reading the files (`resources/input_files`), who
+is admitted (`harvesting`).
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.seeds.harvesting import harvest_seeds
+from serving.models.protocols import Embedder
 
 
 class Seed(Protocol):
@@ -33,18 +36,61 @@ class Seeds(Protocol):
         ...
 
 
+class Harvested(Protocol):
+    """The file of curated production questions; without one, there are none."""
+
+    def fingerprint(self) -> str:
+        """Return the identity of the file."""
+        ...
+
+    def read(self) -> pl.DataFrame:
+        """Return rows of `tables.HARVESTED_QUESTIONS`."""
+        ...
+
+
 @dg.observable_source_asset(key=keys.SEED_FILE)
 def seed_file(seeds: dg.ResourceParam[Seeds]) -> dg.DataVersion:
     """The hand-written seed file; its version is the hash of its bytes."""
     return dg.DataVersion(seeds.fingerprint())
 
 
+@dg.observable_source_asset(key=keys.HARVESTED_FILE)
+def harvested_file(harvested: dg.ResourceParam[Harvested]) -> dg.DataVersion:
+    """The curated production questions; the version is the hash of the file's bytes, or none."""
+    return dg.DataVersion(harvested.fingerprint())
+
+
 @dg.asset(
-    key=keys.SEED_QUESTIONS, deps=[keys.SEED_FILE], kinds={"jsonl", "polars"}, code_version="1"
+    key=keys.SEED_QUESTIONS,
+    deps=[keys.SEED_FILE, keys.HARVESTED_FILE],
+    kinds={"jsonl", "parquet", "polars"},
+    code_version="2",
 )
-def seed_questions(seeds: dg.ResourceParam[Seeds]) -> dg.MaterializeResult[pl.DataFrame]:
-    """The questions everything that trains grows from, as users would type them."""
-    now = datetime.now(UTC)
+def seed_questions(
+    seeds: dg.ResourceParam[Seeds],
+    harvested: dg.ResourceParam[Harvested],
+    embedder: dg.ResourceParam[Embedder],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The questions everything that trains grows from: hand-written first, then harvested."""
+    written = tabulate_handwritten(seeds.read(), added_at=datetime.now(UTC))
+    harvest = harvest_seeds(
+        harvested.read(), known_texts=written["text"].to_list(), embed=embedder.embed
+    )
+    frame = pl.concat([written, harvest.seeds])
+    topics = frame["tags"].list.first().drop_nulls().value_counts(sort=True).head(20)
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "seed_count": frame.height,
+            "harvested_count": harvest.seeds.height,
+            "harvested_dropped_by_reason": harvest.dropped_by_reason,
+            "seeds_by_topic": dict(topics.iter_rows()),
+        },
+    )
+
+
+def tabulate_handwritten(seeds: Sequence[Seed], *, added_at: datetime) -> pl.DataFrame:
+    """Return the seed file's questions as rows of `tables.SEED_QUESTIONS`."""
     rows = [
         {
             "question_id": seed.question_id,
@@ -52,13 +98,8 @@ def seed_questions(seeds: dg.ResourceParam[Seeds]) -> dg.MaterializeResult[pl.Da
             "source": "handwritten",
             "source_trace_id": None,
             "tags": list(seed.tags),
-            "added_at": now,
+            "added_at": added_at,
         }
-        for seed in seeds.read()
+        for seed in seeds
     ]
-    frame = pl.DataFrame(rows, schema=tables.SEED_QUESTIONS)
-    topics = frame["tags"].list.first().value_counts(sort=True).head(20)
-    return dg.MaterializeResult(
-        value=frame,
-        metadata={"seed_count": frame.height, "seeds_by_topic": dict(topics.iter_rows())},
-    )
+    return pl.DataFrame(rows, schema=tables.SEED_QUESTIONS)

@@ -1,9 +1,15 @@
 """What the seeds promise."""
 
+from datetime import UTC, datetime
+
 import dagster as dg
 import polars as pl
 
 from assets import keys
+from assets.check_results import report_outcome
+from assets.seeds.assets import Harvested
+from assets.seeds.expectations import evaluate_seeds
+from assets.seeds.harvesting import find_unadmitted
 
 
 @dg.asset_check(asset=keys.SEED_QUESTIONS, blocking=True)
@@ -16,5 +22,35 @@ def seed_texts_are_distinct(seed_questions: pl.DataFrame) -> dg.AssetCheckResult
         metadata={
             "seed_count": seed_questions.height,
             "repeated_ids": twice["question_id"].to_list()[:20],
+        },
+    )
+
+
+@dg.asset_check(asset=keys.SEED_QUESTIONS, blocking=True)
+def seed_questions_meet_expectations(seed_questions: pl.DataFrame) -> dg.AssetCheckResult:
+    """Every seed can be asked and traced; how many there are and of what kind only warns.
+
+    A text that /ask would refuse, or a harvested seed without its trace, blocks: everything that
+    trains would grow from it. A thin set or few out-of-scope questions make a poor student, which
+    the parity report measures, so they warn.
+    """
+    return report_outcome(evaluate_seeds(seed_questions, now=datetime.now(UTC)))
+
+
+@dg.asset_check(asset=keys.SEED_QUESTIONS, blocking=True)
+def every_harvested_seed_was_admitted(
+    seed_questions: pl.DataFrame, harvested: dg.ResourceParam[Harvested]
+) -> dg.AssetCheckResult:
+    """Every harvested seed stands on an accepted, reviewed decision about a trainable prod trace.
+
+    The file is read anew, so a decision taken back since is found.
+    """
+    unadmitted = find_unadmitted(seed_questions, harvested.read())
+    return dg.AssetCheckResult(
+        passed=not unadmitted,
+        metadata={
+            "harvested_count": seed_questions.filter(pl.col("source") == "harvested").height,
+            "unadmitted_count": len(unadmitted),
+            "unadmitted_ids": unadmitted[:20],
         },
     )

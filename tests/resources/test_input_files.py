@@ -3,9 +3,11 @@
 import hashlib
 import json
 
+import polars as pl
 import pytest
 
-from resources.input_files import GoldenFile, SeedFile
+from assets import tables
+from resources.input_files import GoldenFile, HarvestedFile, SeedFile
 from serving.errors import HashMismatchError, InvalidInputError
 
 CASE = {
@@ -156,3 +158,45 @@ def test_a_case_to_refuse_names_nothing_and_a_boundary_case_may_be_answered(tmp_
     refused = {**REFUSED, "must_include": [], "gold_pages": []}
     answered = {**CASE, "case_id": "g2", "bucket": "boundary"}
     assert len(write_golden(tmp_path, refused, answered).read()) == 2
+
+
+def write_harvest(tmp_path, frame: pl.DataFrame) -> HarvestedFile:
+    path = tmp_path / "harvested.parquet"
+    frame.write_parquet(path)
+    return HarvestedFile(path, tables.HARVESTED_QUESTIONS)
+
+
+def test_without_a_harvest_there_are_no_rows_and_one_version():
+    none = HarvestedFile(None, tables.HARVESTED_QUESTIONS)
+    assert none.read().is_empty()
+    assert none.read().schema == tables.HARVESTED_QUESTIONS
+    assert none.fingerprint() == "none"
+
+
+def test_a_harvest_is_read_whatever_the_order_of_its_columns(tmp_path):
+    frame = tables.HARVESTED_QUESTIONS.to_frame()
+    harvest = write_harvest(tmp_path, frame.select(reversed(frame.columns)))
+    assert harvest.read().schema == tables.HARVESTED_QUESTIONS
+    assert len(harvest.fingerprint()) == 64
+
+
+def test_a_harvest_with_other_columns_names_each_of_them(tmp_path):
+    frame = (
+        tables.HARVESTED_QUESTIONS.to_frame()
+        .drop("decision")
+        .with_columns(extra=pl.lit(1), trainable=pl.lit("yes"))
+    )
+    with pytest.raises(InvalidInputError) as error:
+        write_harvest(tmp_path, frame).read()
+    for part in ("decision is missing", "trainable is String and not Boolean", "extra is not decl"):
+        assert part in error.value.found
+
+
+def test_a_harvest_that_is_missing_or_no_parquet_says_which_key_to_set(tmp_path):
+    path = tmp_path / "harvested.parquet"
+    harvest = HarvestedFile(path, tables.HARVESTED_QUESTIONS)
+    with pytest.raises(InvalidInputError, match=r"seeds\.harvested"):
+        harvest.read()
+    path.write_text("no Parquet", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=r"readable Parquet.*seeds\.harvested"):
+        harvest.read()

@@ -42,8 +42,10 @@ def test_the_version_is_a_short_hash():
     assert len(REWRITE_PROMPT_VERSION) == 12
 
 
-@pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", "```\n{}```", "  {}\n"])
-def test_json_is_read_with_and_without_a_fence(wrap):
+@pytest.mark.parametrize(
+    "wrap", ["{}", "```json\n{}\n```", "```\n{}```", "  {}\n", "Sure! Here they are:\n{}\nDone."]
+)
+def test_json_is_read_with_and_without_a_fence_or_prose_around_it(wrap):
     text = wrap.replace("{}", written("One?", "Two?"))
     assert read_paraphrases(text, original="Zero?") == ("One?", "Two?")
 
@@ -51,6 +53,19 @@ def test_json_is_read_with_and_without_a_fence(wrap):
 def test_empties_repeats_and_copies_of_the_original_are_dropped():
     text = written("", "  ", "HOW do  I?", "One?", "one? ", "Straße", "STRASSE", " two  words ")
     assert read_paraphrases(text, original="how do i?") == ("One?", "Straße", "two words")
+
+
+def test_list_numbers_bullets_and_enclosing_quotes_are_taken_off():
+    text = written("1. One?", "(2) Two?", "- Three?", '"Four?"', "\u201cFive?\u201d", "3 of six?")
+    assert read_paraphrases(text, original="0?") == (
+        "One?", "Two?", "Three?", "Four?", "Five?", "3 of six?",
+    )  # fmt: skip
+
+
+def test_what_the_question_wears_itself_stays():
+    text = written('"at or above", why?', "1. still first?")
+    assert read_paraphrases(text, original="1. first?")[1] == "1. still first?"
+    assert read_paraphrases(written('"quoted"'), original='"so"') == ('"quoted"',)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,276 @@
+"""What a 1 % change costs: a full data run, then 1 % of the seeds edited, then 1 % of the pages.
+
+Run: `python bench/rerun.py [--config config/understudy.yaml] [--seeds 60] [--latency 1] [--json]`.
+Everything happens in a temporary home on copies of the corpus and the seeds, each run in a process
+of its own as `understudy run` would be, up to judged and selected labels. Counted are the calls
+that reached a model (what is kept is not bought), the texts really embedded, and seconds.
+
+Seconds have a fixed part: starting Python, Dagster's steps, reading tables. `nothing new` repeats
+every step with everything kept; what an edit costs beyond it is the part that grows with the edit.
+A configuration whose teacher costs money spends it: the full run buys every answer.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestration.config import DEFAULT_CONFIG, Config, prepare_environment, read_config
+
+SELECTION = (
+    "corpus", "seeds", "eval_set", "paraphrases",
+    "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
+)  # fmt: skip
+COUNTS = ("paraphrasing", "answering", "judging", "embedded")
+LIMIT_RATIO = 0.03
+
+
+def main() -> None:
+    """Print the figures, and with --json one object last."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    parser.add_argument("--seeds", type=int, help="use only the first so many seeds")
+    parser.add_argument("--share", type=float, default=0.01, help="of the seeds and of the pages")
+    parser.add_argument("--rounds", type=int, default=2, help="edits of each kind")
+    parser.add_argument("--latency", type=float, default=0, help="seconds added to bought calls")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure_here(options.measure, force=options.force, latency=options.latency)
+        return
+    with tempfile.TemporaryDirectory(prefix="understudy-rerun-") as folder:
+        path = copy_product(read_config(options.config.resolve()), Path(folder), options.seeds)
+        figures = compare(path, share=options.share, rounds=options.rounds, latency=options.latency)
+    print_figures(figures)
+    if options.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def copy_product(config: Config, folder: Path, seed_limit: int | None) -> Path:
+    """Copy what will be edited, link what is prepared, and return the copy's config file."""
+    shutil.copytree(config.product.corpus.path, folder / "corpus")
+    lines = config.seeds.path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.strip()][:seed_limit]
+    (folder / "seeds.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    (folder / "home").mkdir()
+    if (config.home / "models").is_dir():
+        (folder / "home" / "models").symlink_to(config.home / "models")
+    values = config.model_dump(mode="json")
+    values["home"] = str(folder / "home")
+    values["product"]["corpus"]["path"] = str(folder / "corpus")
+    values["seeds"]["path"] = str(folder / "seeds.jsonl")
+    path = folder / "understudy.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def compare(path: Path, *, share: float, rounds: int, latency: float) -> dict[str, Any]:
+    """Return the counts and seconds of every run, in the order they were made."""
+    launch = partial(launch_run, path, latency=latency)
+    runs: dict[str, list[dict[str, Any]]] = {"full": [launch("full")]}
+    runs["nothing new"] = [launch("nothing new", force=True)]
+    runs["planning only"] = [launch("planning only")]
+    seeds, pages = path.parent / "seeds.jsonl", list_pages(read_config(path))
+    seed_count = len(seeds.read_text(encoding="utf-8").splitlines())
+    seed_edits, page_edits = (max(1, round(share * n)) for n in (seed_count, len(pages)))
+    for number in range(rounds):
+        edit_seeds(seeds, seed_edits, number)
+        runs.setdefault("seeds edited", []).append(launch(f"{seed_edits} seeds edited"))
+        edit_pages(pages, page_edits, number)
+        runs.setdefault("pages edited", []).append(launch(f"{page_edits} pages edited"))
+    return {
+        "seed_count": seed_count,
+        "edited_seeds": seed_edits,
+        "page_count": len(pages),
+        "edited_pages": page_edits,
+        "runs": runs,
+        "machine": f"{describe_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("dagster", "lancedb", "polars", "scikit-learn")},
+        },
+    }
+
+
+def list_pages(config: Config) -> list[Path]:
+    """Return the documentation pages, sorted."""
+    corpus = config.product.corpus
+    return sorted({path for pattern in corpus.include for path in corpus.path.glob(pattern)})
+
+
+def edit_seeds(path: Path, count: int, number: int) -> None:
+    """Reword `count` seeds by one clause, as a person would; ids stay."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for row in random.Random(f"seeds {number}").sample(range(len(lines)), count):  # noqa: S311
+        seed = json.loads(lines[row])
+        lines[row] = json.dumps(seed | {"text": f"{seed['text']} I use version {number + 2}."})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def edit_pages(pages: list[Path], count: int, number: int) -> None:
+    """Append one sentence to `count` pages."""
+    for page in random.Random(f"pages {number}").sample(pages, count):  # noqa: S311
+        text = page.read_text(encoding="utf-8")
+        page.write_text(f"{text}\n\nReviewed for version {number + 2}.\n", encoding="utf-8")
+
+
+def launch_run(path: Path, name: str, *, latency: float, force: bool = False) -> dict[str, Any]:
+    """Run the chain once in a process of its own and return what it counted."""
+    print(f"{name} …", flush=True)
+    started = time.perf_counter()
+    done = subprocess.run(  # noqa: S603  (our own interpreter, no shell)
+        [
+            *(sys.executable, __file__, "--measure", str(path), "--latency", str(latency)),
+            *(["--force"] if force else []),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    figures: dict[str, Any] = {"seconds": seconds, **json.loads(done.stdout.splitlines()[-1])}
+    print(f"  {seconds:.1f} s, {figures['counts']}", flush=True)
+    return figures
+
+
+def measure_here(path: Path, *, force: bool, latency: float) -> None:
+    """Run the chain in this process and print one line of JSON: counts, and seconds by step."""
+    config = read_config(path)
+    prepare_environment(config)
+    import dagster as dg
+
+    from orchestration.running import run_chain
+    from serving.models.protocols import NoProgress
+
+    counts: Counter[str] = Counter()
+    count_calls(counts, judge=config.judge.model, latency=latency)
+    count_embedded(counts)
+    outcome = run_chain(
+        config,
+        progress=NoProgress(),
+        recipe=config.default_recipe,
+        select=SELECTION,
+        force=force,
+    )
+    if not outcome.succeeded:
+        raise SystemExit(outcome.failure)
+    steps = {}
+    if outcome.planned:
+        instance = dg.DagsterInstance.get()
+        (run,) = instance.get_runs(limit=1)
+        stats = instance.get_run_step_stats(run.run_id)
+        steps = {s.step_key: (s.end_time or 0) - (s.start_time or 0) for s in stats}
+    print(json.dumps({"counts": counts, "step_seconds": steps}))
+
+
+def count_calls(counts: Counter[str], *, judge: str, latency: float) -> None:
+    """Count every call that was bought rather than found among the kept answers, by its purpose.
+
+    Each takes `latency` seconds longer, as it does when the teacher is not on this machine.
+    """
+    from resources.chat_models import CachedChatModel
+
+    complete = CachedChatModel.complete
+
+    async def counted(self: Any, request: Any) -> Any:
+        completion = await complete(self, request)
+        if not completion.is_cached:
+            is_rewording = request.response_format is not None
+            purpose = "paraphrasing" if is_rewording else "answering"
+            counts["judging" if self.name == judge else purpose] += 1
+            await asyncio.sleep(latency)
+        return completion
+
+    CachedChatModel.complete = counted  # type: ignore[method-assign]
+
+
+def count_embedded(counts: Counter[str]) -> None:
+    """Count every text that a model embeds, whichever backend it has."""
+    from serving.models.compiled_embedder import CompiledEmbedder
+    from serving.models.embedder import SentenceEmbedder
+
+    def wrap(kind: Any) -> None:
+        embed = kind.embed
+
+        def counted(self: Any, texts: Any) -> Any:
+            counts["embedded"] += len(texts)
+            return embed(self, texts)
+
+        kind.embed = counted
+
+    wrap(CompiledEmbedder)
+    wrap(SentenceEmbedder)
+
+
+def sum_calls(run: dict[str, Any]) -> int:
+    """Return the calls a run bought from teacher and judge."""
+    return sum(run["counts"].get(name, 0) for name in COUNTS[:3])
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Print a table of runs, ratios to the full run, and where a rerun's seconds go."""
+    runs = figures["runs"]
+    full, idle = runs["full"][0], runs["nothing new"][0]
+    print(f"\n{figures['machine']}; {figures['versions']}")
+    print(
+        f"{figures['edited_seeds']} of {figures['seed_count']} seeds, "
+        f"{figures['edited_pages']} of {figures['page_count']} pages edited\n"
+    )
+    print(f"{'run':>16}{'seconds':>9}" + "".join(f"{name:>14}" for name in COUNTS))
+    for name, made in runs.items():
+        for run in made:
+            cells = "".join(f"{run['counts'].get(count, 0):>14}" for count in COUNTS)
+            print(f"{name:>16}{run['seconds']:>9.1f}{cells}")
+    print(f"\nratios to the full run (goal: at most {LIMIT_RATIO:.0%}); median (min-max)")
+    for name in ("seeds edited", "pages edited"):
+        made = runs[name]
+        beyond = full["seconds"] - idle["seconds"]
+        rows = {
+            "calls": [sum_calls(run) / sum_calls(full) for run in made],
+            "embedded texts": [
+                run["counts"].get("embedded", 0) / full["counts"]["embedded"] for run in made
+            ],
+            "seconds": [run["seconds"] / full["seconds"] for run in made],
+            "seconds beyond the fixed": [
+                (run["seconds"] - idle["seconds"]) / beyond for run in made
+            ],
+        }
+        for quantity, ratios in rows.items():
+            spread = f"({min(ratios):.1%} to {max(ratios):.1%})"
+            print(f"{name:>16}  {quantity:<26}{statistics.median(ratios):>7.1%} {spread}")
+    print("\nseconds by step: full, nothing new")
+    for step, seconds in sorted(full["step_seconds"].items(), key=lambda item: -item[1])[:12]:
+        print(f"  {step:<48}{seconds:>7.1f}{idle['step_seconds'].get(step, 0):>7.1f}")
+
+
+def describe_processor() -> str:
+    """Return the processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
