@@ -9,6 +9,7 @@ credentials (`resources`), schedules and environments (`orchestration`), what pr
 
 STAGES = (
     "corpus",
+    "traces",
     "seeds",
     "eval_set",
     "paraphrases",

@@ -11,12 +11,17 @@ PAGES = dg.AssetKey(["corpus", "pages"])
 CHUNKS = dg.AssetKey(["corpus", "chunks"])
 VECTOR_INDEX = dg.AssetKey(["corpus", "vector_index"])
 
+TRACE_SEGMENTS = dg.AssetKey(["traces", "trace_segments"])
+TRACE_RECORDS = dg.AssetKey(["traces", "trace_records"])
+
 SEED_FILE = dg.AssetKey(["seeds", "seed_file"])
+HARVESTED_FILE = dg.AssetKey(["seeds", "harvested_file"])
 SEED_QUESTIONS = dg.AssetKey(["seeds", "seed_questions"])
 
 GOLDEN_FILE = dg.AssetKey(["eval_set", "golden_file"])
 GOLDEN_CASES = dg.AssetKey(["eval_set", "golden_cases"])
 EVAL_EMBEDDINGS = dg.AssetKey(["eval_set", "eval_embeddings"])
+GUARD_RECALL = dg.AssetKey(["eval_set", "guard_recall"])
 
 SEED_CLUSTERS = dg.AssetKey(["paraphrases", "seed_clusters"])
 PARAPHRASES = dg.AssetKey(["paraphrases", "paraphrases"])
@@ -25,6 +30,7 @@ GUARDED_QUESTIONS = dg.AssetKey(["paraphrases", "guarded_questions"])
 TEACHER_ANSWERS = dg.AssetKey(["labels", "teacher_answers"])
 JUDGED_ANSWERS = dg.AssetKey(["labels", "judged_answers"])
 LABELLED_EXAMPLES = dg.AssetKey(["labels", "labelled_examples"])
+REJECTED_EXAMPLES = dg.AssetKey(["labels", "rejected_examples"])
 TEACHER_LOGPROBS = dg.AssetKey(["labels", "teacher_logprobs"])
 
 RECIPE_FILE = dg.AssetKey(["students", "recipe_file"])

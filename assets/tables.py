@@ -49,6 +49,87 @@ VECTOR_INDEX = pl.Schema(
         "uri": TEXT,
     }
 )
+TRACE_RECORDS = pl.Schema(
+    {
+        "trace_id": TEXT,
+        "asked_at": pl.Datetime("us", "UTC"),
+        "env": TEXT,
+        "surface": TEXT,
+        "client_kind": TEXT,
+        "key_id": TEXT,
+        "conversation_id": TEXT,
+        "question": TEXT,
+        "question_hash": TEXT,
+        "prompt_version": TEXT,
+        "release_id": TEXT,
+        "snapshot_hash": TEXT,
+        "index_fingerprint": TEXT,
+        "embedder_fingerprint": TEXT,
+        "retrieved": RETRIEVED,
+        "max_score": FLOAT,
+        "prompt_tokens_estimate": INT,
+        "phase": TEXT,
+        "route": TEXT,
+        "route_reason": TEXT,
+        "selection_mode": TEXT,
+        "propensity": FLOAT,
+        "attempts": pl.List(
+            pl.Struct(
+                {
+                    "role": TEXT,
+                    "model": TEXT,
+                    "adapter_sha": TEXT,
+                    "started_ms": FLOAT,
+                    "latency_ms": FLOAT,
+                    "first_token_ms": FLOAT,
+                    "queue_ms": FLOAT,
+                    "adapter_load_ms": FLOAT,
+                    "cold_start": FLAG,
+                    "prompt_tokens": INT,
+                    "completion_tokens": INT,
+                    "cost_usd": FLOAT,
+                    "finish_reason": TEXT,
+                    "error": TEXT,
+                    "verdict": TEXT,
+                }
+            )
+        ),
+        "served_by": TEXT,
+        "model": TEXT,
+        "answer": TEXT,
+        "citations": TEXTS,
+        "refused": FLAG,
+        "confidence": FLOAT,
+        "total_latency_ms": FLOAT,
+        "overhead_ms": FLOAT,
+        "cost_usd": FLOAT,
+        "counterfactual_cost_usd": FLOAT,
+        "escalation_requested": FLAG,
+        "escalation_granted": FLAG,
+        "trainable": FLAG,
+        "trainable_reason": TEXT,
+        "outcome": TEXT,
+    }
+)
+"""The fields of `serving.tracing.record.TraceRecord`, in its order."""
+
+HARVESTED_QUESTIONS = pl.Schema(
+    {
+        "text": TEXT,
+        "source_trace_id": TEXT,
+        "env": TEXT,
+        "decision": TEXT,
+        "reviewer": TEXT,
+        "reviewer_kind": TEXT,
+        "reason_code": TEXT,
+        "rubric_version": TEXT,
+        "decided_at": pl.Datetime("us", "UTC"),
+        "trainable": FLAG,
+    }
+)
+"""Curated production questions, one row per decision, appended and never edited: the file that
+`seeds.harvested` names. No asset writes it, so it is not in `BY_KEY`."""
+
 SEED_QUESTIONS = pl.Schema(
     {
         "question_id": TEXT,
@@ -81,6 +162,19 @@ EVAL_EMBEDDINGS = pl.Schema(
         "vector": pl.List(pl.Float32()),
     }
 )
+GUARD_RECALL = pl.Schema(
+    {
+        "kind": TEXT,
+        "is_planted": FLAG,
+        "rule": TEXT,
+        "threshold": FLOAT,
+        "caught": INT,
+        "n": INT,
+        "ratio": FLOAT,
+        "lower": FLOAT,
+        "upper": FLOAT,
+    }
+)
 SEED_CLUSTERS = pl.Schema(
     {"question_id": TEXT, "cluster_id": INT, "is_medoid": FLAG, "distance": FLOAT}
 )
@@ -104,6 +198,8 @@ GUARDED_QUESTIONS = pl.Schema(
         "nearest_cosine": FLOAT,
         "verdict": TEXT,
         "reason": TEXT,
+        "matched_case_id": TEXT,
+        "shared_ngram": TEXT,
     }
 )
 TEACHER_ANSWERS = pl.Schema(
@@ -134,6 +230,7 @@ JUDGED_ANSWERS = pl.Schema(
         "question_id": TEXT,
         "axis": TEXT,
         "score": INT,
+        "status": TEXT,
         "rater_kind": TEXT,
         "rater_id": TEXT,
         "judge_epoch": TEXT,
@@ -141,6 +238,8 @@ JUDGED_ANSWERS = pl.Schema(
         "rationale": TEXT,
     }
 )
+"""`status` is `judged`, or why there is no score: `unreadable`, `rejected`, `unreachable`."""
+
 LABELLED_EXAMPLES = pl.Schema(
     {
         "example_id": TEXT,
@@ -154,11 +253,38 @@ LABELLED_EXAMPLES = pl.Schema(
         "weight": FLOAT,
         "teacher_id": TEXT,
         "teacher_license": TEXT,
+        "trainable": FLAG,
         "prompt_version": TEXT,
         "index_fingerprint": TEXT,
         "content_key": TEXT,
     }
 )
+REJECTED_EXAMPLES = pl.Schema(
+    {
+        "question_id": TEXT,
+        "seed_id": TEXT,
+        "question": TEXT,
+        "completion": TEXT,
+        "refused": FLAG,
+        "reason": TEXT,
+        "validator_verdict": TEXT,
+        "judge_status": TEXT,
+        "lowest_axis": TEXT,
+        "lowest_score": INT,
+        "rationale": TEXT,
+        "judge_id": TEXT,
+        "judge_epoch": TEXT,
+        "rubric_version": TEXT,
+        "teacher_id": TEXT,
+        "prompt_version": TEXT,
+        "index_fingerprint": TEXT,
+        "content_key": TEXT,
+    }
+)
+"""`reason` is `invalid` (see `validator_verdict`), `judge_inconclusive` (see `judge_status`) or
+`below_minimum_score` (see `lowest_axis`). `judge_*` is the judge in use, also where it was not
+asked."""
+
 ARM_ANSWERS = pl.Schema(
     {
         "arm": TEXT,
@@ -325,15 +451,18 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("corpus", "pages"): PAGES,
     ("corpus", "chunks"): CHUNKS,
     ("corpus", "vector_index"): VECTOR_INDEX,
+    ("traces", "trace_records"): TRACE_RECORDS,
     ("seeds", "seed_questions"): SEED_QUESTIONS,
     ("eval_set", "golden_cases"): GOLDEN_CASES,
     ("eval_set", "eval_embeddings"): EVAL_EMBEDDINGS,
+    ("eval_set", "guard_recall"): GUARD_RECALL,
     ("paraphrases", "seed_clusters"): SEED_CLUSTERS,
     ("paraphrases", "paraphrases"): PARAPHRASES,
     ("paraphrases", "guarded_questions"): GUARDED_QUESTIONS,
     ("labels", "teacher_answers"): TEACHER_ANSWERS,
     ("labels", "judged_answers"): JUDGED_ANSWERS,
     ("labels", "labelled_examples"): LABELLED_EXAMPLES,
+    ("labels", "rejected_examples"): REJECTED_EXAMPLES,
     ("labels", "teacher_logprobs"): TEACHER_LOGPROBS,
     ("students", "training_set"): TRAINING_SET,
     ("students", "student_adapter"): STUDENT_ADAPTER,
@@ -344,3 +473,6 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("releases", "gate_verdict"): GATE_VERDICT,
     ("releases", "release_bundle"): RELEASE_BUNDLE,
 }
+
+PRIVATE_STAGES = frozenset({"traces"})
+"""Stages whose tables hold what users typed: only their owner may read the files."""

@@ -12,25 +12,35 @@ import dagster as dg
 
 from assets import keys, tables
 from assets.corpus.chunks import ChunkSizes
+from assets.eval_set.expectations import GoldenPlan
 from assets.labels.assets import LabellingPlan, ScorerPlan
+from assets.labels.judging import Ruler
+from assets.labels.local_scoring import LocalScorer
+from assets.labels.scoring import TokenScorer
+from assets.labels.selection import TeacherTerms
 from assets.paraphrases.assets import RewritingPlan
 from assets.releases.bundling import ReleaseTerms, StudentTerms
 from assets.releases.gate import GatePolicy
-from orchestration.config import Config, RemoteSection, read_secret
-from resources.chat_models import CachedChatModel, connect_chat_model, identify_provider
+from orchestration.config import Config, RemoteSection, ScorerSection, read_secret
+from resources.chat_models import CachedChatModel
 from resources.corpus import CorpusFolder
-from resources.input_files import GoldenFile, SeedFile
+from resources.embeddings import CachedEmbedder
+from resources.input_files import GoldenFile, HarvestedFile, SeedFile
 from resources.lake import LakeIOManager
+from resources.pacing import Pace
+from resources.providers import connect_chat_model, identify_provider
+from resources.scorers import VLLMScorer
 from resources.students import Students, StudentSettings
+from resources.traces import SealedSegments
 from serving.home import Home
 from serving.models.embedded import resolve_model
-from serving.models.embedder import SentenceEmbedder, load_embedder
-from serving.models.protocols import Price, Progress
+from serving.models.embedder import load_embedder
+from serving.models.protocols import Price, Progress, Reranker
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
-from serving.releases.manifest import TeacherEntry
+from serving.releases.manifest import RerankerEntry, TeacherEntry
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -55,9 +65,19 @@ class Bindings:
         return CorpusFolder(path=corpus.path, include=corpus.include, url=corpus.url)
 
     @cached_property
+    def traces(self) -> SealedSegments:
+        """What servers have written and sealed."""
+        return SealedSegments(self.home.traces)
+
+    @cached_property
     def seeds(self) -> SeedFile:
         """The seed questions."""
         return SeedFile(self.config.seeds.path)
+
+    @cached_property
+    def harvested(self) -> HarvestedFile:
+        """The curated production questions, if the configuration names any."""
+        return HarvestedFile(self.config.seeds.harvested, tables.HARVESTED_QUESTIONS)
 
     @cached_property
     def golden(self) -> GoldenFile:
@@ -65,10 +85,36 @@ class Bindings:
         return GoldenFile(self.config.eval.golden)
 
     @cached_property
-    def embedder(self) -> SentenceEmbedder:
-        """The embedding model; its weights are verified here and loaded at first use."""
+    def golden_plan(self) -> GoldenPlan:
+        """How many cases each bucket was frozen with."""
+        return GoldenPlan(
+            cases_by_bucket={str(b): n for b, n in self.config.eval.cases_by_bucket.items()}
+        )
+
+    @cached_property
+    def embedder(self) -> CachedEmbedder:
+        """The embedding model, verified here and loaded at first use, behind its kept vectors."""
         section = self.config.embedder
-        return load_embedder(section.model, section.revision, self.home.models, self.progress)
+        model = load_embedder(section.model, section.revision, self.home.models, self.progress)
+        return CachedEmbedder(model, self.home.embeddings)
+
+    @cached_property
+    def reranker(self) -> Reranker | None:
+        """The cross-encoder, if the configuration names one."""
+        from serving.models.cross_encoder import load_reranker
+
+        section = self.config.retrieval.reranker
+        if section is None:
+            return None
+        return load_reranker(section.model, section.revision, self.home.models, self.progress)
+
+    def _pin_reranker(self) -> RerankerEntry | None:
+        section, reranker = self.config.retrieval.reranker, self.reranker
+        if section is None or reranker is None:
+            return None
+        return RerankerEntry(
+            model=section.model, revision=section.revision, fingerprint=reranker.fingerprint
+        )
 
     @cached_property
     def embedded_app(self) -> "FastAPI":
@@ -80,7 +126,8 @@ class Bindings:
     @cached_property
     def teacher(self) -> CachedChatModel:
         """The teacher, cached and budgeted."""
-        return self._connect(self.config.teacher, self.config.teacher.budget_usd)
+        teacher = self.config.teacher
+        return self._connect(teacher, teacher.budget_usd, top_logprobs=teacher.top_logprobs)
 
     @cached_property
     def judge(self) -> CachedChatModel:
@@ -115,6 +162,7 @@ class Bindings:
             router=self.router,
             validator=self.validator,
             count_tokens=self.count_student_tokens,
+            reranker=self.reranker,
         )
 
     def count_student_tokens(self, text: str) -> int:
@@ -150,12 +198,9 @@ class Bindings:
         section = self.config.scorer
         longest = max(student.context_tokens for student in self.config.students.values())
         if section is None:
-            return ScorerPlan(find_model=None, context_tokens=longest)
+            return ScorerPlan(open_scorer=None, context_tokens=longest)
         return ScorerPlan(
-            find_model=lambda: resolve_model(
-                section.model, section.revision, self.home.models, self.progress
-            ),
-            scorer_id=f"{section.model}@{section.revision}",
+            open_scorer=lambda: self._open_scorer(section),
             top_k=section.top_k,
             maximum_examples=section.maximum_examples,
             context_tokens=longest,
@@ -179,6 +224,7 @@ class Bindings:
             embedder_model=self.config.embedder.model,
             embedder_revision=self.config.embedder.revision,
             k=self.config.retrieval.k,
+            reranker=self._pin_reranker(),
             citation_ids=self.config.prompt.citation_ids,
             prompt_version=self.prompt.version,
             max_answer_tokens=self.prompt.max_answer_tokens,
@@ -214,10 +260,13 @@ class Bindings:
     def labelling_plan(self) -> LabellingPlan:
         """Terms of the labels and the ruler of the judge."""
         return LabellingPlan(
-            teacher_license=self.config.teacher.license,
-            is_trainable=self.config.teacher.trainable,
+            terms=TeacherTerms(
+                teacher_id=self.config.teacher.model,
+                license=self.config.teacher.license,
+                is_trainable=self.config.teacher.trainable,
+            ),
             concurrency=self.config.teacher.concurrency,
-            judge_epoch=self.config.judge.epoch,
+            ruler=Ruler(rater_id=self.config.judge.model, epoch=self.config.judge.epoch),
             judge_concurrency=self.config.judge.concurrency,
             minimum_score=self.config.judge.minimum_score,
         )
@@ -237,11 +286,16 @@ class Bindings:
             "embedder", "teacher", "judge", "pipeline_parts", "students",
         )  # fmt: skip
         return {
-            "io_manager": LakeIOManager(self.home.lake, tables.BY_KEY),
+            "io_manager": LakeIOManager(
+                self.home.lake, tables.BY_KEY, private_stages=tables.PRIVATE_STAGES
+            ),
             "home": self.home,
             "corpus": self.corpus,
+            "traces": self.traces,
             "seeds": self.seeds,
+            "harvested": self.harvested,
             "golden": self.golden,
+            "golden_plan": self.golden_plan,
             "progress": self.progress,
             "chunk_sizes": self.chunk_sizes,
             "rewriting_plan": self.rewriting_plan,
@@ -254,14 +308,32 @@ class Bindings:
         }
 
     def observe_sources(self) -> dict[dg.AssetKey, str]:
-        """Return the current data version of every hand-written input."""
+        """Return the current data version of every input that the chain does not make."""
         return {
             keys.SOURCE_FILES: self.corpus.fingerprint(),
+            keys.TRACE_SEGMENTS: self.traces.fingerprint(),
             keys.SEED_FILE: self.seeds.fingerprint(),
+            keys.HARVESTED_FILE: self.harvested.fingerprint(),
             keys.GOLDEN_FILE: self.golden.fingerprint(),
         }
 
-    def _connect(self, section: RemoteSection, budget_usd: float) -> CachedChatModel:
+    def _open_scorer(self, section: ScorerSection) -> TokenScorer:
+        if section.provider == "vllm":
+            return VLLMScorer(
+                model=section.model,
+                revision=section.revision,
+                base_url=section.base_url or "",
+                tokenizer=self._student_tokenizer,
+                pace=Pace(section.concurrency, deadline_seconds=section.deadline_seconds),
+                api_key=read_secret(section.api_key_env),
+                timeout_seconds=section.timeout_seconds,
+            )
+        base = resolve_model(section.model, section.revision, self.home.models, self.progress)
+        return LocalScorer.load(base.path, scorer_id=f"{section.model}@{section.revision}")
+
+    def _connect(
+        self, section: RemoteSection, budget_usd: float, *, top_logprobs: int = 0
+    ) -> CachedChatModel:
         model = connect_chat_model(
             provider=section.provider,
             model=section.model,
@@ -270,6 +342,8 @@ class Bindings:
             price=Price(**section.price.model_dump()),
             timeout_seconds=section.timeout_seconds,
             embedded_app=lambda: self.embedded_app,
+            top_logprobs=top_logprobs,
+            structured_output=section.structured_output,
         )
         return CachedChatModel(
             model,
@@ -279,5 +353,7 @@ class Bindings:
                 provider=section.provider,
                 base_url=section.base_url,
                 embedder=lambda: self.embedder,
+                top_logprobs=top_logprobs,
             ),
+            pace=Pace(section.concurrency, deadline_seconds=section.deadline_seconds),
         )

@@ -25,6 +25,8 @@ from pydantic import (
 
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
+from serving.models.concessions import StructuredOutput
+from serving.models.remote import NEEDS_BASE_URL, OFFERS_LOGPROBS, Provider
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = PROJECT_ROOT / "config" / "understudy.yaml"
@@ -39,6 +41,28 @@ def _refuse_alias(value: str) -> str:
             f"{value!r} is an alias that can change silently; name a pinned snapshot or revision"
         )
     return value
+
+
+FLOATING_FAMILIES = re.compile(
+    r"(?:gpt-|chatgpt-|o\d(?:-|$)|claude-|gemini-|grok-|command-|sonar|deepseek-(?:chat|reasoner)"
+    r"|qwen-(?:max|plus|turbo)|(?:mistral|ministral|magistral|codestral|devstral|pixtral)-"
+    r"(?:tiny|small|medium|large))",
+    re.IGNORECASE,
+)
+"""Hosted families whose bare names their providers move from one snapshot to the next."""
+
+SNAPSHOT = re.compile(r"\d{4}-\d{2}-\d{2}|\d{8}|[-@]\d{4}$|[-@]\d{2}-\d{4}$|[-@]\d{3}$")
+"""The end of a name that is a date (2024-08-06, 20241022, 0613, 08-2024) or a version (002)."""
+
+
+def _refuse_floating(model: str) -> None:
+    name = model.rpartition("/")[2]
+    if FLOATING_FAMILIES.match(name) and not SNAPSHOT.search(name):
+        raise ValueError(
+            f"{model!r} names a family, and its provider can change what answers; write a dated "
+            "snapshot such as gpt-4o-2024-08-06, or, if the provider documents this very name as "
+            "a fixed snapshot, add pinned: true"
+        )
 
 
 def _refuse_url(value: Any) -> Any:
@@ -116,9 +140,10 @@ class ProductSection(Section):
 
 
 class SeedsSection(Section):
-    """Hand-written questions and how they multiply."""
+    """Hand-written and harvested questions, and how they multiply."""
 
     path: Path
+    harvested: Path | None = None
     paraphrases_per_medoid: Positive = 8
     paraphrase_temperature: Annotated[float, Field(ge=0, le=2)] = 0.9
     seeds_per_cluster: Positive = 4
@@ -128,6 +153,9 @@ class EvalSection(Section):
     """The frozen golden set; its lock lies beside it."""
 
     golden: Path
+    cases_by_bucket: dict[
+        Literal["answerable", "boundary", "out_of_scope"], Annotated[int, Field(ge=0)]
+    ] = {}
 
 
 class EmbedderSection(Section):
@@ -150,10 +178,18 @@ class ChunkingSection(Section):
         return self
 
 
+class RerankerSection(Section):
+    """A cross-encoder that reads question and chunk together."""
+
+    model: str
+    revision: Pinned
+
+
 class RetrievalSection(Section):
-    """How many chunks a question is answered from."""
+    """How many chunks a question is answered from, and who orders the best candidates anew."""
 
     k: Annotated[int, Field(ge=1, le=50)] = 3
+    reranker: RerankerSection | None = None
 
 
 class PromptSection(Section):
@@ -170,20 +206,30 @@ class PriceSection(Section):
 
 
 class RemoteSection(Section):
-    """A chat model: embedded (`extractive`) or any OpenAI-compatible server (`openai`)."""
+    """A chat model: embedded (`extractive`) or behind a server (`openai`, `vllm`, `anthropic`).
 
-    provider: Literal["extractive", "openai"] = "extractive"
+    `pinned` is the owner's word that a name without a date stays one snapshot.
+    """
+
+    provider: Provider = "extractive"
     model: Pinned
+    pinned: bool = False
     base_url: BaseUrl | None = None
     api_key_env: VariableName | None = None
     price: PriceSection = PriceSection()
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
     concurrency: Positive = 8
+    structured_output: StructuredOutput = "json_schema"
 
     @model_validator(mode="after")
-    def _openai_is_reachable(self) -> Self:
-        if self.provider == "openai" and not self.base_url:
-            raise ValueError("provider openai needs base_url, for example https://host/v1")
+    def _is_served(self) -> Self:
+        if self.provider in NEEDS_BASE_URL and not self.base_url:
+            raise ValueError(
+                f"provider {self.provider} needs base_url, for example https://host/v1"
+            )
+        if not self.pinned:
+            _refuse_floating(self.model)
         return self
 
 
@@ -193,22 +239,47 @@ class TeacherSection(RemoteSection):
     license: str
     trainable: bool
     budget_usd: Annotated[float, Field(ge=0)] = 25.0
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+
+    @model_validator(mode="after")
+    def _has_logprobs(self) -> Self:
+        if self.top_logprobs and self.provider not in OFFERS_LOGPROBS:
+            raise ValueError(
+                f"top_logprobs needs provider openai or vllm: {self.provider} reports no logprobs"
+            )
+        return self
 
 
 class JudgeSection(RemoteSection):
     """The model that grades answers by the rubric."""
 
-    epoch: str = Field(min_length=1)
+    epoch: Pinned
     minimum_score: Annotated[int, Field(ge=1, le=5)] = 4
 
 
 class ScorerSection(Section):
-    """An open-weights model sharing the student's tokenizer, for soft targets."""
+    """An open-weights model sharing the student's tokenizer, for soft targets: here or at vLLM."""
 
-    model: str
+    provider: Literal["local", "vllm"] = "local"
+    model: Pinned
     revision: Pinned = "embedded"
     top_k: Annotated[int, Field(ge=1, le=100)] = 20
     maximum_examples: Positive | None = None
+    base_url: BaseUrl | None = None
+    api_key_env: VariableName | None = None
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    concurrency: Positive = 8
+
+    @model_validator(mode="after")
+    def _is_served(self) -> Self:
+        if self.provider == "vllm" and not self.base_url:
+            raise ValueError("provider vllm needs base_url, for example http://127.0.0.1:8000/v1")
+        if self.provider == "vllm" and self.revision == "embedded":
+            raise ValueError(
+                "provider vllm needs revision: that of the weights it was started with"
+            )
+        return self
 
 
 class StudentSection(Section):
@@ -326,6 +397,7 @@ TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
     "TQDM_DISABLE": "1",  # our own progress is shown instead
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
@@ -504,7 +576,12 @@ def _make_absolute(config: Config, base: Path) -> Config:
             "home": absolute(config.home),
             "recipes": absolute(config.recipes),
             "product": config.product.model_copy(update={"corpus": corpus}),
-            "seeds": config.seeds.model_copy(update={"path": absolute(config.seeds.path)}),
+            "seeds": config.seeds.model_copy(
+                update={
+                    "path": absolute(config.seeds.path),
+                    "harvested": config.seeds.harvested and absolute(config.seeds.harvested),
+                }
+            ),
             "eval": config.eval.model_copy(update={"golden": absolute(config.eval.golden)}),
         }
     )

@@ -21,7 +21,8 @@ OWNERS = ["team:understudy"]
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "corpus": ("product.corpus.include", "product.corpus.url", "embedder", "chunking"),
-    "seeds": (),
+    "traces": (),
+    "seeds": ("embedder",),
     "eval_set": ("embedder",),
     "paraphrases": (
         "seeds.paraphrases_per_medoid",
@@ -35,9 +36,14 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "retrieval",
         "prompt",
         "validator",
-        "scorer",
+        "scorer.provider",
+        "scorer.model",
+        "scorer.revision",
+        "scorer.top_k",
+        "scorer.maximum_examples",
         "teacher.provider",
         "teacher.model",
+        "teacher.top_logprobs",
         "teacher.license",
         "teacher.trainable",
         "judge.provider",
@@ -134,7 +140,7 @@ def fingerprint_stage(stage: str, config: Config) -> str:
 
 
 def _pick(values: Any, path: Sequence[str]) -> Any:
-    if not path:
+    if not path or values is None:  # an optional section that is left out
         return values
     if path[0] == "*":
         return {name: _pick(value, path[1:]) for name, value in values.items()}

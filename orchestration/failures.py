@@ -70,7 +70,7 @@ def is_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 
 def describe_failure(result: dg.ExecuteInProcessResult, home: Path) -> str:
     """Return why a run failed: its failed checks, or else the first error of a step or resource."""
-    failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    failed = [e for e in result.get_asset_check_evaluations() if is_stopping(e)]
     if failed:
         return "; ".join(_describe_check(evaluation) for evaluation in failed)
     for event in result.all_events:
@@ -84,6 +84,11 @@ def describe_failure(result: dg.ExecuteInProcessResult, home: Path) -> str:
         message = re.sub(r"^serving\.errors\.\w+: ", "", message)
         return f"{(event.step_key or 'run').replace('__', '/', 1)}: {message}"
     return ""
+
+
+def is_stopping(evaluation: dg.AssetCheckEvaluation) -> bool:
+    """Say whether a check failed for good; one that failed as a warning stops nothing."""
+    return not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
 
 
 def _find_error(event: dg.DagsterEvent) -> Any:

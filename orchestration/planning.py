@@ -31,7 +31,7 @@ class Materialized:
     data_version: str | None
     input_versions: Mapping[str, str]
     unpassed_checks: tuple[str, ...] = ()
-    """Blocking checks without a passing evaluation of this very materialization."""
+    """Blocking checks that this very materialization has not passed; a warning stops nothing."""
     checked_against: Mapping[str, str | None] = field(default_factory=dict)
     """Data versions of what its checks read, where that is no upstream of the asset."""
     is_stored: bool = True
@@ -263,7 +263,7 @@ class _LogReader:
         return records[0] if records else None
 
     def _find_passed_at(self, spec: dg.AssetCheckSpec, made: dg.EventLogRecord) -> float | None:
-        """Return when a check passed on this very materialization; None if it did not.
+        """Return when a check last let this very materialization through; None if it did not.
 
         Matched by the materialization, which also settles the partition. A check record's own time
         is that of its planning, before everything it checks. In a run of a partition Dagster 1.13
@@ -284,7 +284,8 @@ class _LogReader:
                 is_late = record.event.timestamp >= made.timestamp
                 is_meant = is_late and not self.is_partitioned[spec.asset_key]
             if is_meant:
-                return record.event.timestamp if evaluation.passed else None
+                is_warning = evaluation.severity == dg.AssetCheckSeverity.WARN
+                return record.event.timestamp if evaluation.passed or is_warning else None
         return None
 
 

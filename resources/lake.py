@@ -4,7 +4,7 @@ Belongs here: the IO manager. Does not belong here: schemas (`assets/tables`).
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from upath import UPath
 
 
+PRIVATE_MODE = 0o600
+
+
 class LakeIOManager(dg.UPathIOManager):
     """Stores Polars frames under `<lake>/<stage>/<asset>[/<partition>].parquet`.
 
@@ -27,17 +30,26 @@ class LakeIOManager(dg.UPathIOManager):
 
     extension = ".parquet"
 
-    def __init__(self, lake: Path, schemas: Mapping[tuple[str, ...], pl.Schema]) -> None:
+    def __init__(
+        self,
+        lake: Path,
+        schemas: Mapping[tuple[str, ...], pl.Schema],
+        *,
+        private_stages: Collection[str] = (),
+    ) -> None:
         from upath import UPath as Path_
 
         super().__init__(base_path=Path_(lake))
         self._schemas = schemas
+        self._private_stages = private_stages
 
     def dump_to_path(self, context: dg.OutputContext, obj: pl.DataFrame, path: "UPath") -> None:
         """Check the frame against its declared schema and write it atomically."""
         key = tuple(context.asset_key.path)
         _check_schema(key, obj, self._schemas.get(key))
         with atomic_path(Path(str(path))) as temporary:
+            if key[0] in self._private_stages:
+                temporary.chmod(PRIVATE_MODE)
             obj.write_parquet(temporary, compression="zstd", statistics=True)
 
     def load_from_path(self, context: dg.InputContext, path: "UPath") -> pl.DataFrame:  # noqa: ARG002

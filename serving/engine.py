@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from serving.errors import IndexMismatchError, ReleaseError
 from serving.hashing import content_hash
-from serving.models.protocols import ChatModel, Embedder
+from serving.models.protocols import ChatModel, Embedder, Reranker
 from serving.pipeline.answer import AnswerPipeline, Mode
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PromptFormat
@@ -61,10 +61,10 @@ class ServingEngine:
 
     @cached_property
     def snapshot_hash(self) -> str:
-        """Identity of prompt + index + validator + router + adapters: what decides an answer."""
+        """Identity of what decides an answer: prompt, index, retrieval, policies, adapters."""
         content = self.manifest.model_dump(mode="json")
         return content_hash(
-            *(content[part] for part in ("prompt", "index", "validator", "router")),
+            *(content[part] for part in ("prompt", "index", "retrieval", "validator", "router")),
             sorted(student.adapter_sha256 for student in self.manifest.students.values()),
         )
 
@@ -117,6 +117,7 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
     manifest = release.manifest
     _check_versions(manifest)
     embedder = _load_embedder(manifest, settings.models_folder)
+    reranker = _load_reranker(manifest, settings.models_folder)
     teacher, close = _connect_teacher(manifest, settings, embedder)
     student = await asyncio.to_thread(_load_student, release, settings.models_folder)
     parts = PipelineParts(
@@ -128,6 +129,7 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
         router=manifest.router,
         validator=manifest.validator.policy,
         count_tokens=student.count_prompt_tokens if student else estimate_tokens,
+        reranker=reranker,
     )
     pipeline = await parts.assemble(
         manifest.index.fingerprint, student=student, phase=_choose_phase(manifest, settings)
@@ -181,12 +183,25 @@ def _load_embedder(manifest: ReleaseManifest, models_folder: Path) -> Embedder:
     return embedder
 
 
+def _load_reranker(manifest: ReleaseManifest, models_folder: Path) -> Reranker | None:
+    from serving.models.cross_encoder import load_reranker
+
+    entry = manifest.retrieval.reranker
+    if entry is None:
+        return None
+    reranker = load_reranker(entry.model, entry.revision, models_folder)
+    _expect(manifest, f"reranker {entry.model}", entry.fingerprint, reranker.fingerprint)
+    return reranker
+
+
 def _connect_teacher(
     manifest: ReleaseManifest, settings: ServerSettings, embedder: Embedder
 ) -> tuple[ChatModel, Callable[[], Awaitable[None]]]:
-    from serving.models.openai_chat import connect, connect_in_process
+    from serving.models.openai_chat import connect_in_process
+    from serving.models.remote import connect_remote
 
     entry = manifest.teacher
+    teacher: ChatModel
     if entry.provider == "extractive":
         from serving.models.extractive.app import create_app
 
@@ -197,8 +212,9 @@ def _connect_teacher(
             timeout_seconds=entry.timeout_seconds,
         )
     else:
-        teacher = connect(
-            base_url=entry.base_url or "",
+        teacher = connect_remote(
+            provider=entry.provider,
+            base_url=entry.base_url,
             api_key=settings.read_secret(entry.api_key_env),
             model=entry.model,
             price=entry.price,

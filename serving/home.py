@@ -29,6 +29,11 @@ class Home:
         return self.root / "index"
 
     @property
+    def embeddings(self) -> Path:
+        """Vectors by content of their text: a text is embedded once ever."""
+        return self.root / "embeddings"
+
+    @property
     def answer_cache(self) -> Path:
         """Model answers by content key: an answer is never bought twice."""
         return self.root / "labels" / "cache"

@@ -94,6 +94,7 @@ def make_labelled(
             ),
             "completion": "REFUSE" if number % 4 == 3 else f"Put the key {number} in it. [1]",
             "split": splits[number % len(splits)],
+            "trainable": True,
             "weight": 1.0,
         }
         for number in range(count)

@@ -19,6 +19,7 @@ from serving.releases.manifest import (
     IndexEntry,
     PromptEntry,
     ReleaseManifest,
+    RerankerEntry,
     RetrievalEntry,
     StudentEntry,
     TeacherEntry,
@@ -51,6 +52,7 @@ class ReleaseTerms:
     router: RouterPolicy
     validator: ValidatorPolicy
     students: Mapping[str, StudentTerms]
+    reranker: RerankerEntry | None = None
 
     def describe(self) -> dict[str, str]:
         """Return the terms a report's reader asks about."""
@@ -112,7 +114,7 @@ def write_manifest(
             fingerprint=index["embedder_fingerprint"],
         ),
         index=IndexEntry(uri=index["uri"], fingerprint=index["index_fingerprint"]),
-        retrieval=RetrievalEntry(k=terms.k),
+        retrieval=RetrievalEntry(k=terms.k, reranker=terms.reranker),
         prompt=PromptEntry(
             citation_ids=terms.citation_ids,
             version=terms.prompt_version,

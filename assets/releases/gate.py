@@ -17,6 +17,7 @@ import polars as pl
 from assets import tables
 from assets.parity.comparison import (
     BASELINE,
+    BUCKETS,
     METRICS,
     SLICES,
     Metric,
@@ -107,7 +108,7 @@ def decide(
     """Judge one parity table. HOLD if a gate fails, INCONCLUSIVE if one is open, else PROMOTE."""
     pooled = find_row(report, f"{CANDIDATE}-{BASELINE}", "exact_match")
     recall = find_row(report, CANDIDATE, "refusal_recall")
-    slices = [find_row(report, CANDIDATE, "exact_match", name) for name in SLICES if name != "all"]
+    slices = [find_row(report, CANDIDATE, "exact_match", name) for name in BUCKETS]
     gates = (
         check_golden_lock(integrity),
         check_no_leak(integrity),

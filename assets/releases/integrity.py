@@ -5,7 +5,8 @@ Belongs here: counting the evidence from tables. Does not belong here: the gates
 
 import polars as pl
 
-from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, normalise_text
+from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
+from assets.eval_set.overlap import EvalTexts
 from assets.releases.gate import IntegrityEvidence
 
 
@@ -19,14 +20,14 @@ def gather_integrity(
         guarded_questions: what was kept is compared anew with every case's text.
         locked_sha256: what the lock says at the time of the verdict.
     """
-    cases = {normalise_text(question) for question in golden_cases["question"]}
+    cases = EvalTexts.index(golden_cases["case_id"].to_list(), golden_cases["question"].to_list())
     kept = guarded_questions.filter(pl.col("verdict") == "kept")
     return IntegrityEvidence(
         golden_lock_matches=golden_cases["set_hash"].unique().to_list() == [locked_sha256],
         golden_case_count=golden_cases.height,
         training_question_count=kept.height,
         leaked_question_count=sum(
-            cosine >= LEAKAGE_COSINE_LIMIT or normalise_text(text) in cases
+            cosine >= LEAKAGE_COSINE_LIMIT or cases.match(text) is not None
             for text, cosine in kept.select("text", "nearest_cosine").iter_rows()
         ),
     )

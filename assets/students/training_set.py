@@ -49,7 +49,7 @@ def build_training_set(
     """Tokenise labelled examples (all splits), drop what does not fit, sample the train split.
 
     Args:
-        examples: columns example_id, messages, completion, split, optional weight.
+        examples: columns example_id, messages, completion, split, trainable, optional weight.
         tokenizer: the student's.
         context_tokens: prompt and answer together must fit in it.
         activation: where the prompt is split (`question`) or that it is not (`all`).
@@ -57,7 +57,8 @@ def build_training_set(
         seed: of the sample.
 
     Raises:
-        InvalidInputError: a column is missing, ids repeat, or an answer is empty.
+        InvalidInputError: a column is missing, ids repeat, an answer is empty, or one is of a
+            teacher whose terms do not allow training.
     """
     _check_examples(examples)
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -116,14 +117,24 @@ def _tokenise(
 
 
 def _check_examples(examples: pl.DataFrame) -> None:
-    missing = {"example_id", "messages", "completion", "split"} - set(examples.columns)
+    needed = ("example_id", "messages", "completion", "split", "trainable")
+    missing = set(needed) - set(examples.columns)
     repeated: list[str] = []
     if not missing:
         repeated = examples.filter(pl.col("example_id").is_duplicated())["example_id"].to_list()
     if missing or repeated:
         raise InvalidInputError(
             "building the training set",
-            expected="columns example_id, messages, completion, split and distinct example ids",
+            expected=f"columns {', '.join(needed)} and distinct example ids",
             found=f"no column {sorted(missing)}" if missing else f"repeated id {repeated[0]}",
             next_step="materialize labels/labelled_examples again",
+        )
+    forbidden = examples.filter(~pl.col("trainable").fill_null(value=False))
+    if not forbidden.is_empty():
+        raise InvalidInputError(
+            "building the training set",
+            expected="examples of teachers whose terms allow training on their answers",
+            found=f"{forbidden.height} that may not train, first {forbidden['example_id'][0]}",
+            next_step="label again with another teacher, or set teacher.trainable if its terms "
+            "allow it",
         )

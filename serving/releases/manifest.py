@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 
 from serving.hashing import content_hash
 from serving.models.protocols import Price
+from serving.models.remote import NEEDS_BASE_URL, Provider
 from serving.pipeline.prompt import CitationIds
 from serving.pipeline.router import Phase, RouterPolicy
 from serving.pipeline.validator import VALIDATOR_VERSION, ValidatorPolicy
@@ -58,7 +59,7 @@ class StudentEntry(_Entry):
 class TeacherEntry(_Entry):
     """The teacher. `api_key_env` names a variable; a secret itself has no field to stand in."""
 
-    provider: Literal["extractive", "openai"]
+    provider: Provider
     model: str
     base_url: str | None = None
     api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = (
@@ -69,8 +70,8 @@ class TeacherEntry(_Entry):
 
     @model_validator(mode="after")
     def _is_reachable_without_secrets(self) -> Self:
-        if self.provider == "openai" and not self.base_url:
-            raise ValueError("provider openai needs base_url")
+        if self.provider in NEEDS_BASE_URL and not self.base_url:
+            raise ValueError(f"provider {self.provider} needs base_url")
         if self.base_url and re.search(r"://[^/]*@|[?&]", self.base_url):
             raise ValueError("base_url must not carry credentials or a query")
         return self
@@ -98,10 +99,19 @@ class IndexEntry(_Entry):
         return self
 
 
+class RerankerEntry(_Entry):
+    """The cross-encoder that orders the candidates."""
+
+    model: str
+    revision: str
+    fingerprint: str
+
+
 class RetrievalEntry(_Entry):
-    """How many chunks a question is answered from."""
+    """How many chunks a question is answered from, and who orders the candidates anew."""
 
     k: Annotated[int, Field(ge=1, le=50)]
+    reranker: RerankerEntry | None = None
 
 
 class PromptEntry(_Entry):

@@ -66,11 +66,13 @@ def test_the_graph_is_the_one_the_documentation_lists(graph):
     assert [key.to_user_string() for key in sorted(graph.get_all_asset_keys())] == sorted(
         [
             "corpus/source_files", "corpus/pages", "corpus/chunks", "corpus/vector_index",
-            "seeds/seed_file", "seeds/seed_questions",
+            "traces/trace_segments", "traces/trace_records",
+            "seeds/seed_file", "seeds/harvested_file", "seeds/seed_questions",
             "eval_set/golden_file", "eval_set/golden_cases", "eval_set/eval_embeddings",
+            "eval_set/guard_recall",
             "paraphrases/seed_clusters", "paraphrases/paraphrases", "paraphrases/guarded_questions",
             "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
-            "labels/teacher_logprobs",
+            "labels/rejected_examples", "labels/teacher_logprobs",
             "students/recipe_file", "students/training_set", "students/student_adapter",
             "students/training_curve",
             "parity/arm_answers", "parity/graded_answers", "parity/parity_report",

@@ -6,6 +6,8 @@ student is a tiny random model, so that its quality is nobody's business here.
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 
 import duckdb
 import polars as pl
@@ -16,6 +18,7 @@ from orchestration.asking import ask_once
 from orchestration.config import read_config
 from orchestration.demo import read_report
 from orchestration.running import run_chain
+from resources.answer_store import FILE_NAME
 from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.protocols import NoProgress
@@ -43,6 +46,11 @@ def read(config, key: str) -> pl.DataFrame:
     return pl.read_parquet(Home(config.home).table(key, partition))
 
 
+def read_answer_keys(config) -> set[str]:
+    with closing(sqlite3.connect(Home(config.home).answer_cache / FILE_NAME)) as store:
+        return {key for (key,) in store.execute("select key from answers")}
+
+
 def test_the_chain_runs_to_a_verdict(product):
     config, outcome = product
     assert outcome.succeeded, outcome.failure
@@ -64,21 +72,22 @@ def test_every_table_has_its_declared_schema_and_opens_in_duckdb(product):
         path = Home(config.home).table(f"{stage}/{name}", "tiny" if stage in PARTITIONED else None)
         (rows,) = duckdb.sql(f"select count(*) from '{path}'").fetchall()[0]  # noqa: S608
         assert rows == frame.height
-        assert rows > 0 or name == "teacher_logprobs"  # this product has no scorer
+        # This product has no scorer, no server has run yet, and no answer need be rejected.
+        assert rows > 0 or name in {"teacher_logprobs", "trace_records", "rejected_examples"}
 
 
 def test_a_second_run_buys_nothing_and_makes_nothing(product):
     config, _ = product
-    cached = len(list(Home(config.home).answer_cache.rglob("*.json")))
+    cached = read_answer_keys(config)
     again = run_chain(config, progress=NoProgress(), recipe="tiny")
     assert again.planned == ()
-    assert len(list(Home(config.home).answer_cache.rglob("*.json"))) == cached
+    assert read_answer_keys(config) == cached
 
 
 def test_a_forced_rerun_of_labels_and_training_reuses_every_answer_and_the_adapter(product):
     config, _ = product
     home = Home(config.home)
-    before = {path.name for path in home.answer_cache.rglob("*.json")}
+    before = read_answer_keys(config)
     adapter = read(config, "students/student_adapter")["adapter"].item()
     outcome = run_chain(
         config,
@@ -88,7 +97,7 @@ def test_a_forced_rerun_of_labels_and_training_reuses_every_answer_and_the_adapt
         force=True,
     )
     assert outcome.succeeded, outcome.failure
-    assert {path.name for path in home.answer_cache.rglob("*.json")} == before
+    assert read_answer_keys(config) == before
     assert read(config, "students/student_adapter")["adapter"].item() == adapter
     assert [p.name for p in home.adapters.iterdir()] == [adapter]
 
@@ -153,6 +162,16 @@ def plan(config, **options) -> dict[str, str]:
     return {asset.key: asset.reason for asset in outcome.planned}
 
 
+def test_a_new_trace_makes_the_trace_table_stale_and_nothing_that_trains(product):
+    config, _ = product
+    run_chain(config, progress=NoProgress(), recipe="tiny", select=["traces"])
+    trace_id = ask_once(config, "How thick is a glaze layer?")["trace_id"]
+    assert plan(config) == {"traces/trace_records": "traces/trace_segments changed"}
+    assert run_chain(config, progress=NoProgress(), recipe="tiny").succeeded
+    assert trace_id in read(config, "traces/trace_records")["trace_id"]
+    assert plan(config) == {}
+
+
 def test_what_is_gone_from_disk_is_planned_again_and_a_dry_run_makes_nothing(product, tmp_path):
     config, _ = product
     home = Home(config.home)
@@ -182,7 +201,7 @@ def test_a_selection_without_what_it_is_made_from_says_what_to_add(product, tmp_
         plan(fresh, select=["eval_set"])
     assert "corpus/pages was never made" in refused.value.found
     assert "--select corpus" in refused.value.next_step
-    assert set(plan(fresh, select=["eval_set", "corpus"])) >= {"corpus/pages"}
+    assert set(plan(fresh, select=["eval_set", "corpus", "seeds"])) >= {"corpus/pages"}
 
 
 def test_a_changed_golden_file_is_refused_before_anything_is_made(product):

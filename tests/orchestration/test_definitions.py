@@ -17,7 +17,9 @@ DECIDES_NOTHING = {
     "source": "the path of the config file itself",
     "product.corpus.path": "the pages are a source with its own version",
     "seeds.path": "the seed file is a source with its own version",
+    "seeds.harvested": "the harvested file is a source with its own version",
     "eval.golden": "the golden file is a source with its own version",
+    "eval.cases_by_bucket.*": "what a check compares the set with; it changes with the golden file",
     "teacher.budget_usd": "stops a run, changes no answer",
     "teacher.concurrency": "speed only",
     "judge.concurrency": "speed only",
@@ -25,6 +27,17 @@ DECIDES_NOTHING = {
     "judge.base_url": "an answer is kept by the judge's model, wherever it is served",
     "judge.api_key_env": "a key changes no answer; a release holds no judge",
     "judge.price": "only the budget counts it",
+    "teacher.deadline_seconds": "how long an answer is waited for, not what it says",
+    "judge.deadline_seconds": "how long an answer is waited for, not what it says",
+    "teacher.pinned": "the owner's word on a name, which stays the same",
+    "judge.pinned": "the owner's word on a name, which stays the same",
+    "teacher.structured_output": "how JSON is asked for; a reply that reads is as good",
+    "judge.structured_output": "how JSON is asked for; a reply that reads is as good",
+    "scorer.base_url": "scores are the model's and revision's, wherever it is served",
+    "scorer.api_key_env": "a key changes no score",
+    "scorer.timeout_seconds": "speed only",
+    "scorer.deadline_seconds": "speed only",
+    "scorer.concurrency": "speed only",
 }
 
 

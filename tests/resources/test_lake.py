@@ -1,5 +1,7 @@
 """The lake: declared schemas are enforced, a failed write leaves the old table."""
 
+import os
+
 import dagster as dg
 import polars as pl
 import pytest
@@ -62,3 +64,18 @@ def test_another_schema_is_refused_and_the_old_table_stays(tmp_path):
 def test_no_rows_of_a_table_reach_the_event_log(tmp_path):
     result = materialize(tmp_path, pl.DataFrame({"id": ["s3cret"], "size": [1]}, schema=SCHEMA))
     assert "s3cret" not in "".join(str(event) for event in result.all_events)
+
+
+def test_a_table_of_a_private_stage_is_its_owners_alone(tmp_path):
+    frame = pl.DataFrame({"id": ["x"], "size": [1]}, schema=SCHEMA)
+    schemas = {("stage", "table"): SCHEMA}
+    for private, mode in ((frozenset({"stage"}), 0o600), (frozenset(), 0o644)):
+        folder = tmp_path / str(bool(private))
+        manager = LakeIOManager(folder / "lake", schemas, private_stages=private)
+        context = dg.build_output_context(asset_key=["stage", "table"])
+        before = os.umask(0o022)
+        try:
+            manager.handle_output(context, frame)
+        finally:
+            os.umask(before)
+        assert Home(folder).table("stage/table").stat().st_mode & 0o777 == mode

@@ -22,7 +22,10 @@ SOUND = IntegrityEvidence(
     training_question_count=900,
     leaked_question_count=0,
 )
-SLICE_SIZES = {"all": 150, "answerable": 90, "boundary": 30, "out_of_scope": 30}
+SLICE_SIZES = {
+    "all": 150, "answerable": 90, "boundary": 30, "out_of_scope": 30, "seen_chunk": 75,
+    "unseen_chunk": 15,
+}  # fmt: skip
 
 
 def make_report(**changes: dict[str, Any]) -> pl.DataFrame:

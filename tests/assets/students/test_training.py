@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from assets import tables
-from assets.labels.scoring import AnswerScorer, score_answers
+from assets.labels.local_scoring import LocalScorer
+from assets.labels.scoring import score_answers
 from assets.students import training
 from assets.students.loss import DistillationLossError
 from assets.students.recipe import Recipe
@@ -38,7 +39,7 @@ def tokenise(activation="question", count=24):
 
 @pytest.fixture(scope="module")
 def scored(tiny_base):
-    scorer = AnswerScorer.load(tiny_base, scorer_id="tiny", dtype="float32")
+    scorer = LocalScorer.load(tiny_base, scorer_id="tiny", dtype="float32")
     return score_answers(make_labelled(24, splits=SPLITS), scorer, minimum_mean_probability=0.0)
 
 

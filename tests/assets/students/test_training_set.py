@@ -106,3 +106,12 @@ def test_empty_answers_and_repeated_ids_are_refused():
         build(pl.concat([make_labelled(2), make_labelled(1)]))
     with pytest.raises(InvalidInputError, match="completion"):
         build(make_labelled(2).drop("completion"))
+
+
+@pytest.mark.parametrize("trainable", [False, None])
+def test_an_answer_that_may_not_train_is_refused(trainable):
+    examples = make_labelled(4).with_columns(
+        trainable=pl.when(pl.col("example_id") == "e002").then(trainable).otherwise(True)
+    )
+    with pytest.raises(InvalidInputError, match="1 that may not train, first e002"):
+        build_training_set(examples, make_tokenizer(), context_tokens=512)
