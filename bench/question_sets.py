@@ -92,16 +92,18 @@ def chunk_folder(folder: Path, embedder: Embedder) -> list[IndexedChunk]:
 def load_sets(beir: Sequence[Path], embedder: Embedder) -> list[QuestionSet]:
     """Return every set whose corpus is here."""
     own = chunk_folder(ROOT / "docs", embedder)
+    corpora = {"understudy-docs": own}
+    if (folder := CORPORA / "tensorzero-docs").is_dir():
+        others = chunk_folder(folder, embedder)
+        corpora |= {"tensorzero-docs": others, "tensorzero-docs-formal": others}
     sets = []
-    tensorzero = CORPORA / "tensorzero-docs"
-    for name, folder in (("understudy-docs", None), ("tensorzero-docs", tensorzero)):
-        if folder is None or folder.is_dir():
-            questions, judgements = read_beir(ROOT / "data" / "retrieval" / name)
-            chunks = own if folder is None else chunk_folder(folder, embedder)
-            name = f"dev {name}"
-            sets.append(
-                QuestionSet(name=name, chunks=chunks, questions=questions, judgements=judgements)
+    for name, chunks in corpora.items():
+        questions, judgements = read_beir(ROOT / "data" / "retrieval" / name)
+        sets.append(
+            QuestionSet(
+                name=f"dev {name}", chunks=chunks, questions=questions, judgements=judgements
             )
+        )
     lines = (ROOT / "data" / "eval" / "golden_v1.jsonl").read_text(encoding="utf-8").splitlines()
     golden = [case for case in map(json.loads, lines) if case["gold_pages"]]
     sets.append(

@@ -3,7 +3,7 @@
 Run: `python bench/retrieval.py [--beir FOLDER ...] [--scale 10000 100000] [--json]`. Every set is
 searched by four arms over the same chunks and the same embedder: ours, dense only (exact cosine),
 bm25s, and LanceDB's own hybrid (FTS and vectors by reciprocal rank). A set is scored by document: a
-page counts where its first chunk stands. Sets: the two development sets, this repo's golden cases
+page counts where its first chunk stands. Sets: the development sets, this repo's golden cases
 (read only), every BEIR folder; `--scale` times synthetic indexes and `--scale 0` none. Vectors of
 documents are kept in UNDERSTUDY_HOME, so a second run is faster; questions are always embedded.
 """

@@ -40,7 +40,7 @@ embedder, the pool that asyncio shares (which makes traces durable) stays free."
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidates:
-    """What both searches found: n chunks by position, their windows' vectors, their BM25.
+    """What both searches found: n chunks by position, what is shown of them, their vectors, BM25.
 
     `question` is the question's vector. BM25 is 0 for a chunk that the search by words did not
     bring: it is below all that it brought.
@@ -48,6 +48,7 @@ class _Candidates:
 
     question: Vectors
     chunks: list[int]
+    hits: list[Hit]
     windows: list[Vectors]
     bm25: Scores
 
@@ -154,11 +155,13 @@ class LanceRetriever:
         relevance = fuse(nearness, found.bm25, limit=reachable)
         # Equal chunks stand in the order of the corpus, whatever order the searches ended in.
         order = sorted(range(len(relevance)), key=lambda n: (-relevance[n], found.chunks[n]))
-        kept = order if self._reranker else order[:count]
-        hits = await self._read_hits([found.chunks[n] for n in kept])
         scored = [
-            replace(hit, score=min(1.0, max(0.0, float(best[n]))), relevance=float(relevance[n]))
-            for hit, n in zip(hits, kept, strict=True)
+            replace(
+                found.hits[n],
+                score=min(1.0, max(0.0, float(best[n]))),
+                relevance=float(relevance[n]),
+            )
+            for n in order
         ]
         return (await self._rerank(question, scored))[:count]
 
@@ -173,10 +176,12 @@ class LanceRetriever:
             search_vectors(), self._search_words(question, 2 * limit, condition)
         )
         chunks = merge_candidates([by_vector, list(bm25)], limit=limit)
+        windows, hits = await asyncio.gather(self._read_windows(chunks), self._read_hits(chunks))
         return _Candidates(
             question=vector,
             chunks=chunks,
-            windows=await self._read_windows(chunks),
+            hits=hits,
+            windows=windows,
             bm25=np.array([bm25.get(chunk, 0.0) for chunk in chunks]),
         )
 
@@ -218,6 +223,8 @@ class LanceRetriever:
 
     async def _read_hits(self, chunks: Sequence[int]) -> list[Hit]:
         shown = ["chunk_id", "content_hash", "text", "title", "url", "heading_path"]
+        if not chunks:
+            return []
         rows = await self._chunks.take_offsets(list(chunks)).select(["chunk", *shown]).to_list()
         hits = {
             row.pop("chunk"): Hit(**{**row, "heading_path": tuple(row["heading_path"])})
