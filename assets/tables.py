@@ -474,5 +474,6 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("releases", "release_bundle"): RELEASE_BUNDLE,
 }
 
-PRIVATE_STAGES = frozenset({"traces"})
-"""Stages whose tables hold what users typed: only their owner may read the files."""
+PRIVATE_STAGES = frozenset({"traces", "seeds", "paraphrases", "labels", "students"})
+"""Stages whose tables may hold what users typed, from the trace to the tokens of a harvested seed:
+only their owner may read the files."""

@@ -214,7 +214,7 @@ def run(options: argparse.Namespace, models: Path) -> dict[str, object]:
     queries = [text[:CHARS_OF_A_QUERY] for text in texts[: options.queries]]
     arms = {name: load_arm(name, models) for name in names}
     ours = load_embedder(MODEL, REVISION, models)
-    tokens = sum(min(count + 2, ours.maximum_tokens) for count in ours.count_tokens(texts))
+    tokens = sum(min(count, ours.maximum_tokens) + 2 for count in ours.count_tokens(texts))
     reference = arms[BASELINE](texts)
     bulk, processor, single = measure(arms, texts, queries, options.rounds)
     figures: dict[str, object] = {}

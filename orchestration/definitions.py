@@ -23,7 +23,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "corpus": ("product.corpus.include", "product.corpus.url", "embedder", "chunking"),
     "traces": (),
     "seeds": ("embedder",),
-    "eval_set": ("embedder",),
+    "eval_set": ("embedder", "eval.cases_by_bucket"),
     "paraphrases": (
         "seeds.paraphrases_per_medoid",
         "seeds.paraphrase_temperature",
@@ -31,6 +31,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "embedder",
         "teacher.provider",
         "teacher.model",
+        "teacher.base_url",  # two servers may give one name to two models
     ),
     "labels": (
         "retrieval",
@@ -43,11 +44,13 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "scorer.maximum_examples",
         "teacher.provider",
         "teacher.model",
+        "teacher.base_url",
         "teacher.top_logprobs",
         "teacher.license",
         "teacher.trainable",
         "judge.provider",
         "judge.model",
+        "judge.base_url",
         "judge.epoch",
         "judge.minimum_score",
         "students.*.max_answer_tokens",  # the longest is the limit of every answer
@@ -62,9 +65,11 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "students",
         "teacher.provider",
         "teacher.model",
+        "teacher.base_url",
         "teacher.price",
         "judge.provider",
         "judge.model",
+        "judge.base_url",
         "judge.epoch",
     ),
     "releases": (

@@ -11,6 +11,8 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from serving.files import keep_private
+
 FILE_NAME = "answers.sqlite"
 LOCK_SECONDS = 60.0
 """How long a writer waits for one of another process."""
@@ -46,7 +48,7 @@ class AnswerStore:
             sqlite3.Error: the store cannot be read.
         """
         if self._reading is None and self.path.exists():
-            self._reading = _open(self.path)
+            self._reading = _open_to_read(self.path)
         if self._reading is not None:
             found = self._reading.execute("SELECT answer FROM answers WHERE key = ?", (key,))
             if (row := found.fetchone()) is not None:
@@ -60,6 +62,13 @@ class AnswerStore:
         """Return where the text of a key lies, for messages."""
         file = self._file(key)
         return str(file) if file.exists() else f"{self.path} (key {key})"
+
+    def close(self) -> None:
+        """Wait for what is being written and close the file; the next use opens it again."""
+        self._writer.submit(self._close_writing).result()
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
 
     async def keep(self, key: str, text: str) -> None:
         """Return when the text is on disk. The first text of a key stays.
@@ -92,21 +101,54 @@ class AnswerStore:
     def _commit(self, rows: list[tuple[str, str]]) -> None:
         if self._writing is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._writing = _open(self.path)
+            keep_private(self.path)
+            self._writing = _open_to_write(self.path)
         with self._writing:
             self._writing.executemany(
                 "INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)", rows
             )
 
+    def _close_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.close()
+            self._writing = None
+
     def _file(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.json"
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open_to_read(path: Path) -> sqlite3.Connection | None:
+    """Connect without writing, as a full disk or a protected folder needs it.
+
+    None: another process has made the file and not yet the table, so nothing is kept.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        timeout=LOCK_SECONDS,
+        check_same_thread=False,
+    )
+    try:
+        named = "SELECT 1 FROM sqlite_master WHERE name = 'answers'"
+        has_table = connection.execute(named).fetchone() is not None
+    except sqlite3.Error:
+        connection.close()
+        raise
+    if has_table:
+        return connection
+    connection.close()
+    return None
+
+
+def _open_to_write(path: Path) -> sqlite3.Connection:
     """Connect so that a committed transaction survives a power cut and readers never wait."""
     connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    with connection:
-        connection.execute(_TABLE)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        with connection:
+            connection.execute(_TABLE)
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection

@@ -29,6 +29,10 @@ class AnswerNotKeptError(UnderstudyError):
     """An answer was bought and could not be written; no `ModelError`, which a run would survive."""
 
 
+class AnswersUnreadableError(UnderstudyError):
+    """The kept answers cannot be read now, so nothing is bought: it may be there already."""
+
+
 class CachedChatModel:
     """A chat model whose answers are kept on disk by content key and whose spending is capped.
 
@@ -79,6 +83,7 @@ class CachedChatModel:
         Raises:
             BudgetExceededError: this call could spend past the budget; it was not made.
             AnswerNotKeptError: the answer was bought, and the disk did not take it.
+            AnswersUnreadableError: the store is locked, or may not be read.
             InvalidInputError: the kept answer is damaged.
         """
         key = self._key(request)
@@ -103,6 +108,10 @@ class CachedChatModel:
             return completion
         finally:
             del flights[key]
+
+    def close(self) -> None:
+        """Close the store; the next call opens it again."""
+        self._store.close()
 
     async def _buy(self, request: ChatRequest, key: str) -> Completion:
         estimate = estimate_most_usd(request, self.price)
@@ -132,6 +141,14 @@ class CachedChatModel:
             if text is None:
                 return None
             kept = Completion(**json.loads(text))
+        except (sqlite3.OperationalError, OSError) as error:
+            raise AnswersUnreadableError(
+                f"reading the kept answers of {self.name}",
+                expected=f"a file that can be read at {self._store.path}",
+                found=f"{error} ({_describe_free_space(self._store.path)})",
+                next_step="mend the permissions, make room or end the process that holds the file, "
+                "and run again: nothing was bought, and the kept answers are still there",
+            ) from error
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise InvalidInputError(
                 f"reading a kept answer of {self.name}",

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import InvalidInputError, UnderstudyError
+from serving.files import keep_private
 from serving.hashing import content_hash
 from serving.models.protocols import Embedder, Vectors
 
@@ -102,6 +103,7 @@ class VectorStore:
 
     def _connect(self) -> sqlite3.Connection:
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        keep_private(self._file)  # from a vector its text can be guessed
         connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -163,7 +165,7 @@ class CachedEmbedder:
 
     @property
     def maximum_tokens(self) -> int:
-        """Longest input that is not truncated."""
+        """Longest text that is read whole, counted as by `count_tokens`."""
         return self._inner.maximum_tokens
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

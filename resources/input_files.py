@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from serving.errors import HashMismatchError, InvalidInputError
 from serving.hashing import file_sha256
+from serving.pipeline.questions import fold_text
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -82,7 +83,7 @@ class SeedFile:
         questions = []
         for number, data in _read_lines(self.path, "seeds.path"):
             question = _validate(SeedQuestion, data, self.path, number)
-            for identity in (question.question_id, _normalise(question.text)):
+            for identity in (question.question_id, fold_text(question.text)):
                 if identity in seen:
                     raise InvalidInputError(
                         f"reading seeds from {self.path.name}, line {number}",
@@ -275,7 +276,3 @@ def _validate(model: type[T], data: Any, path: Path, number: int) -> T:
             found=found,
             next_step="mend that line",
         ) from None
-
-
-def _normalise(text: str) -> str:
-    return " ".join(text.casefold().split())

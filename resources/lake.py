@@ -12,13 +12,10 @@ import dagster as dg
 import polars as pl
 
 from serving.errors import InvalidInputError
-from serving.files import atomic_path
+from serving.files import PRIVATE_MODE, atomic_path
 
 if TYPE_CHECKING:
     from upath import UPath
-
-
-PRIVATE_MODE = 0o600
 
 
 class LakeIOManager(dg.UPathIOManager):

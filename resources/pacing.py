@@ -57,6 +57,7 @@ class Pace:
         self._slots = anyio.CapacityLimiter(concurrency)
         self._opens_at = 0.0
         self._slowed_at = 0.0
+        self._refusal: ModelError | None = None
 
     @property
     def limit(self) -> int:
@@ -73,7 +74,8 @@ class Pace:
         Raises:
             ModelError: the last failure: it cannot pass, it happened `MAXIMUM_FAULTS` times, or the
                 server asks to come back after the deadline.
-            DeadlineExceededError: no answer within `deadline_seconds`.
+            DeadlineExceededError: no answer within `deadline_seconds`, or none to be had because
+                the door, closed by another caller's refusal, opens later.
         """
         ends_at = time.monotonic() + self.deadline_seconds
         last: ModelError | None = None
@@ -82,12 +84,16 @@ class Pace:
                 failures = faults = 0
                 while True:
                     try:
-                        async with self._turn() as began:
+                        async with self._turn(ends_at) as began:
                             answer = await attempt()
                     except ModelError as failure:
                         last, is_throttled = failure, isinstance(failure, RateLimitedError)
                         wait = self._find_wait(failure, failures)
                         failures, faults = failures + 1, faults + (not is_throttled)
+                        if (
+                            is_throttled
+                        ):  # also when this caller gives up: the others must not knock
+                            self._slow_down(began, wait, failure)
                         if not can_pass(failure) or faults >= MAXIMUM_FAULTS:
                             raise
                         if time.monotonic() + wait >= ends_at:
@@ -95,29 +101,36 @@ class Pace:
                     else:
                         self._speed_up()
                         return answer
-                    if is_throttled:
-                        self._slow_down(began, wait)
-                    else:
+                    if not is_throttled:
                         await anyio.sleep(wait)
         except TimeoutError:
+            is_closed = self._opens_at > time.monotonic()
+            last = last or (self._refusal if is_closed else None)
             raise self._deadline_exceeded(name, last) from None
 
     def _find_wait(self, failure: ModelError, failures: int) -> float:
-        """Return what the server asks for, or else exponential back-off with full jitter.
+        """Return what the server asks for, and at least exponential back-off with full jitter.
 
         Full jitter (Brooker, "Exponential backoff and jitter", AWS 2015): callers that failed
-        together do not come back together.
+        together do not come back together. A server that says 0 again and again is not asked
+        without a pause.
         """
-        asked = getattr(failure, "retry_after_seconds", None)
+        asked = getattr(failure, "retry_after_seconds", None) or 0.0
         longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0**failures)
-        return self._draw() * longest if asked is None else float(asked)
+        return float(max(asked, self._draw() * longest))
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[float]:
-        """Wait until the door is open and a slot is free; yield when the call began."""
+    async def _turn(self, ends_at: float) -> AsyncIterator[float]:
+        """Wait until the door is open and a slot is free; yield when the call began.
+
+        Raises:
+            TimeoutError: the door opens after `ends_at`, so that waiting for it is no use.
+        """
         caller = object()
         while True:
             while (closed_for := self._opens_at - time.monotonic()) > 0:
+                if self._opens_at >= ends_at:
+                    raise TimeoutError
                 await anyio.sleep(closed_for)
             await self._slots.acquire_on_behalf_of(caller)
             if self._opens_at <= time.monotonic():
@@ -128,9 +141,10 @@ class Pace:
         finally:
             self._slots.release_on_behalf_of(caller)
 
-    def _slow_down(self, began: float, wait: float) -> None:
+    def _slow_down(self, began: float, wait: float, refusal: ModelError) -> None:
         now = time.monotonic()
-        self._opens_at = max(self._opens_at, now + wait)
+        if now + wait > self._opens_at:
+            self._opens_at, self._refusal = now + wait, refusal
         if began > self._slowed_at:
             self._slowed_at = now
             self._set_limit(self._limit / 2)

@@ -14,16 +14,9 @@ import numpy as np
 
 from resources.pacing import Pace
 from serving.aio import map_bounded, run_blocking
-from serving.errors import (
-    DeadlineExceededError,
-    InvalidInputError,
-    ModelError,
-    RateLimitedError,
-    UpstreamError,
-    UpstreamRejectedError,
-)
+from serving.errors import InvalidInputError, ModelError, UpstreamRejectedError
 from serving.hashing import content_hash
-from serving.models.faults import ERRORS, NEXT_STEPS, classify_status, read_retry_after
+from serving.models.asking import explain_failure, explain_status, explain_timeout
 from serving.models.protocols import NoProgress, ScoreRequest, TokenScores
 from serving.models.transports import TransportPerLoop
 
@@ -122,6 +115,7 @@ class VLLMScorer:
 
     async def _post(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> object:
         headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        attempted = f"scoring with {self.model}"
         error: ModelError
         try:
             response = await client.post(
@@ -132,37 +126,26 @@ class VLLMScorer:
             )
             if response.is_success:
                 return response.json()
-            error = self._explain_status(response)
-        except httpx2.TimeoutException:
-            error = DeadlineExceededError(
-                f"scoring with {self.model}",
-                expected=f"an answer within {self.timeout_seconds:g} s",
-                found="none yet",
-                next_step="try again, or raise scorer.timeout_seconds",
+            error = explain_status(
+                response.status_code,
+                response.text,
+                code=None,
+                headers=response.headers,
+                attempted=attempted,
+                api_key=self.api_key,
             )
+        except httpx2.TimeoutException:
+            error = explain_timeout(attempted, self.timeout_seconds)
         except (httpx2.HTTPError, ValueError) as failure:
-            error = UpstreamError(
-                f"scoring with {self.model}",
-                expected=f"JSON from {self.base_url}",
-                found=f"{type(failure).__name__}: {str(failure)[:200]}",
-                next_step="check that the server runs and that base_url is right, then try again",
+            error = explain_failure(
+                failure,
+                is_connection=isinstance(failure, httpx2.TransportError),
+                attempted=attempted,
+                base_url=self.base_url,
+                api_key=self.api_key,
             )
         # Raised outside the handlers: no exception of the client (it holds headers) is its context.
         raise error
-
-    def _explain_status(self, response: httpx2.Response) -> UpstreamError:
-        wait = read_retry_after(response.headers)
-        fault = classify_status(response.status_code, code=None, retry_after_seconds=wait)
-        text = response.text.replace(self.api_key, "***") if self.api_key else response.text
-        failure = ERRORS[fault](
-            f"scoring with {self.model}",
-            expected="status 200",
-            found=f"status {response.status_code}: {text[:500]}",
-            next_step=NEXT_STEPS[fault],
-        )
-        if isinstance(failure, RateLimitedError):
-            failure.retry_after_seconds = wait
-        return failure
 
     def _check_tokenizer(self, answer_ids: Sequence[int], entries: Sequence[Entry | None]) -> None:
         foreign, comparable = [], 0

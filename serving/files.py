@@ -14,6 +14,7 @@ from pathlib import Path
 STAGING = ".tmp"
 STAGING_ATTEMPTS = 100
 FILE_MODE, FOLDER_MODE = 0o644, 0o755  # before the umask; tempfile's own are private to the writer
+PRIVATE_MODE = 0o600  # of what holds users' words
 
 
 @contextlib.contextmanager
@@ -79,6 +80,19 @@ def write_text_atomically(target: Path, text: str) -> None:
     """Write UTF-8 text to `target` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def keep_private(path: Path) -> None:
+    """Make a file its owner's alone, and make it if it is not there.
+
+    For stores that are opened and not replaced; SQLite gives the files beside a store its mode. A
+    file that another user owns, or a folder that takes none, stays as it is: opening it says so.
+    """
+    with contextlib.suppress(OSError):
+        path.touch(mode=PRIVATE_MODE, exist_ok=False)
+        return
+    with contextlib.suppress(OSError):
+        path.chmod(path.stat().st_mode & 0o700)
 
 
 def flush_to_disk(path: Path) -> None:

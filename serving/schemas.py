@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serving.models.protocols import ServedBy
-from serving.pipeline.answer import Answered, normalise_question
+from serving.pipeline.answer import Answered
+from serving.pipeline.questions import normalise_question
 from serving.pipeline.router import Phase, RouteReason
 
 MAXIMUM_QUESTION_CHARS = 4000

@@ -70,6 +70,7 @@ class ChatStub:
     arrivals: list[float] = field(default_factory=list)
     failed_at: list[float] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    calls_by_key: Counter = field(default_factory=Counter)
 
     def make_app(self) -> FastAPI:
         app = FastAPI()
@@ -95,6 +96,7 @@ class ChatStub:
             headers = {"retry-after-ms": "30"}
             return JSONResponse({"error": {"message": "slow down"}}, 429, headers=headers)
         self.calls[question] += 1
+        self.calls_by_key[key] += 1
         planned = self.faults.get(question)
         if planned:
             fault = planned.pop(0)

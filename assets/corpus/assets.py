@@ -21,7 +21,7 @@ from assets.reuse import count_reuse
 from serving.home import Home
 from serving.models.protocols import Embedder
 from serving.pipeline.chunking import CHUNKER_VERSION, Page
-from serving.pipeline.indexing import build_index, plan_windows
+from serving.pipeline.indexing import RETRIEVAL_VERSION, build_index, plan_windows
 
 
 class Corpus(Protocol):
@@ -82,7 +82,7 @@ def chunks(
     key=keys.VECTOR_INDEX,
     ins={"chunks": dg.AssetIn(key=keys.CHUNKS)},
     kinds={"lancedb"},
-    code_version=f"2+chunker.{CHUNKER_VERSION}",
+    code_version=f"2+chunker.{CHUNKER_VERSION}+retrieval.{RETRIEVAL_VERSION}",
 )
 def vector_index(
     chunks: pl.DataFrame, embedder: dg.ResourceParam[Embedder], home: dg.ResourceParam[Home]

@@ -14,6 +14,7 @@ from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, EvalQuestions, guard_que
 from assets.eval_set.overlap import NGRAM_WORDS
 from assets.eval_set.recall import RULES, UNRELATED, measure_recall, plant_paraphrases
 from serving.models.protocols import Embedder
+from serving.pipeline.questions import normalise_question
 
 
 @dg.observable_source_asset(key=keys.GOLDEN_FILE)
@@ -41,13 +42,13 @@ def golden_cases(golden: dg.ResourceParam[Golden]) -> dg.MaterializeResult[pl.Da
     key=keys.EVAL_EMBEDDINGS,
     ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def eval_embeddings(
     golden_cases: pl.DataFrame, embedder: dg.ResourceParam[Embedder]
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Unit vectors of the golden questions, for the contamination guard only."""
-    vectors = embedder.embed(golden_cases["question"].to_list())
+    vectors = embedder.embed([normalise_question(text) for text in golden_cases["question"]])
     frame = golden_cases.select("case_id", "question").with_columns(
         pl.lit(embedder.fingerprint).alias("embedder_fingerprint"),
         pl.Series("vector", vectors.tolist(), dtype=pl.List(pl.Float32())),
@@ -64,7 +65,7 @@ def eval_embeddings(
         "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
     },
     kinds={"matplotlib", "polars"},
-    code_version=f"1+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
+    code_version=f"2+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
 )
 def guard_recall(
     eval_embeddings: pl.DataFrame,

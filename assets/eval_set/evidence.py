@@ -10,6 +10,7 @@ import polars as pl
 from assets.charts import BLUE, ORANGE, RED, draw_heat_map, draw_histogram, write_percent
 from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, NEAR_MISS_COSINE
 from assets.eval_set.recall import RECALL_THRESHOLDS
+from serving.tracing.scrub import scrub
 
 SHOWN_PAIRS = 20
 SHOWN_CHARS = 160
@@ -44,7 +45,10 @@ def draw_nearest_cosines(guarded: pl.DataFrame) -> bytes:
 
 
 def render_pairs(guarded: pl.DataFrame, eval_embeddings: pl.DataFrame) -> str:
-    """Return the questions nearest to the eval set as a Markdown table, each beside its case."""
+    """Return the questions nearest to the eval set as a Markdown table, each beside its case.
+
+    Metadata outlives the private tables, and a harvested question is a user's: it is scrubbed.
+    """
     cases = dict(eval_embeddings.select("case_id", "question").iter_rows())
     nearest = guarded.sort("nearest_cosine", descending=True).head(SHOWN_PAIRS)
     lines = [
@@ -57,7 +61,7 @@ def render_pairs(guarded: pl.DataFrame, eval_embeddings: pl.DataFrame) -> str:
             f"{row['nearest_cosine']:.3f}",
             row["verdict"],
             row["reason"],
-            f"{row['question_id']}: {row['text']}",
+            f"{row['question_id']}: {scrub(row['text'])}",
             f"{case_id}: {cases[case_id]}",
         )
         lines.append(f"| {' | '.join(map(_write_cell, cells))} |")

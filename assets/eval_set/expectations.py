@@ -12,6 +12,7 @@ import polars as pl
 
 from assets.eval_set.facts import has_fact
 from assets.expectations import EMBEDDED_CHARS, SuiteOutcome, evaluate_suite, expect_no_nulls
+from serving.pipeline.questions import fold_text
 from serving.schemas import MAXIMUM_QUESTION_CHARS
 
 if TYPE_CHECKING:
@@ -39,18 +40,18 @@ def flatten_cases(cases: pl.DataFrame) -> pl.DataFrame:
     """Return the scalars the promises read.
 
     `expected` is answer or refusal; `given_away` holds the facts of a case whose question already
-    states all of them; `folded` is the question, case and spacing aside.
+    states all of them; `folded` is the question, case, spacing and punctuation aside.
     """
     given_away = [
         ", ".join(facts) if facts and all(has_fact(question, fact) for fact in facts) else None
         for question, facts in cases.select("question", "must_include").iter_rows()
     ]
-    folded = pl.col("question").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
+    folded = [None if text is None else fold_text(text) for text in cases["question"]]
     return cases.select(
         "case_id",
         "bucket",
         "question",
-        folded.alias("folded"),
+        pl.Series("folded", folded, dtype=pl.String),
         pl.when("should_refuse").then(pl.lit("refusal")).otherwise(pl.lit("answer"))
         .alias("expected"),
         pl.col("should_refuse").cast(pl.Float64).alias("refusal"),

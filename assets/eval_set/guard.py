@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from assets.eval_set.nearest import check_unit_length, find_nearest
 from assets.eval_set.overlap import EvalTexts
 from serving.errors import InvalidInputError
 from serving.models.protocols import Embedder, Vectors
+from serving.pipeline.questions import normalise_question
 
 LEAKAGE_COSINE_LIMIT = 0.92  # at or above: rejected
 NEAR_MISS_COSINE = 0.85  # at or above (and below the limit): kept, and shown
@@ -79,6 +81,11 @@ class EvalQuestions:
         )
 
 
+def is_too_near(cosines: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Say of each cosine whether it rejects: at the limit, above it, or no number (in doubt)."""
+    return ~(cosines < LEAKAGE_COSINE_LIMIT)
+
+
 def judge_questions(
     texts: Sequence[str], vectors: Vectors, protected: EvalQuestions
 ) -> pl.DataFrame:
@@ -109,7 +116,7 @@ def judge_questions(
         {
             "nearest_case_id": protected.case_ids.gather(nearest.rows),
             "nearest_cosine": nearest.cosines,
-            "is_near": ~(nearest.cosines < LEAKAGE_COSINE_LIMIT),  # in doubt, rejected
+            "is_near": is_too_near(nearest.cosines),
             "match": [match and match.reason for match in matches],
             "match_case_id": [match and match.case_id for match in matches],
             "shared_ngram": [match and match.ngram for match in matches],
@@ -140,11 +147,13 @@ def guard_batches(
 ) -> Iterator[pl.DataFrame]:
     """Yield each batch of questions (column `text`) with its verdict columns added.
 
+    Judged, and returned as `text`, is the normalised question: what the student will be trained on.
     Only one batch of vectors exists at a time, so memory does not grow with the pool.
     """
     for batch in batches:
-        texts = batch["text"].to_list()
-        yield batch.hstack(judge_questions(texts, embedder.embed(texts), protected))
+        texts = [normalise_question(text) for text in batch["text"]]
+        verdicts = judge_questions(texts, embedder.embed(texts), protected)
+        yield batch.with_columns(pl.Series("text", texts, dtype=pl.String)).hstack(verdicts)
 
 
 def reject_descendants(judged: pl.DataFrame) -> pl.DataFrame:

@@ -5,6 +5,7 @@ verdicts (`guard`), texts (`overlap`), embedding.
 """
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,9 @@ TILE_ROWS = 4096
 TILE_CASES = 1024
 """One product is at most 4096 x 1024 float32 = 16 MiB a thread, whatever the pool and the set."""
 MAXIMUM_THREADS = 8
+_BLAS_LOCK = threading.Lock()
+"""The limit is the process's: of two callers who overlap, the later would note one thread as what
+was before, and restore that for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,11 @@ def find_nearest(vectors: Vectors, case_vectors: Vectors) -> NearestCases:
         span = slice(spans[thread], spans[thread + 1])
         _compare_span(vectors[span], case_vectors, rows[span], cosines[span])
 
-    with _find_blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    with (
+        _BLAS_LOCK,
+        _find_blas().limit(limits=1, user_api="blas"),
+        ThreadPoolExecutor(threads) as pool,
+    ):
         list(pool.map(compare, range(threads)))
     return NearestCases(rows=rows, cosines=cosines)
 

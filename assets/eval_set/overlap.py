@@ -1,14 +1,15 @@
 """Words two questions share: the same text, the same words, or eight words in a row.
 
 Needs no embedding, so it leaves no room for argument. Belongs here: comparing words. Does not
-belong here: vectors (`nearest`), what a match means for a question (`guard`).
+belong here: what a word is (`serving/pipeline/questions`), vectors (`nearest`), what a match means
+for a question (`guard`).
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from serving.pipeline.questions import normalise_question, split_words
 
 NGRAM_WORDS = 8
 """Words in a row that count as overlap. GPT-3's contamination study took the 5th percentile of
@@ -16,9 +17,6 @@ document lengths, never under 8 (Brown et al. 2020, appendix C); questions sit a
 SHORTEST_NGRAM_WORDS = 5
 """An eval question of 5 to 7 words has no 8-gram: it counts as one gram of its own length. Below 5
 ("what is a seed?") half the questions about its subject would hold it, so only equality counts."""
-
-_WORD = re.compile(r"[^\W_]+")
-_ASCII_BLANKS = "".join(chr(code) if chr(code).isalnum() else " " for code in range(128))
 
 MatchReason = Literal["same_text", "same_words", "shared_ngram"]
 
@@ -51,7 +49,7 @@ class EvalTexts:
         for case_id, question in zip(case_ids, questions, strict=True):
             words = split_words(question)
             text = " ".join(words)
-            index.by_text.setdefault(question.strip(), case_id)
+            index.by_text.setdefault(normalise_question(question), case_id)
             index.by_words.setdefault(text, case_id)
             for ngram in _ngrams(words, NGRAM_WORDS):
                 index.by_ngram.setdefault(ngram, case_id)
@@ -62,7 +60,7 @@ class EvalTexts:
 
     def match(self, question: str) -> TextMatch | None:
         """Return the strongest match of a question: its text, its words, then words in a row."""
-        if (case_id := self.by_text.get(question.strip())) is not None:
+        if (case_id := self.by_text.get(normalise_question(question))) is not None:
             return TextMatch(case_id=case_id, reason="same_text")
         words = split_words(question)
         text = " ".join(words)
@@ -86,18 +84,8 @@ class EvalTexts:
 
 
 def normalise_text(text: str) -> str:
-    """Fold case and drop everything but letters and digits, so spelling variants compare equal."""
+    """Fold case and drop everything but words: coarser than `fold_text`, a guard asks for less."""
     return " ".join(split_words(text))
-
-
-def split_words(text: str) -> list[str]:
-    """Return the runs of letters and digits, case folded; compatibility forms count as one (NFKC).
-
-    So `content_block` is two words, and a full-width or ligature spelling is the plain one.
-    """
-    if text.isascii():  # the same words as below, in a quarter of the time
-        return text.lower().translate(_ASCII_BLANKS).split()
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def _ngrams(words: Sequence[str], length: int) -> list[str]:

@@ -8,6 +8,7 @@ training (`serving/models/extractive`).
 import random
 import re
 from collections.abc import Callable, Mapping
+from unicodedata import category
 
 from assets.eval_set.overlap import normalise_text
 from serving.models.extractive.forms import reformulate
@@ -155,7 +156,8 @@ def wrap_politely(question: str) -> str:
 
 def drop_marks(question: str) -> str:
     """Type it in a hurry: lower case, no punctuation."""
-    return " ".join(re.sub(r"[^\w\s]", " ", question).lower().split())
+    typed = (c if c == "_" or c.isalnum() or category(c)[0] == "M" else " " for c in question)
+    return " ".join("".join(typed).lower().split())
 
 
 def change_form(question: str) -> str:

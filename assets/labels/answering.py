@@ -5,32 +5,27 @@ question is answered (`serving/pipeline/answer`), caching and budgets (`resource
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from assets import tables
+from assets.losses import REJECTED_BY_TEACHER, UNANSWERED, LossCount, allowed_losses
+from assets.spending import note_spending
 from serving.aio import map_bounded
 from serving.errors import (
     BudgetExceededError,
     DeadlineExceededError,
-    ModelError,
     UpstreamError,
-    UpstreamRejectedError,
 )
 from serving.models.protocols import ChatRequest, Embedder, Hit, Progress
-from serving.pipeline.answer import Answered, AnswerPipeline, normalise_question
-
-REJECTED_BY_TEACHER = "rejected_by_teacher"
-"""The verdict on a question the teacher's server refused to take, as content filters do."""
-
-UNANSWERED = "unanswered"
-"""The verdict on a question whose every attempt failed in a way that can pass: ask it again."""
+from serving.pipeline.answer import Answered, AnswerPipeline
+from serving.pipeline.questions import normalise_question
 
 WITHOUT_ANSWER = (REJECTED_BY_TEACHER, UNANSWERED)
 
-MAXIMUM_REJECTED_RATIO = MAXIMUM_UNANSWERED_RATIO = 0.02
+MAXIMUM_LOST_RATIO = 0.02  # share of questions that may be rejected, and that may stay unanswered
 
 ROWS_PER_FRAME = 1024
 """Rows become columns in slices of this size: Python objects take several times the room."""
@@ -75,7 +70,11 @@ async def label_questions(
         UpstreamError, DeadlineExceededError: too many questions failed after all retries, or one
             after the other did: the server is down.
     """
-    losses = LossCount(question_count=len(questions), patience=concurrency)
+    losses = LossCount(
+        work=f"labelling {len(questions)} questions",
+        allowed=allowed_losses(len(questions), MAXIMUM_LOST_RATIO),
+        patience=concurrency,
+    )
     rows = RowCollector()
 
     async def label(numbered: tuple[int, AskedQuestion]) -> None:
@@ -101,70 +100,6 @@ async def label_questions(
     except BudgetExceededError as error:
         raise _explain_budget(error, losses.answered_count, len(questions)) from error
     return rows.to_frame()
-
-
-@dataclass(kw_only=True)
-class LossCount:
-    """Decides whether a question that could not be answered costs its row or the run.
-
-    Args:
-        question_count: of the whole run; its shares are allowed to be lost.
-        patience: failures in a row, with no answer between, that mean the server is down: as many
-            as are asked at once.
-    """
-
-    question_count: int
-    patience: int
-    answered_count: int = 0
-    rejected_count: int = 0
-    unanswered_count: int = 0
-    _in_a_row: int = field(default=0, repr=False)
-
-    def count_answer(self) -> None:
-        """Count a question that was answered."""
-        self.answered_count += 1
-        self._in_a_row = 0
-
-    def count(self, error: ModelError) -> str:
-        """Return the verdict for the question's row; raise the error when it is one too many."""
-        if isinstance(error, UpstreamRejectedError):
-            self.rejected_count += 1
-            if self.rejected_count > allowed_rejections(self.question_count):
-                raise error
-            return REJECTED_BY_TEACHER
-        self.unanswered_count += 1
-        self._in_a_row += 1
-        is_down = self._in_a_row >= max(2, self.patience)
-        if is_down or self.unanswered_count > allowed_unanswered(self.question_count):
-            raise self._explain(error) from error
-        return UNANSWERED
-
-    def _explain(self, error: ModelError) -> ModelError:
-        return type(error)(
-            f"labelling {self.question_count} questions ({error.attempted})",
-            expected=f"at most {allowed_unanswered(self.question_count)} questions without an "
-            "answer after all retries, and some answers between them",
-            found=f"{self.unanswered_count} unanswered beside {self.answered_count} answers, "
-            f"{self._in_a_row} of them in a row; the last: {error.found}",
-            next_step="see whether the server is up and takes this load, then run again: the "
-            f"{self.answered_count} answers are kept and not bought again",
-        )
-
-
-def allowed_rejections(question_count: int) -> int:
-    """Return how many questions the teacher may refuse: 2 %, and one in a set of any size."""
-    return max(1, int(question_count * MAXIMUM_REJECTED_RATIO))
-
-
-def allowed_unanswered(question_count: int) -> int:
-    """Return how many questions may stay without an answer: 2 %, and one in a set of any size."""
-    return max(1, int(question_count * MAXIMUM_UNANSWERED_RATIO))
-
-
-def note_spending(model: object) -> str:
-    """Return what a metered model spent, bought and reused; empty for others."""
-    meter = getattr(model, "meter", None)
-    return "" if meter is None else str(meter.describe())
 
 
 def _explain_budget(

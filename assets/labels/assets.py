@@ -13,7 +13,6 @@ import polars as pl
 
 from assets import keys, tables
 from assets.labels.answering import (
-    UNANSWERED,
     WITHOUT_ANSWER,
     AskedQuestion,
     embed_ahead,
@@ -24,6 +23,8 @@ from assets.labels.rating import rate_answers, read_rateables, tabulate_ratings
 from assets.labels.rejecting import describe_rejected, draw_scores
 from assets.labels.scoring import TokenScorer, score_answers
 from assets.labels.selection import Selection, TeacherTerms, select_examples
+from assets.losses import UNANSWERED
+from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.assembly import PipelineParts
@@ -76,6 +77,7 @@ def teacher_answers(
     ).iter_rows(named=True)]  # fmt: skip
 
     embed_ahead(questions, pipeline_parts.embedder)
+    before = read_spending(pipeline_parts.teacher)
 
     async def label() -> pl.DataFrame:
         pipeline = await pipeline_parts.assemble(vector_index["index_fingerprint"].item())
@@ -96,7 +98,7 @@ def teacher_answers(
             "invalid_count": int((~verdict.is_in(["valid", *WITHOUT_ANSWER])).sum()),
             "unanswered_count": int((verdict == UNANSWERED).sum()),
             "value_usd": float(frame["cost_usd"].sum()),
-            **describe_spending(pipeline_parts.teacher),
+            **describe_spending(pipeline_parts.teacher, since=before),
         },
     )
 
@@ -117,6 +119,7 @@ def judged_answers(
     """Five rubric axes for every valid answer; what the judge could not decide is null, never 0."""
     valid = teacher_answers.filter(pl.col("validator_verdict") == "valid")
     items = read_rateables(valid)
+    before = read_spending(judge)
     ratings = run_blocking(
         rate_answers(
             items, judge=judge, concurrency=labelling_plan.judge_concurrency, progress=progress
@@ -131,7 +134,7 @@ def judged_answers(
         metadata={
             "judged_count": len(ratings),
             "inconclusive_count": sum(isinstance(rating, Inconclusive) for rating in ratings),
-            **describe_spending(judge),
+            **describe_spending(judge, since=before),
             "mean_by_axis": {axis: round(mean or 0.0, 2) for axis, mean in means.iter_rows()},
         },
     )
@@ -239,16 +242,3 @@ def teacher_logprobs(
             "mean_tail_mass": float(frame["tail_logp"].explode().exp().mean() or 0.0),
         },
     )
-
-
-def describe_spending(model: ChatModel) -> dict[str, float | int]:
-    """Return what a metered model bought and reused in this process; empty for others."""
-    meter = getattr(model, "meter", None)
-    if meter is None:
-        return {}
-    return {
-        "spent_usd": float(meter.spent_usd),
-        "lost_usd": float(meter.lost_usd),
-        "bought_count": int(meter.bought_count),
-        "reused_count": int(meter.reused_count),
-    }

@@ -5,15 +5,11 @@ import polars as pl
 
 from assets import keys
 from assets.check_results import report_outcome
-from assets.labels.answering import (
-    REJECTED_BY_TEACHER,
-    UNANSWERED,
-    WITHOUT_ANSWER,
-    allowed_rejections,
-)
+from assets.labels.answering import MAXIMUM_LOST_RATIO, WITHOUT_ANSWER
 from assets.labels.assets import LabellingPlan
 from assets.labels.expectations import evaluate_examples
 from assets.labels.judging import AXES
+from assets.losses import REJECTED_BY_TEACHER, UNANSWERED, allowed_losses
 
 MAXIMUM_INCONCLUSIVE_RATIO = 0.02
 
@@ -41,7 +37,7 @@ def teacher_rejected_few_questions(teacher_answers: pl.DataFrame) -> dg.AssetChe
     """The teacher's server refused to take at most 2 % of the questions (one in any case)."""
     verdict = pl.col("validator_verdict")
     rejected = teacher_answers.filter(verdict == REJECTED_BY_TEACHER)["question_id"].to_list()
-    allowed = allowed_rejections(teacher_answers.height)
+    allowed = allowed_losses(teacher_answers.height, MAXIMUM_LOST_RATIO)
     passed = len(rejected) <= allowed
     return dg.AssetCheckResult(
         passed=passed,
@@ -128,15 +124,21 @@ def splits_share_no_seed(labelled_examples: pl.DataFrame) -> dg.AssetCheckResult
     )
 
 
-@dg.asset_check(asset=keys.LABELLED_EXAMPLES, blocking=True)
-def labelled_examples_meet_expectations(labelled_examples: pl.DataFrame) -> dg.AssetCheckResult:
+@dg.asset_check(
+    asset=keys.LABELLED_EXAMPLES,
+    additional_ins={"guarded_questions": dg.AssetIn(key=keys.GUARDED_QUESTIONS)},
+    blocking=True,
+)
+def labelled_examples_meet_expectations(
+    labelled_examples: pl.DataFrame, guarded_questions: pl.DataFrame
+) -> dg.AssetCheckResult:
     """Every example is whole, licensed and cites its own sources; shares of kinds only warn.
 
-    An example that asks another question than the guard saw, cites what its prompt does not hold,
+    An example that asks another question than the guard kept, cites what its prompt does not hold,
     or names no licence blocks: it would be trained on. Too few refusals or a skewed split make a
     poorer student, not a wrong one, so they warn.
     """
-    return report_outcome(evaluate_examples(labelled_examples))
+    return report_outcome(evaluate_examples(labelled_examples, guarded_questions))
 
 
 @dg.asset_check(asset=keys.LABELLED_EXAMPLES, blocking=True)

@@ -13,6 +13,7 @@ import polars as pl
 from assets.expectations import SuiteOutcome, evaluate_suite, expect_no_nulls
 from serving.models.extractive.sources import read_sources
 from serving.pipeline.prompt import CITATION_PATTERN, REFUSAL_WORD
+from serving.pipeline.questions import fold_text
 from serving.schemas import MAXIMUM_QUESTION_CHARS
 
 if TYPE_CHECKING:
@@ -35,25 +36,31 @@ _MALFORMED = re.compile(
 """What other assistants write for `[1] [2]`: `[1, 2]`, `[source 1]`, a broken docs id, 【1】."""
 
 
-def evaluate_examples(examples: pl.DataFrame) -> SuiteOutcome:
-    """Evaluate `labelled_examples` rows."""
-    return evaluate_suite(flatten_examples(examples), expect_examples(), id_column="example_id")
+def evaluate_examples(examples: pl.DataFrame, guarded: pl.DataFrame) -> SuiteOutcome:
+    """Evaluate `labelled_examples` rows against the `guarded_questions` they came from."""
+    rows = flatten_examples(examples, guarded)
+    return evaluate_suite(rows, expect_examples(), id_column="example_id")
 
 
-def flatten_examples(examples: pl.DataFrame) -> pl.DataFrame:
+def flatten_examples(examples: pl.DataFrame, guarded: pl.DataFrame) -> pl.DataFrame:
     """Return the scalars the promises read.
 
+    `other_question` is what the prompt asks where the guard kept no such text under that id.
     `stray_citations`, `malformed_citations`, `other_question` and `splits_of_question` are null
     where all is well and hold the offending text where not.
     """
-    read = [_read_example(row) for row in examples.iter_rows(named=True)]
+    kept = guarded.filter(pl.col("verdict") == "kept").select("question_id", "text")
+    texts = dict(kept.iter_rows())
+    read = [
+        _read_example(row, texts.get(row["question_id"])) for row in examples.iter_rows(named=True)
+    ]
     schema = {
         "kind": pl.String(), "roles": pl.String(), "citation_count": pl.Int32(),
         "own_words": pl.String(), "stray_citations": pl.String(),
         "malformed_citations": pl.String(), "other_question": pl.String(),
     }  # fmt: skip
-    folded = pl.col("question").str.to_lowercase().str.replace_all(r"\s+", " ")
-    splits = pl.col("split").unique().sort().over(folded, mapping_strategy="join")
+    folded = pl.Series([fold_text(text or "") for text in examples["question"]], dtype=pl.String)
+    splits = pl.col("split").unique().sort().over(pl.lit(folded), mapping_strategy="join")
     return pl.concat(
         [
             examples.select(
@@ -84,7 +91,7 @@ def expect_examples() -> list["Expectation"]:
     ]  # fmt: skip
 
 
-def _read_example(row: Mapping[str, Any]) -> dict[str, object]:
+def _read_example(row: Mapping[str, Any], guarded_text: str | None) -> dict[str, object]:
     messages, completion = row["messages"] or [], row["completion"] or ""
     cited = [match["id"] for match in CITATION_PATTERN.finditer(completion)]
     system = messages[0]["content"] if messages else ""
@@ -99,7 +106,7 @@ def _read_example(row: Mapping[str, Any]) -> dict[str, object]:
         "own_words": CITATION_PATTERN.sub("", completion).strip(),
         "stray_citations": " ".join(stray) or None,
         "malformed_citations": " ".join(malformed) or None,
-        "other_question": asked if asked != row["question"] else None,
+        "other_question": asked if asked != guarded_text else None,
     }
 
 
@@ -156,7 +163,7 @@ def _expect_texts() -> list["Expectation"]:
         ),
         gxe.ExpectColumnValuesToBeNull(
             column="other_question",
-            description="every prompt asks the question that the guard has seen",
+            description="every prompt asks the question that the guard has kept",
         ),
         gxe.ExpectColumnValuesToMatchRegex(
             column="completion",

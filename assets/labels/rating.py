@@ -20,6 +20,7 @@ from assets.labels.judging import (
     write_judge_request,
 )
 from assets.replies import MAXIMUM_DRAWS, ask_until_read
+from assets.spending import note_spending
 from serving.aio import map_bounded
 from serving.errors import (
     DeadlineExceededError,
@@ -79,7 +80,12 @@ async def rate_answers(
         return doubts.count_judgement(judgement)
 
     return await map_bounded(
-        rate, items, concurrency=concurrency, progress=progress, description="judging"
+        rate,
+        items,
+        concurrency=concurrency,
+        progress=progress,
+        description="judging",
+        note=lambda: note_spending(judge),
     )
 
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from assets.charts import BLUE, ORANGE, draw_histogram, embed_png
 from assets.labels.judging import HIGHEST_SCORE, LOWEST_SCORE
+from serving.tracing.scrub import scrub
 
 SHOWN = 20
 SHOWN_CHARS = 160
@@ -20,6 +21,7 @@ def describe_rejected(rejected: pl.DataFrame) -> str:
     """Return the worst answers as a Markdown table: lowest score first, the unjudged last.
 
     One answer a seed is shown: what is wrong with one paraphrase is wrong with its siblings.
+    Metadata outlives the private tables, and a harvested question is a user's: it is scrubbed.
     """
     if rejected.is_empty():
         return "Nothing was rejected."
@@ -32,7 +34,7 @@ def describe_rejected(rejected: pl.DataFrame) -> str:
     lines = ["| question | of its seed | answer | reason | judge |", "|---|---|---|---|---|"]
     for row in worst.iter_rows(named=True):
         cells = (row["question"], str(row["siblings"]), row["completion"], *_explain(row))
-        lines.append("| " + " | ".join(map(_shorten, cells)) + " |")
+        lines.append("| " + " | ".join(map(_write_cell, cells)) + " |")
     return "\n".join(lines)
 
 
@@ -66,7 +68,7 @@ def draw_scores(judged: pl.DataFrame, *, minimum_score: int) -> str:
     return embed_png(picture, alt="answers by the score of their lowest axis")
 
 
-def _shorten(text: str | None) -> str:
-    words = " ".join((text or "").split())
+def _write_cell(text: str | None) -> str:
+    words = " ".join(scrub(text or "").split())
     cut = words if len(words) <= SHOWN_CHARS else words[: SHOWN_CHARS - 1] + "…"
     return cut.replace("|", "\\|")

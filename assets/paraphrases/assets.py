@@ -21,6 +21,7 @@ from assets.eval_set.overlap import NGRAM_WORDS
 from assets.paraphrases.clustering import cluster_questions
 from assets.paraphrases.multiplying import paraphrase_medoids
 from assets.paraphrases.rewriting import REWRITE_PROMPT_VERSION
+from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.models.protocols import ChatModel, Embedder, Progress
 
@@ -90,6 +91,7 @@ def paraphrases(
     """Rewordings of every medoid by the teacher, each new among the seeds and paraphrases."""
     seeds = seed_questions.select("question_id", "text")
     medoids = seeds.join(seed_clusters.filter("is_medoid"), on="question_id", how="semi")
+    before = read_spending(teacher)
     made = run_blocking(
         paraphrase_medoids(
             list(medoids.iter_rows()),
@@ -111,7 +113,9 @@ def paraphrases(
             "medoids_without_paraphrase": medoids.height - frame["seed_id"].n_unique(),
             "medoids_without_readable_reply": made.unread_count,
             "medoids_asked_again": made.asked_again_count,
+            "medoids_lost_by_verdict": made.lost_by_verdict,
             "dropped_by_reason": made.dropped_by_reason,
+            **describe_spending(teacher, since=before),
         },
     )
 
@@ -124,7 +128,7 @@ def paraphrases(
         "eval_embeddings": dg.AssetIn(key=keys.EVAL_EMBEDDINGS),
     },
     kinds={"polars"},
-    code_version=f"3+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
+    code_version=f"4+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
 )
 def guarded_questions(
     seed_questions: pl.DataFrame,

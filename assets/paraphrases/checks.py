@@ -12,8 +12,8 @@ from assets.eval_set.guard import (
 )
 from assets.paraphrases.assets import RewritingPlan
 from assets.paraphrases.multiplying import MINIMUM_KEPT_RATIO
-from assets.seeds.duplicates import fold_text
 from serving.models.protocols import Embedder
+from serving.pipeline.questions import fold_text
 
 
 @dg.asset_check(asset=keys.SEED_CLUSTERS, blocking=True)

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from assets.losses import LossCount, allowed_losses
 from assets.paraphrases.rewriting import (
     REWRITE_PROMPT_VERSION,
     read_paraphrases,
@@ -18,15 +19,19 @@ from assets.paraphrases.rewriting import (
 )
 from assets.paraphrases.vetting import SEED_COSINE_FLOOR, find_fault
 from assets.replies import MAXIMUM_DRAWS, ask_until_read
-from assets.seeds.duplicates import fold_text, mark_near_duplicates
+from assets.seeds.duplicates import mark_near_duplicates
+from assets.spending import note_spending
 from serving.aio import map_bounded
+from serving.errors import DeadlineExceededError, UpstreamError
 from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, Progress, Vectors
+from serving.pipeline.questions import fold_text, normalise_question
 
 SEED = 20260601
 MAXIMUM_ASKINGS = 2  # a medoid is asked for once, and once more if too little was usable
 ENOUGH_RATIO = 0.5  # share of usable rewordings below which a medoid is asked for again
 MINIMUM_KEPT_RATIO = 0.5  # share of all rewordings asked for; below: the teacher ignores the prompt
+MAXIMUM_LOST_RATIO = 0.05  # share of medoids that may be rejected, and that may stay unanswered
 
 Question = tuple[str, str]
 """An id and a text."""
@@ -53,6 +58,8 @@ class Multiplication:
     unread_count: int
     """Medoids of whose replies none could be read."""
     asked_again_count: int
+    lost_by_verdict: dict[str, int]
+    """Medoids the teacher refused or failed at: they keep what they yielded before, if anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,8 @@ class _Draft:
     faults: tuple[str, ...] = ()
     asking_count: int = 0
     is_unread: bool = True
+    loss: str | None = None
+    """The verdict on the medoid, when the teacher refused it or failed at it."""
 
 
 async def paraphrase_medoids(
@@ -81,7 +90,8 @@ async def paraphrase_medoids(
 
     A medoid may yield fewer than `count`: what has a fault or repeats a text is dropped and not
     padded. Where less than `ENOUGH_RATIO` is usable the teacher is asked once more, for another
-    draw.
+    draw. A medoid that the teacher refuses, or fails at after all retries, costs its rewordings;
+    more of them than `MAXIMUM_LOST_RATIO`, or one after the other, cost the run.
 
     Args:
         medoids: the seeds to reword.
@@ -92,7 +102,16 @@ async def paraphrase_medoids(
         temperature: of the sampling.
         concurrency: calls in flight.
         progress: told after every medoid.
+
+    Raises:
+        BudgetExceededError: the budget is used up; what was bought is kept.
+        UpstreamError, DeadlineExceededError: too many medoids were refused or stayed unanswered.
     """
+    losses = LossCount(
+        work=f"paraphrasing {len(medoids)} medoids",
+        allowed=allowed_losses(len(medoids), MAXIMUM_LOST_RATIO),
+        patience=concurrency,
+    )
 
     async def draft(medoid: Question) -> _Draft:
         made = _Draft(seed_id=medoid[0])
@@ -104,13 +123,24 @@ async def paraphrase_medoids(
                 seed=SEED + MAXIMUM_DRAWS * made.asking_count,
             )
             read = partial(read_paraphrases, original=medoid[1])
-            made = _extend(made, medoid[1], await ask_until_read(teacher, request, read))
+            try:
+                reply = await ask_until_read(teacher, request, read)
+            except (UpstreamError, DeadlineExceededError) as error:
+                return replace(made, loss=losses.count(error))
+            losses.count_answer()
+            made = _extend(made, medoid[1], reply)
         return made
 
     drafts = await map_bounded(
-        draft, medoids, concurrency=concurrency, progress=progress, description="paraphrasing"
+        draft,
+        medoids,
+        concurrency=concurrency,
+        progress=progress,
+        description="paraphrasing",
+        note=lambda: note_spending(teacher),
     )
-    unread_count = sum(made.is_unread for made in drafts)
+    lost = Counter(made.loss for made in drafts if made.loss)
+    unread_count = sum(made.is_unread and not made.loss for made in drafts)
     if unread_count:
         note = f"{unread_count} without a readable reply"
         progress.advance("paraphrasing", len(drafts), len(drafts), note)
@@ -120,7 +150,7 @@ async def paraphrase_medoids(
             Paraphrase(
                 question_id=content_hash(seed_id, text),
                 seed_id=seed_id,
-                text=text,
+                text=normalise_question(text),  # as production asks it; the id stays
                 teacher_id=teacher.name,
                 temperature=temperature,
                 prompt_version=REWRITE_PROMPT_VERSION,
@@ -130,6 +160,7 @@ async def paraphrase_medoids(
         dropped_by_reason=dict(sorted(dropped.items())),
         unread_count=unread_count,
         asked_again_count=sum(made.asking_count > 1 for made in drafts),
+        lost_by_verdict=dict(sorted(lost.items())),
     )
 
 

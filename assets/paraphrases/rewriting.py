@@ -10,6 +10,7 @@ import re
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.protocols import ChatRequest
+from serving.pipeline.questions import drop_invisible, fold_text
 
 SYSTEM_PROMPT = (
     "You reword questions that users ask a documentation assistant. Each rewording must ask for "
@@ -79,17 +80,17 @@ def write_rewrite_request(
 def read_paraphrases(text: str, *, original: str) -> tuple[str, ...]:
     """Return the new rewordings in the model's order: no empties, repeats or copies of `original`.
 
-    Two texts are the same when they differ in case or white space only. List numbers, bullets and
-    enclosing quotes that the question does not have are taken off.
+    Two texts are the same when `fold_text` says so. Invisible characters, and list numbers, bullets
+    and enclosing quotes that the question does not have, are taken off.
 
     Raises:
         InvalidInputError: the text is not the JSON that was asked for.
     """
-    seen = {_identity(original)}
+    seen = {fold_text(original)}
     kept: list[str] = []
     for candidate in _read_list(text):
-        cleaned = _undress(" ".join(candidate.split()), original)
-        identity = _identity(cleaned)
+        cleaned = _undress(drop_invisible(candidate), original)
+        identity = fold_text(cleaned)
         if identity and identity not in seen:
             seen.add(identity)
             kept.append(cleaned)
@@ -122,7 +123,3 @@ def _unreadable(found: str) -> InvalidInputError:
         found=found,
         next_step="use a model that follows a JSON schema, or raise its token limit",
     )
-
-
-def _identity(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
-from assets.labels.assets import LabellingPlan, describe_spending
+from assets.labels.assets import LabellingPlan
 from assets.labels.rating import rate_answers, read_rateables
 from assets.parity.answering import ARM_MODES, answer_arm
 from assets.parity.comparison import build_parity_table
@@ -18,6 +18,7 @@ from assets.parity.graders import grade_answers
 from assets.parity.ledger import record_read
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.partitions import RECIPES
+from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.protocols import ChatModel, Progress
@@ -61,6 +62,7 @@ def arm_answers(
         home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=context.run.run_id
     )
     student = students.load(student_adapter.row(0, named=True))
+    before = read_spending(pipeline_parts.teacher)
     cases = list(golden_cases.select("case_id", "question").iter_rows())
 
     async def answer_all() -> list[dict[str, Any]]:
@@ -81,7 +83,7 @@ def arm_answers(
             "teacher_share_ratio": float((routed["served_by"] == "teacher").mean() or 0.0),
             "fallback_ratio": float(routed["used_fallback"].mean() or 0.0),
             "error_count": frame["error"].len() - frame["error"].null_count(),
-            **describe_spending(pipeline_parts.teacher),
+            **describe_spending(pipeline_parts.teacher, since=before),
         },
     )
 
@@ -111,6 +113,7 @@ def graded_answers(
     graded = grade_answers(first, golden_cases, chunks)
     answered = first.filter(pl.col("error").is_null())
     items = read_rateables(answered)
+    before = read_spending(judge)
     ratings = run_blocking(
         rate_answers(
             items, judge=judge, concurrency=labelling_plan.judge_concurrency, progress=progress
@@ -123,6 +126,7 @@ def graded_answers(
         metadata={
             "grade_count": frame.height,
             "inconclusive_count": int((frame["status"] == "inconclusive").sum()),
+            **describe_spending(judge, since=before),
         },
     )
 

@@ -5,7 +5,7 @@ Belongs here: counting the evidence from tables. Does not belong here: the gates
 
 import polars as pl
 
-from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
+from assets.eval_set.guard import is_too_near
 from assets.eval_set.overlap import EvalTexts
 from assets.releases.gate import IntegrityEvidence
 
@@ -22,12 +22,13 @@ def gather_integrity(
     """
     cases = EvalTexts.index(golden_cases["case_id"].to_list(), golden_cases["question"].to_list())
     kept = guarded_questions.filter(pl.col("verdict") == "kept")
+    near = is_too_near(kept["nearest_cosine"].to_numpy())  # null is NaN: in doubt, leaked
     return IntegrityEvidence(
         golden_lock_matches=golden_cases["set_hash"].unique().to_list() == [locked_sha256],
         golden_case_count=golden_cases.height,
         training_question_count=kept.height,
         leaked_question_count=sum(
-            cosine >= LEAKAGE_COSINE_LIMIT or cases.match(text) is not None
-            for text, cosine in kept.select("text", "nearest_cosine").iter_rows()
+            bool(is_near) or cases.match(text) is not None
+            for text, is_near in zip(kept["text"], near, strict=True)
         ),
     )

@@ -14,6 +14,7 @@ import polars as pl
 from assets import keys, tables
 from assets.seeds.harvesting import harvest_seeds
 from serving.models.protocols import Embedder
+from serving.pipeline.questions import normalise_question
 
 
 class Seed(Protocol):
@@ -64,7 +65,7 @@ def harvested_file(harvested: dg.ResourceParam[Harvested]) -> dg.DataVersion:
     key=keys.SEED_QUESTIONS,
     deps=[keys.SEED_FILE, keys.HARVESTED_FILE],
     kinds={"jsonl", "parquet", "polars"},
-    code_version="2",
+    code_version="3",
 )
 def seed_questions(
     seeds: dg.ResourceParam[Seeds],
@@ -90,11 +91,11 @@ def seed_questions(
 
 
 def tabulate_handwritten(seeds: Sequence[Seed], *, added_at: datetime) -> pl.DataFrame:
-    """Return the seed file's questions as rows of `tables.SEED_QUESTIONS`."""
+    """Return the seed file's questions as rows of `tables.SEED_QUESTIONS`, as production asks."""
     rows = [
         {
             "question_id": seed.question_id,
-            "text": " ".join(seed.text.split()),
+            "text": normalise_question(seed.text),
             "source": "handwritten",
             "source_trace_id": None,
             "tags": list(seed.tags),

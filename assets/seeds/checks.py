@@ -10,13 +10,16 @@ from assets.check_results import report_outcome
 from assets.seeds.assets import Harvested
 from assets.seeds.expectations import evaluate_seeds
 from assets.seeds.harvesting import find_unadmitted
+from serving.pipeline.questions import fold_text
 
 
 @dg.asset_check(asset=keys.SEED_QUESTIONS, blocking=True)
 def seed_texts_are_distinct(seed_questions: pl.DataFrame) -> dg.AssetCheckResult:
-    """Every seed has its own id and its own text (case and spacing aside)."""
-    folded = pl.col("text").str.to_lowercase().str.replace_all(r"\s+", " ")
-    twice = seed_questions.filter(folded.is_duplicated() | pl.col("question_id").is_duplicated())
+    """Every seed has its own id and its own text (case, spacing and punctuation aside)."""
+    folded = pl.Series([fold_text(text) for text in seed_questions["text"]], dtype=pl.String)
+    twice = seed_questions.filter(
+        folded.is_duplicated() | seed_questions["question_id"].is_duplicated()
+    )
     return dg.AssetCheckResult(
         passed=twice.is_empty(),
         metadata={

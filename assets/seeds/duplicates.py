@@ -1,8 +1,8 @@
-"""The same question again: equal texts, and texts so near that a second one teaches nothing.
+"""The same question again: texts so near that a second one teaches nothing.
 
 Belongs here: what counts as a repetition among training questions, one answer for harvested seeds
-and for paraphrases. Does not belong here: nearness to the eval set (`eval_set/guard`), whose limit
-protects something else and is far lower.
+and for paraphrases. Does not belong here: equal texts (`fold_text`), nearness to the eval set
+(`eval_set/guard`), whose limit protects something else and is far lower.
 """
 
 import numpy as np
@@ -17,11 +17,6 @@ forms and typos, the variety that paraphrases are bought for."""
 
 BLOCK_ROWS = 512
 """Rows compared at once: 512 x 60,000 float32 are 120 MB."""
-
-
-def fold_text(text: str) -> str:
-    """Fold case and drop everything but letters and digits, so spelling variants compare equal."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
 def mark_near_duplicates(

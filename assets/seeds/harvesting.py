@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 
 from assets import tables
-from assets.seeds.duplicates import fold_text, mark_near_duplicates
+from assets.seeds.duplicates import mark_near_duplicates
 from serving.hashing import content_hash
 from serving.models.protocols import Vectors
+from serving.pipeline.questions import drop_invisible, fold_text, normalise_question
 from serving.schemas import MAXIMUM_QUESTION_CHARS
 
 PRODUCTION = "prod"
@@ -34,15 +35,19 @@ class Harvest:
 def decide_admission(harvested: pl.DataFrame) -> pl.DataFrame:
     """Return the latest decision about each trace, with a column `reason`; empty means admitted.
 
+    `text` comes back as production asks it, which is what training will see; `written` as the user
+    wrote it, invisible characters and spacing aside.
+
     Decisions are appended and never edited, so a later one takes an earlier one back. A row without
     a trace stands for itself. In this order: `not_accepted`, `undated`, `no_reviewer`,
     `not_production`, `not_trainable`, `no_trace`, `not_askable` (blank, or longer than /ask takes).
     """
+    harvested = _normalise_texts(harvested)
     is_blank = {
         name: pl.col(name).fill_null("").str.strip_chars() == ""
         for name in ("reviewer", "source_trace_id", "text")
     }
-    length = pl.col("text").fill_null("").str.len_chars()
+    length = pl.max_horizontal(pl.col("text", "written").str.len_chars())
     reason = (
         pl.when(pl.col("decision").ne_missing(ACCEPTED))
         .then(pl.lit("not_accepted"))
@@ -82,7 +87,7 @@ def harvest_seeds(harvested: pl.DataFrame, *, known_texts: Sequence[str], embed:
         reason: those of `decide_admission`, `superseded`, `same_text` and `near_duplicate`.
     """
     decided = decide_admission(harvested)
-    admitted = _clean_texts(decided.filter(pl.col("reason") == ""))
+    admitted = decided.filter(pl.col("reason") == "")
     dropped = dict(
         decided.filter(pl.col("reason") != "")["reason"].value_counts().sort("reason").iter_rows()
     )
@@ -103,15 +108,19 @@ def harvest_seeds(harvested: pl.DataFrame, *, known_texts: Sequence[str], embed:
 def find_unadmitted(seeds: pl.DataFrame, harvested: pl.DataFrame) -> list[str]:
     """Return the ids of harvested seeds that no standing decision in the file admits."""
     decided = decide_admission(harvested)
-    admitted = _clean_texts(decided.filter(pl.col("reason") == ""))
+    admitted = decided.filter(pl.col("reason") == "")
     planted = seeds.filter(pl.col("source") == "harvested")
     return planted.join(admitted, on=["source_trace_id", "text"], how="anti")[
         "question_id"
     ].to_list()
 
 
-def _clean_texts(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.with_columns(pl.col("text").str.replace_all(r"\s+", " ").str.strip_chars())
+def _normalise_texts(rows: pl.DataFrame) -> pl.DataFrame:
+    texts = rows["text"].fill_null("").to_list()
+    return rows.with_columns(
+        pl.Series("text", map(normalise_question, texts), dtype=pl.String),
+        pl.Series("written", map(drop_invisible, texts), dtype=pl.String),
+    )
 
 
 def _keep_new_texts(admitted: pl.DataFrame, known_texts: Sequence[str]) -> pl.DataFrame:
@@ -125,10 +134,10 @@ def _keep_new_texts(admitted: pl.DataFrame, known_texts: Sequence[str]) -> pl.Da
 
 
 def _tabulate(fresh: pl.DataFrame) -> pl.DataFrame:
-    """The id is over the text alone: asked again in another trace, it stays in its split."""
+    """The id is over what was written alone: asked again in another trace, it keeps its split."""
     rows = [
         {
-            "question_id": content_hash("harvested", row["text"]),
+            "question_id": content_hash("harvested", row["written"]),
             "text": row["text"],
             "source": "harvested",
             "source_trace_id": row["source_trace_id"],

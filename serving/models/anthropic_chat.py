@@ -1,13 +1,11 @@
 """The chat client for servers that speak Anthropic's Messages API: text only, no logprobs.
 
-Belongs here: mapping requests, answers and failures; one deadline and at most one retry. Does not
-belong here: caching, budgets, concurrency (`resources`), prompts.
+Belongs here: mapping requests, answers and the SDK's failures. Does not belong here: the deadline
+and the retry (`asking`); caching, budgets, patience (`resources`); prompts.
 """
 
-import asyncio
-import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,37 +13,19 @@ import anthropic
 import httpx2
 from anthropic.types import Message, TextBlock
 
-from serving.errors import (
-    DeadlineExceededError,
-    InvalidInputError,
-    ModelError,
-    RateLimitedError,
-    UpstreamError,
-    UpstreamRejectedError,
+from serving.errors import InvalidInputError, UpstreamError, UpstreamRejectedError
+from serving.models.asking import (
+    NO_KEY,
+    ask_again,
+    ask_conceding,
+    explain_failure,
+    explain_status,
 )
-from serving.models.concessions import (
-    Concession,
-    StructuredOutput,
-    adapt_arguments,
-    find_concession,
-    start_concessions,
-)
-from serving.models.faults import (
-    ERRORS,
-    NEXT_STEPS,
-    classify_status,
-    may_be_billed,
-    read_retry_after,
-)
+from serving.models.concessions import Concession, StructuredOutput, start_concessions
 from serving.models.protocols import ChatRequest, Completion, Price
 from serving.models.transports import TransportPerLoop
 
 ANTHROPIC_URL = "https://api.anthropic.com"
-
-NO_KEY = "no-key"
-"""Sent where a server wants none: given nothing, the SDK would read a key from the environment."""
-
-LONGEST_RETRY_WAIT_SECONDS = 20.0
 
 FINISH_REASONS: Mapping[str, str] = {
     "end_turn": "stop",
@@ -86,51 +66,28 @@ class AnthropicChatModel:
 
         Raises:
             DeadlineExceededError: no answer within `timeout_seconds`.
-            UpstreamError: rate limited, overloaded, server error or no connection, twice.
+            UpstreamError: rate limited, overloaded, server error or no connection, after `retries`.
             UpstreamRejectedError: the server refused the request or answered without text.
         """
         started = time.perf_counter()
-        error: ModelError | None = None
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
-                answer = await self._ask_again(request)
-        except TimeoutError:
-            error = self._deadline_exceeded()
-        # Raised outside the handler, so that no SDK exception (it holds headers) is its context.
-        if error is not None:
-            raise error
+        answer = await ask_again(
+            lambda: self._ask(request),
+            attempted=f"asking {self.name}",
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+            retry_wait_seconds=self.retry_wait_seconds,
+        )
         return self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
-    async def _ask_again(self, request: ChatRequest) -> Message:
-        outcome = await self._ask(request)
-        for _ in range(self.retries):
-            if isinstance(outcome, Message) or not outcome.is_retryable:
-                break
-            await asyncio.sleep(self._wait_seconds(outcome))
-            outcome = await self._ask(request)
-        if isinstance(outcome, Message):
-            return outcome
-        raise outcome
-
     async def _ask(self, request: ChatRequest) -> Message | UpstreamError:
-        """Ask once, and again without each optional field that the server refuses by name."""
-        conceded = set(self.concessions)
-        while True:
-            sent = adapt_arguments(_list_optional(request), conceded)
-            outcome = await self._send(request, sent)
-            if isinstance(outcome, Message):
-                self.concessions.update(conceded)  # remembered once they helped
-                return outcome
-            if outcome.is_retryable:
-                return outcome
-            concession = find_concession(sent, outcome.found)
-            if concession is None:
-                return outcome
-            conceded.add(concession)
+        async def send(sent: dict[str, Any], _: Set[Concession]) -> Message | UpstreamError:
+            return await self._send(request, sent)
+
+        return await ask_conceding(send, _list_optional(request), self.concessions)
 
     async def _send(
         self, request: ChatRequest, optional: Mapping[str, Any]
@@ -154,54 +111,23 @@ class AnthropicChatModel:
             return answer
         return self._explain(ValueError(f"no message: {str(answer)[:200]!r}"))
 
-    def _wait_seconds(self, failure: UpstreamError) -> float:
-        jitter = secrets.SystemRandom().uniform(0.5, 1.5)
-        asked = getattr(failure, "retry_after_seconds", None) or 0.0
-        return min(max(asked, self.retry_wait_seconds * jitter), LONGEST_RETRY_WAIT_SECONDS)
-
     def _explain(self, error: anthropic.AnthropicError | ValueError) -> UpstreamError:
+        attempted, key = f"asking {self.name}", self.client.api_key
         if isinstance(error, anthropic.APIStatusError):
-            return self._explain_status(error)
-        cause = error.__cause__ or error
-        if isinstance(error, anthropic.APIConnectionError):
-            found = f"no connection ({type(cause).__name__})"
-        else:
-            found = self._without_key(f"{type(error).__name__}: {error}")
-        failure = UpstreamError(
-            f"asking {self.name}",
-            expected=f"an answer from {self.client.base_url}",
-            found=found,
-            next_step="check that the server runs and that base_url is right, then try again",
-        )
-        failure.may_be_billed = not isinstance(cause, httpx2.ConnectError)
-        return failure
-
-    def _explain_status(self, error: anthropic.APIStatusError) -> UpstreamError:
-        status = error.status_code
-        wait = read_retry_after(error.response.headers)
-        fault = classify_status(status, code=error.type, retry_after_seconds=wait)
-        failure = ERRORS[fault](
-            f"asking {self.name}",
-            expected="status 200",
-            found=f"status {status}: {self._without_key(error.message)[:500]}",
-            next_step=NEXT_STEPS[fault],
-        )
-        failure.may_be_billed = may_be_billed(status)
-        if isinstance(failure, RateLimitedError):
-            failure.retry_after_seconds = wait
-        return failure
-
-    def _without_key(self, text: str) -> str:
-        """Some servers quote the key they refuse; it must not reach errors and logs."""
-        key = self.client.api_key
-        return text.replace(key, "***") if key else text
-
-    def _deadline_exceeded(self) -> DeadlineExceededError:
-        return DeadlineExceededError(
-            f"asking {self.name}",
-            expected=f"an answer within {self.timeout_seconds:g} s",
-            found="none yet",
-            next_step="try again, or raise timeout_seconds if this model is always that slow",
+            return explain_status(
+                error.status_code,
+                error.message,
+                code=error.type,
+                headers=error.response.headers,
+                attempted=attempted,
+                api_key=key,
+            )
+        return explain_failure(
+            error,
+            is_connection=isinstance(error, anthropic.APIConnectionError),
+            attempted=attempted,
+            base_url=self.client.base_url,
+            api_key=key,
         )
 
     def _read(self, answer: Message, *, latency_ms: float) -> Completion:
@@ -210,12 +136,14 @@ class AnthropicChatModel:
         stop_reason = getattr(answer, "stop_reason", None) or "none"
         if not text or usage is None or stop_reason == "refusal":
             missing = "usage" if text and usage is None else "text"
-            raise UpstreamRejectedError(
+            rejection = UpstreamRejectedError(
                 f"reading the answer of {self.name}",
                 expected="text, and token usage",
                 found=f"no {missing} (stop_reason {stop_reason})",
                 next_step="look at what the model refused, or use one that answers it",
             )
+            rejection.may_be_billed = True  # the prompt was read
+            raise rejection
         # `input_tokens` leaves out what was written to or read from the provider's prompt cache.
         prompt_tokens = (
             usage.input_tokens

@@ -38,6 +38,7 @@ class InputPlan:
     input_names: tuple[str, ...]
     dimension: int
     maximum_tokens: int
+    """Where the input is cut off, prefix and special tokens included."""
     padding_id: int
     pads: bool
     """Whether texts of different lengths share a batch. Not so in models that pad on the left: a
@@ -99,8 +100,8 @@ class CompiledEmbedder:
 
     @property
     def maximum_tokens(self) -> int:
-        """Longest input that is not truncated, special tokens included."""
-        return self._plan.maximum_tokens
+        """Longest text that is read whole: prefix and special tokens take their part of it."""
+        return self._plan.maximum_tokens - len(self._read_tokenizer().encode(self._plan.prefix))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return [len(texts), dimension] float32 rows of unit length; no text gives 0 rows."""
@@ -129,7 +130,7 @@ class CompiledEmbedder:
         with self._lock:
             if self._cutter is None:
                 self._cutter = self._read_tokenizer()
-                self._cutter.enable_truncation(self.maximum_tokens)
+                self._cutter.enable_truncation(self._plan.maximum_tokens)
         encoded = self._cutter.encode_batch_fast([self._plan.prefix + text for text in texts])
         return [encoding.ids for encoding in encoded]
 

@@ -15,7 +15,7 @@ import numpy as np
 from serving.hashing import content_hash
 from serving.models.compiled_embedder import CompiledEmbedder
 from serving.models.embedded import resolve_model
-from serving.models.embedder_conversion import prepare_compiled
+from serving.models.embedder_conversion import find_limit, find_prefix, prepare_compiled
 from serving.models.protocols import NoProgress, Progress, Vectors
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ class SentenceEmbedder:
 
     @property
     def maximum_tokens(self) -> int:
-        """Longest input that is not truncated, special tokens included."""
-        return int(self.model.max_seq_length or 512)
+        """Longest text that is read whole: prompt and special tokens take their part of it."""
+        model = self.model
+        with self._lock:
+            added = model.preprocess([""], prompt=find_prefix(model) or None)["input_ids"].shape[1]
+        return find_limit(model) - int(added)
 
     @property
     def model(self) -> "SentenceTransformer":

@@ -29,6 +29,9 @@ CONVERSION_VERSION = 2
 LARGEST_DIFFERENCE = 1e-5  # of any coordinate of any probe; fp32 itself moves unit vectors by 2e-7
 SMALLEST_COSINE = 0.99999
 REFUSAL = "refused.json"
+MAY_PASS = (MemoryError, RuntimeError)
+"""What torch and OpenVINO raise when memory runs out. They raise `RuntimeError` for an operation
+they cannot do as well: such a model is tried at each start, which is slow and never wrong."""
 
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
@@ -90,7 +93,9 @@ def prepare_compiled(
     """Return the compiled twin of `original`, made at the first call; None where there is none.
 
     The folder is named for the source's hash and the versions that made and proved it, so another
-    OpenVINO proves it anew. A refusal is kept there too: it is not tried again at each start.
+    OpenVINO proves it anew. A refusal is kept there too: it is not tried again at each start. A
+    failure that may pass, such as too little memory, is not kept: torch does it until the next
+    start.
 
     Raises:
         HashMismatchError: a file of the prepared folder is not what was prepared.
@@ -105,9 +110,14 @@ def prepare_compiled(
     if not (target / RECEIPT).exists():
         description = "compiling the embedder"
         progress.advance(description, 0, 1, "once")
-        with atomic_folder(target) as staging:
-            _convert_or_refuse(original, staging)
-            write_receipt(staging, source_sha256=source_sha256)
+        try:
+            with atomic_folder(target) as staging:
+                _convert_or_refuse(original, staging)
+                write_receipt(staging, source_sha256=source_sha256)
+        except MAY_PASS as error:
+            _LOG.warning("embedding by torch, the next start compiles again (%r)", error)
+            progress.advance(description, 1, 1, "not this time")
+            return None
         progress.advance(description, 1, 1, str(target))
     if REFUSAL in verify_prepared(target):
         return None
@@ -135,6 +145,16 @@ def convert(original: Original, folder: Path) -> Agreement:
     return agreement
 
 
+def find_limit(model: "SentenceTransformer") -> int:
+    """Return after how many tokens the model cuts its input off, prompt and specials included."""
+    return int(model.max_seq_length or 512)
+
+
+def find_prefix(model: "SentenceTransformer") -> str:
+    """Return the model's default prompt, which is put before every text; empty for none."""
+    return model.prompts.get(model.default_prompt_name or "", "") or ""
+
+
 def compare(original: Embedder, other: Embedder) -> Agreement:
     """Embed the probes with both, all at once and one by one, and return how far they are apart."""
     probes = list(PROBES)
@@ -151,7 +171,7 @@ def compare(original: Embedder, other: Embedder) -> Agreement:
 def _convert_or_refuse(original: Original, folder: Path) -> None:
     try:
         agreement = convert(original, folder)
-    except (OSError, MemoryError):
+    except (OSError, *MAY_PASS):
         raise  # the machine's trouble, not the model's
     except Exception as error:  # noqa: BLE001 - tracing runs the model's code: it raises anything
         for path in folder.iterdir():
@@ -175,10 +195,10 @@ def _plan_inputs(original: Original) -> InputPlan:
     return InputPlan(
         input_names=names,
         dimension=original.dimension,
-        maximum_tokens=original.maximum_tokens,
+        maximum_tokens=find_limit(model),
         padding_id=int(tokenizer.pad_token_id or 0),
         pads=tokenizer.padding_side != "left",
-        prefix=model.prompts.get(model.default_prompt_name or "", "") or "",
+        prefix=find_prefix(model),
     )
 
 

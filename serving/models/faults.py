@@ -1,8 +1,8 @@
 """Which failures of a chat server pass by themselves, and which may have cost money.
 
 Belongs here: the one table of statuses that every client and every retry goes by, and the reading
-of how long a server asks to wait. Does not belong here: waiting and asking again (`openai_chat` for
-a user's request, `resources/pacing` for thousands).
+of how long a server asks to wait. Does not belong here: waiting and asking again (`asking` for a
+user's request, `resources/pacing` for thousands).
 """
 
 import math

@@ -1,13 +1,11 @@
 """The one chat client: any server that speaks OpenAI's chat completions, or an app in process.
 
-Belongs here: mapping requests, answers and failures; one deadline and at most one retry. Does not
-belong here: which failures pass (`faults`); caching, budgets, patience (`resources`); prompts.
+Belongs here: mapping requests, answers and the SDK's failures. Does not belong here: the deadline
+and the retry (`asking`); caching, budgets, patience (`resources`); prompts.
 """
 
-import asyncio
-import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,41 +13,23 @@ import httpx2
 import openai
 from openai.types.chat import ChatCompletion
 
-from serving.errors import (
-    DeadlineExceededError,
-    InvalidInputError,
-    ModelError,
-    RateLimitedError,
-    UpstreamError,
-    UpstreamRejectedError,
+from serving.errors import InvalidInputError, UpstreamError, UpstreamRejectedError
+from serving.models.asking import (
+    NO_KEY,
+    ask_again,
+    ask_conceding,
+    explain_failure,
+    explain_status,
 )
-from serving.models.concessions import (
-    Concession,
-    StructuredOutput,
-    adapt_arguments,
-    find_concession,
-    start_concessions,
-)
-from serving.models.faults import (
-    ERRORS,
-    NEXT_STEPS,
-    classify_status,
-    may_be_billed,
-    read_retry_after,
-)
+from serving.models.concessions import Concession, StructuredOutput, start_concessions
 from serving.models.protocols import ChatRequest, Completion, Price, TokenLogprob
 from serving.models.transports import TransportPerLoop
 
 IN_PROCESS_URL = "http://embedded.invalid/v1"
 """`.invalid` is reserved and never resolves: a request that missed the transport cannot leave."""
 
-NO_KEY = "no-key"
-"""Sent where a server wants none: given nothing, the SDK would read a key from the environment."""
-
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 """As in the IETF draft of that name; servers that do not know it ignore it."""
-
-LONGEST_RETRY_WAIT_SECONDS = 20.0
 
 ASGIApp = Callable[..., Awaitable[None]]
 
@@ -68,9 +48,8 @@ class OpenAIChatModel:
             the factory asks with 0 and retries with more patience (`resources/pacing`). The SDK's
             own retries are always off.
         retry_wait_seconds: mean wait before the retry; jittered by half so that callers spread out.
-        max_tokens_key: newer OpenAI models take `max_completion_tokens` instead.
-        wants_logprobs: ask for token logprobs, to fill `Completion.mean_logprob`.
-        top_logprobs: ask for this many per token (1-20), to fill `Completion.logprobs`; 0: none.
+        top_logprobs: ask for this many per token (1-20), to fill `Completion.logprobs` and
+            `mean_logprob`; 0: none.
         concessions: what the server does not take of a request; grows with its refusals.
     """
 
@@ -81,8 +60,6 @@ class OpenAIChatModel:
     timeout_seconds: float = 60.0
     retries: int = 1
     retry_wait_seconds: float = 1.0
-    max_tokens_key: str = "max_tokens"
-    wants_logprobs: bool = False
     top_logprobs: int = 0
     concessions: set[Concession] = field(default_factory=set, compare=False)
 
@@ -94,53 +71,33 @@ class OpenAIChatModel:
             UpstreamError: no connection, a server error, or rate limited (`RateLimitedError`),
                 after `retries`.
             UpstreamRejectedError: the server refused the request or answered without text or usage.
+            InvalidInputError: it sends no logprobs although `top_logprobs` asks for them.
         """
         started = time.perf_counter()
-        error: ModelError | None = None
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
-                answer = await self._ask_again(request)
-        except TimeoutError:
-            error = self._deadline_exceeded()
-        # Raised outside the handler, so that no SDK exception (it holds headers) is its context.
-        if error is not None:
-            raise error
+        answer = await ask_again(
+            lambda: self._ask(request),
+            attempted=f"asking {self.name}",
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+            retry_wait_seconds=self.retry_wait_seconds,
+        )
         return self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
-    async def _ask_again(self, request: ChatRequest) -> ChatCompletion:
-        outcome = await self._ask(request)
-        for _ in range(self.retries):
-            if isinstance(outcome, ChatCompletion) or not outcome.is_retryable:
-                break
-            await asyncio.sleep(self._wait_seconds(outcome))
-            outcome = await self._ask(request)
-        if isinstance(outcome, ChatCompletion):
-            return outcome
-        raise outcome
-
     async def _ask(self, request: ChatRequest) -> ChatCompletion | UpstreamError:
-        """Ask once, and again without each optional field that the server refuses by name."""
-        conceded = set(self.concessions)
-        while True:
-            sent = adapt_arguments(self._arguments(request), conceded)
+        async def send(
+            sent: dict[str, Any], conceded: Set[Concession]
+        ) -> ChatCompletion | UpstreamError:
             # The same request has the same key in every run, so that a gateway that honours it
             # answers a call repeated after a crash without making, or billing, a second answer.
             parts = (request.content_key(self.name), *sorted(conceded))
             key = "-".join(parts + ((f"top{self.top_logprobs}",) if self.top_logprobs else ()))
-            outcome = await self._send(sent, idempotency_key=key)
-            if isinstance(outcome, ChatCompletion):
-                self.concessions.update(conceded)  # remembered once they helped
-                return outcome
-            if outcome.is_retryable:
-                return outcome
-            concession = find_concession(sent, outcome.found)
-            if concession is None:
-                return outcome
-            conceded.add(concession)
+            return await self._send(sent, idempotency_key=key)
+
+        return await ask_conceding(send, self._arguments(request), self.concessions)
 
     async def _send(
         self, arguments: dict[str, Any], *, idempotency_key: str
@@ -173,67 +130,35 @@ class OpenAIChatModel:
         arguments: dict[str, Any] = {
             "model": self.model,
             "messages": [dict(message) for message in request.messages],
-            self.max_tokens_key: request.max_tokens,
+            "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
         }
         if request.response_format is not None:
             arguments["response_format"] = request.response_format
-        if self.wants_logprobs or self.top_logprobs:
-            arguments["logprobs"] = True
         if self.top_logprobs:
+            arguments["logprobs"] = True
             arguments["top_logprobs"] = self.top_logprobs
         return arguments
 
-    def _wait_seconds(self, failure: UpstreamError) -> float:
-        jitter = secrets.SystemRandom().uniform(0.5, 1.5)
-        asked = getattr(failure, "retry_after_seconds", None) or 0.0
-        return min(max(asked, self.retry_wait_seconds * jitter), LONGEST_RETRY_WAIT_SECONDS)
-
     def _explain(self, error: openai.OpenAIError | ValueError) -> UpstreamError:
+        attempted, key = f"asking {self.name}", self.client.api_key
         if isinstance(error, openai.APIStatusError):
-            return self._explain_status(error)
-        cause = error.__cause__ or error
-        if isinstance(error, openai.APIConnectionError):
-            found = f"no connection ({type(cause).__name__})"
-        else:
-            found = self._without_key(f"{type(error).__name__}: {error}")
-        failure = UpstreamError(
-            f"asking {self.name}",
-            expected=f"an answer from {self.client.base_url}",
-            found=found,
-            next_step="check that the server runs and that base_url is right, then try again",
+            return explain_status(
+                error.status_code,
+                error.message,
+                code=error.code,
+                headers=error.response.headers,
+                attempted=attempted,
+                api_key=key,
+            )
+        return explain_failure(
+            error,
+            is_connection=isinstance(error, openai.APIConnectionError),
+            attempted=attempted,
+            base_url=self.client.base_url,
+            api_key=key,
         )
-        failure.may_be_billed = not isinstance(cause, httpx2.ConnectError)
-        return failure
-
-    def _explain_status(self, error: openai.APIStatusError) -> UpstreamError:
-        status = error.status_code
-        wait = read_retry_after(error.response.headers)
-        fault = classify_status(status, code=error.code, retry_after_seconds=wait)
-        failure = ERRORS[fault](
-            f"asking {self.name}",
-            expected="status 200",
-            found=f"status {status}: {self._without_key(error.message)[:500]}",
-            next_step=NEXT_STEPS[fault],
-        )
-        failure.may_be_billed = may_be_billed(status)
-        if isinstance(failure, RateLimitedError):
-            failure.retry_after_seconds = wait
-        return failure
-
-    def _deadline_exceeded(self) -> DeadlineExceededError:
-        return DeadlineExceededError(
-            f"asking {self.name}",
-            expected=f"an answer within {self.timeout_seconds:g} s",
-            found="none yet",
-            next_step="try again, or raise timeout_seconds if this model is always that slow",
-        )
-
-    def _without_key(self, text: str) -> str:
-        """Some servers quote the key they refuse; it must not reach errors and logs."""
-        key = self.client.api_key
-        return text.replace(key, "***") if key else text
 
     def _read(self, answer: ChatCompletion, *, latency_ms: float) -> Completion:
         choice = answer.choices[0] if answer.choices else None
@@ -241,16 +166,16 @@ class OpenAIChatModel:
         usage = getattr(answer, "usage", None)
         if choice is None or not isinstance(text, str) or usage is None:
             missing = "text" if usage is not None else "usage"
-            refusal = UpstreamRejectedError(
+            rejection = UpstreamRejectedError(
                 f"reading the answer of {self.name}",
                 expected="one choice with text, and token usage",
                 found=f"no {missing} (finish_reason {getattr(choice, 'finish_reason', 'none')})",
                 next_step="use a server that reports usage, and look at what the model refused",
             )
-            refusal.may_be_billed = True  # the prompt was read
-            raise refusal
+            rejection.may_be_billed = True  # the prompt was read
+            raise rejection
         tokens = choice.logprobs.content if choice.logprobs else None
-        if self.top_logprobs and not tokens:
+        if self.top_logprobs and text and not tokens:
             raise self._no_logprobs()
         return Completion(
             text=text,
@@ -264,8 +189,12 @@ class OpenAIChatModel:
             logprobs=_keep_logprobs(tokens) if self.top_logprobs and tokens else None,
         )
 
-    def _no_logprobs(self) -> UpstreamRejectedError:
-        return UpstreamRejectedError(
+    def _no_logprobs(self) -> InvalidInputError:
+        """Return the error of a setting, not of a question: every further answer lacks them too.
+
+        No `ModelError`, which would cost one question its row while the next answers are bought.
+        """
+        return InvalidInputError(
             f"reading the answer of {self.name}",
             expected=f"the {self.top_logprobs} most likely tokens at each position, as asked for",
             found="no logprobs",
@@ -282,8 +211,6 @@ def connect(
     timeout_seconds: float = 60.0,
     retries: int = 1,
     name: str | None = None,
-    max_tokens_key: str = "max_tokens",
-    wants_logprobs: bool = False,
     top_logprobs: int = 0,
     structured_output: StructuredOutput = "json_schema",
 ) -> OpenAIChatModel:
@@ -310,8 +237,6 @@ def connect(
         client=_make_client(base_url, api_key or NO_KEY, http_client),
         timeout_seconds=timeout_seconds,
         retries=retries,
-        max_tokens_key=max_tokens_key,
-        wants_logprobs=wants_logprobs,
         top_logprobs=top_logprobs,
         concessions=start_concessions(structured_output),
     )

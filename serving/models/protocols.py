@@ -173,7 +173,7 @@ class Embedder(Protocol):
 
     @property
     def maximum_tokens(self) -> int:
-        """Longest input that is not truncated."""
+        """Longest text that is read whole, counted as by `count_tokens`."""
         ...
 
     def embed(self, texts: Sequence[str]) -> Vectors:

@@ -6,7 +6,6 @@ here: HTTP, traces on disk, caching (a `ChatModel` may cache).
 """
 
 import time
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,6 +20,7 @@ from serving.models.protocols import (
     ServedBy,
 )
 from serving.pipeline.prompt import DraftAnswer, PromptFormat, read_answer, write_refusal
+from serving.pipeline.questions import normalise_question
 from serving.pipeline.router import Phase, Route, RouterPolicy, choose_route
 from serving.pipeline.validator import ValidatorPolicy, Verdict, validate
 
@@ -204,21 +204,6 @@ class AnswerPipeline:
             retrieval_ms=retrieval_ms,
             total_ms=_elapsed_ms(started),
         )
-
-
-def normalise_question(text: str) -> str:
-    """Return what retrieval and models see of a question.
-
-    NFKC; control characters become spaces; invisible format characters (zero-width, soft hyphen,
-    bidi marks) vanish, so that no word can be split or hidden by them; runs of space become one.
-    """
-    folded = unicodedata.normalize("NFKC", text)
-    visible = (
-        " " if kind == "Cc" else character
-        for character in folded
-        if (kind := unicodedata.category(character)) != "Cf"
-    )
-    return " ".join("".join(visible).split())
 
 
 def _is_usable(attempt: Attempt) -> bool:

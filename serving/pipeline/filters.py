@@ -4,8 +4,13 @@ Belongs here: `ChunkFilter` to a condition, refusing values that no page or head
 not belong here: searching (`retrieval`), what is stored (`indexing`).
 """
 
+import unicodedata
+
 from serving.errors import InvalidInputError
 from serving.models.protocols import ChunkFilter
+
+UNWRITABLE = frozenset({"Cc", "Cs"})
+"""Unicode categories no heading has: control characters, and surrogates, which are no text."""
 
 
 def write_condition(where: ChunkFilter) -> str | None:
@@ -40,8 +45,9 @@ def _quote_slug(name: str, value: str) -> str:
 
 
 def _quote(name: str, value: str) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise _explain(name, value, "a text of printable characters")
+    is_text = isinstance(value, str) and bool(value.strip())
+    if not is_text or not UNWRITABLE.isdisjoint(map(unicodedata.category, value)):
+        raise _explain(name, value, "a text without control characters")
     return "'" + value.replace("'", "''") + "'"
 
 

@@ -4,6 +4,8 @@ Belongs here: where the block ends and what is wrong with it. Does not belong he
 metadata means (`chunking`).
 """
 
+import re
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -11,9 +13,14 @@ import yaml
 
 from serving.errors import InvalidInputError
 
+KEY = re.compile(r"""["']?[A-Za-z_][\w.-]*["']?\s*:(\s|$)""")
+
 
 def split_frontmatter(path: str, source: str) -> tuple[dict[str, Any], str]:
     """Return the YAML frontmatter and the Markdown after it.
+
+    A first `---` that is never closed is a thematic break, unless a key follows: then its end was
+    forgotten.
 
     Raises:
         InvalidInputError: the frontmatter is no YAML mapping or never ends; names path and line.
@@ -23,6 +30,8 @@ def split_frontmatter(path: str, source: str) -> tuple[dict[str, Any], str]:
         return {}, "".join(lines)
     header = list(takewhile(lambda line: line.rstrip() != "---", lines[1:]))
     if len(header) == len(lines) - 1:
+        if not _begins_with_key(header):
+            return {}, "".join(lines)
         raise _broken_frontmatter(path, line=1, found="a block that never ends")
     try:
         metadata = yaml.safe_load("".join(header)) or {}
@@ -35,6 +44,13 @@ def split_frontmatter(path: str, source: str) -> tuple[dict[str, Any], str]:
     if not isinstance(metadata, dict):
         raise _broken_frontmatter(path, line=2, found=f"a {type(metadata).__name__}")
     return metadata, "".join(lines[len(header) + 2 :])
+
+
+def _begins_with_key(lines: Sequence[str]) -> bool:
+    """Whether the first paragraph begins with `key:`, comments aside (in Markdown, headings)."""
+    stripped = "".join(lines).lstrip().splitlines()
+    paragraph = takewhile(str.strip, stripped)
+    return bool(KEY.match(next((line for line in paragraph if not line.startswith("#")), "")))
 
 
 def _broken_frontmatter(path: str, *, line: int, found: str) -> InvalidInputError:

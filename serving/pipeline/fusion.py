@@ -22,6 +22,9 @@ from serving.models.protocols import Vectors
 Scores = npt.NDArray[np.float64]
 
 BM25_SATURATION = 1.2  # k1 of LanceDB's BM25: a word counts at most k1 + 1 times its weight
+TYPICAL_TERMS = 5
+"""Words of the shorter development questions, stop words aside (data/retrieval); 4 and 6 order
+as well."""
 RANK_CONSTANT = 60  # Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet", SIGIR 2009
 
 
@@ -38,13 +41,15 @@ def merge_candidates(rankings: Sequence[Sequence[int]], *, limit: int) -> list[i
 
 
 def limit_bm25(chunk_count: int, term_count: int) -> float:
-    """Return the BM25 score that `term_count` words reach at most, or 1.0 for no words.
+    """Return the BM25 score that is a full match of a question, or 1.0 for one without words.
 
     A word found weighs most if it stands in one of the n chunks alone, ln(1 + (n - 0.5) / 1.5), and
-    its frequency saturates at k1 + 1.
+    its frequency saturates at k1 + 1. A question of `TYPICAL_TERMS` words must have all found so;
+    with their number the score asked for grows by its square root, because the longer a question
+    is, the smaller the share of its words that even the right chunk repeats.
     """
     rarest = math.log(1 + (chunk_count - 0.5) / 1.5)
-    return (BM25_SATURATION + 1) * rarest * term_count or 1.0
+    return (BM25_SATURATION + 1) * rarest * math.sqrt(TYPICAL_TERMS * term_count) or 1.0
 
 
 def read_windows(question: Vectors, windows: Sequence[Vectors]) -> tuple[Scores, Scores]:

@@ -24,7 +24,7 @@ from serving.pipeline.chunking import CHUNKER_VERSION
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RETRIEVAL_VERSION = "2"
+RETRIEVAL_VERSION = "3"
 """Raise it with every change to the layout, the windows or the fusion: answers go stale with it."""
 
 CHUNKS, WINDOWS = "chunks", "windows"
@@ -39,7 +39,6 @@ ANALYSIS: dict[str, Any] = {
 """How words are made of text, by LanceDB's analyser, for the index and for a question alike. The
 simple tokenizer splits at everything but letters and digits, so `max_tokens` is two words."""
 
-SPECIAL_TOKENS = 2  # [CLS] and [SEP], or <s> and </s>: they count into an embedder's maximum
 BATCH_ROWS = 4096
 SCANNED_VECTORS = 1_000  # up to here they are read from the file for every question
 EXACT_SEARCH_LIMIT = 20_000
@@ -98,14 +97,17 @@ def plan_windows(
 
     Args:
         chunks: the chunks of the index.
-        maximum_tokens: longest input that is not truncated, special tokens included.
+        maximum_tokens: longest text that the embedder reads whole.
         count_tokens: the embedder's tokenizer, special tokens excluded.
     """
-    limit = maximum_tokens - SPECIAL_TOKENS
     counts = count_tokens([chunk.search_text for chunk in chunks])
     windows: list[Window] = []
     for position, (chunk, count) in enumerate(zip(chunks, counts, strict=True)):
-        texts = [chunk.search_text] if count <= limit else _cut(chunk, limit, count_tokens)
+        texts = (
+            [chunk.search_text]
+            if count <= maximum_tokens
+            else _cut(chunk, maximum_tokens, count_tokens)
+        )
         windows += [Window(chunk=position, text=text) for text in texts]
     return tuple(windows)
 

@@ -7,7 +7,8 @@ how scores become one (`fusion`), what may be asked for (`filters`), what a scor
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,11 @@ each bring twice as many to choose them from."""
 MAXIMUM_K = 50
 ALL = ChunkFilter()
 PARTITIONS_ASKED = 32
-"""How many partitions of an approximate vector index are read; a small index has none."""
+"""How many partitions of an approximate vector index are read at least, and more where a filter
+leaves too little in them; a small index has none."""
+CHUNKS_KEPT = 8192
+"""Chunks whose text and vectors stay in memory, the last used ones: a snapshot never changes, and
+reading candidates took longer than finding them. About 25 MB of one window each."""
 INFERENCE_THREADS = 2
 """Models run outside the event loop, in threads of their own: however many questions wait for the
 embedder, the pool that asyncio shares (which makes traces durable) stays free."""
@@ -74,6 +79,8 @@ class LanceRetriever:
         self._embedder = embedder
         self._reranker = reranker
         self._k = _check_k(k)
+        self._kept_windows: OrderedDict[int, Vectors] = OrderedDict()
+        self._kept_hits: OrderedDict[int, Hit] = OrderedDict()
         self._threads = ThreadPoolExecutor(INFERENCE_THREADS, thread_name_prefix="retrieval")
         self.index_fingerprint = index_fingerprint
 
@@ -176,7 +183,10 @@ class LanceRetriever:
             search_vectors(), self._search_words(question, 2 * limit, condition)
         )
         chunks = merge_candidates([by_vector, list(bm25)], limit=limit)
-        windows, hits = await asyncio.gather(self._read_windows(chunks), self._read_hits(chunks))
+        windows, hits = await asyncio.gather(
+            _read_kept(self._kept_windows, chunks, self._read_windows),
+            _read_kept(self._kept_hits, chunks, self._read_hits),
+        )
         return _Candidates(
             question=vector,
             chunks=chunks,
@@ -188,14 +198,20 @@ class LanceRetriever:
     async def _search_vectors(
         self, vector: Vectors, depth: int, condition: str | None
     ) -> list[int]:
-        # A chunk takes as many places in this list as it has windows among the nearest.
-        windows_per_chunk = math.ceil(self._first_windows[-1] / (len(self._first_windows) - 1))
         query = self._windows.query().nearest_to(vector).distance_type("cosine")
-        query = query.nprobes(PARTITIONS_ASKED).select(["chunk", "_distance"])
+        query = query.maximum_nprobes(0).minimum_nprobes(PARTITIONS_ASKED)  # 0: no maximum
+        query = query.select(["chunk", "_distance"])
         query = query.where(condition) if condition else query
-        rows = await query.limit(depth * windows_per_chunk).to_list()
-        best_first = sorted(rows, key=lambda row: (row["_distance"], row["chunk"]))
-        return list(dict.fromkeys(row["chunk"] for row in best_first))[:depth]
+        # A chunk takes as many places in this list as it has windows among the nearest: the mean is
+        # a first guess, which one long chunk can fill alone.
+        limit = depth * math.ceil(self._first_windows[-1] / (len(self._first_windows) - 1))
+        while True:
+            rows = await query.limit(limit).to_list()
+            best_first = sorted(rows, key=lambda row: (row["_distance"], row["chunk"]))
+            nearest = list(dict.fromkeys(row["chunk"] for row in best_first))
+            if len(nearest) >= depth or len(rows) < limit:
+                return nearest[:depth]
+            limit *= 2
 
     async def _search_words(
         self, question: str, depth: int, condition: str | None
@@ -242,6 +258,24 @@ class LanceRetriever:
 
     async def _run(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+async def _read_kept(
+    kept: OrderedDict[int, Result],
+    chunks: Sequence[int],
+    read: Callable[[Sequence[int]], Awaitable[list[Result]]],
+) -> list[Result]:
+    """Return what is kept of each chunk, after reading what is not; the oldest use is forgotten."""
+    found = {chunk: kept[chunk] for chunk in chunks if chunk in kept}
+    missing = [chunk for chunk in chunks if chunk not in found]
+    if missing:
+        found.update(zip(missing, await read(missing), strict=True))
+    for chunk in chunks:
+        kept[chunk] = found[chunk]
+        kept.move_to_end(chunk)
+    while len(kept) > CHUNKS_KEPT:
+        kept.popitem(last=False)
+    return [found[chunk] for chunk in chunks]
 
 
 def split_terms(question: str) -> list[str]:

@@ -12,7 +12,8 @@ import uuid6
 
 from serving.hashing import content_hash
 from serving.models.protocols import Price, ServedBy
-from serving.pipeline.answer import Answered, Attempt, normalise_question
+from serving.pipeline.answer import Answered, Attempt
+from serving.pipeline.questions import normalise_question
 from serving.pipeline.router import RouteReason
 from serving.tracing.scrub import scrub
 

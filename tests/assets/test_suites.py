@@ -83,6 +83,21 @@ def tabulate_examples(rows: list[dict]) -> pl.DataFrame:
     return pl.DataFrame(known, schema=tables.LABELLED_EXAMPLES)
 
 
+def guard(examples: pl.DataFrame, **texts: str) -> pl.DataFrame:
+    """Return the examples' questions as the guard kept them; `texts`: by example, other ones."""
+    names = examples["example_id"].to_list()
+    return pl.DataFrame(
+        {
+            "question_id": examples["question_id"],
+            "text": [texts.get(n, q) for n, q in zip(names, examples["question"], strict=True)],
+            "verdict": ["kept"] * len(names),
+        },
+        schema={
+            name: tables.GUARDED_QUESTIONS[name] for name in ("question_id", "text", "verdict")
+        },
+    )
+
+
 def test_the_committed_seeds_and_cases_keep_every_promise(seeds, cases):
     assert evaluate_seeds(seeds, now=NOW).broken == ()
     plan = GoldenPlan(cases_by_bucket=CONFIG.eval.cases_by_bucket)
@@ -164,7 +179,7 @@ def test_each_broken_case_breaks_its_own_promise(cases):
 
 
 def test_sound_examples_keep_every_promise(examples):
-    assert evaluate_examples(examples).broken == ()
+    assert evaluate_examples(examples, guard(examples)).broken == ()
 
 
 def test_each_broken_example_breaks_its_own_promise(examples):
@@ -176,6 +191,8 @@ def test_each_broken_example_breaks_its_own_promise(examples):
         "unknown-licence": {"teacher_license": "Unknown"},
         "unasked": {"question": ""},
         "other": {"messages": [sound[0], {"role": "user", "content": "Another?"}]},
+        "rewritten": {"question": "Another?"},  # and so asks its prompt, but the guard saw neither
+        "leaked": {"weight": 1.0},  # sound, but for what the guard said of its question
         "turns": {"question": "Hm?", "messages": [*sound, {"role": "user", "content": "Hm?"}]},
         "long-refusal": {"refused": True, "completion": "REFUSE because I do not know"},
         "silent": {"completion": "[1]"},
@@ -193,7 +210,10 @@ def test_each_broken_example_breaks_its_own_promise(examples):
         if question and "messages" not in row:
             row["messages"] = [sound[0], {"role": "user", "content": question}]
     faults["unasked"]["messages"] = [sound[0], {"role": "user", "content": ""}]
-    outcome = evaluate_examples(break_rows(examples, "example_id", faults))
+    broken_rows = break_rows(examples, "example_id", faults)
+    leaked = guard(broken_rows.filter(example_id="leaked")).with_columns(verdict=pl.lit("rejected"))
+    kept = guard(broken_rows.filter(pl.col("example_id") != "leaked"), rewritten="How hot is it?")
+    outcome = evaluate_examples(broken_rows, pl.concat([kept, leaked]))
     assert broken(outcome) == {
         "every split is a known one": ["half"],
         "no question stands in two splits, whatever seed it came from": ["twin", "e50"],
@@ -201,7 +221,7 @@ def test_each_broken_example_breaks_its_own_promise(examples):
         "every example names the licence of its answer": ["unlicensed", "unknown-licence"],
         "every question has 1 to 4000 characters, like /ask": ["unasked"],
         "every prompt is a system and a user message, as production writes it": ["turns"],
-        "every prompt asks the question that the guard has seen": ["other"],
+        "every prompt asks the question that the guard has kept": ["other", "rewritten", "leaked"],
         "every refusal is the bare word REFUSE": ["long-refusal"],
         "every answer says something beside its citations": ["silent", "empty"],
         "every answer cites a source": ["uncited", "empty"],
@@ -218,7 +238,7 @@ def test_examples_of_two_prompts_or_indexes_are_told_by_the_count(examples):
         pl.when(pl.int_range(pl.len()) < 3).then(pl.lit("old")).otherwise("index_fingerprint")
         .alias("index_fingerprint")
     )  # fmt: skip
-    outcome = evaluate_examples(mixed)
+    outcome = evaluate_examples(mixed, guard(mixed))
     assert [(p.statement, p.observed, p.is_critical) for p in outcome.broken] == [
         ("all examples share one index_fingerprint", "2", True)
     ]
@@ -226,12 +246,12 @@ def test_examples_of_two_prompts_or_indexes_are_told_by_the_count(examples):
 
 def test_shares_of_refusals_and_splits_only_warn(examples):
     answers = examples.filter(~pl.col("refused")).with_columns(split=pl.lit("train"))
-    assert levels(evaluate_examples(answers)) == {
+    assert levels(evaluate_examples(answers, guard(answers))) == {
         "2% to 60% of the examples are refusals": False,
         "50% to 90% of the examples are for training": False,
     }
 
 
 def test_no_examples_at_all_is_an_error(examples):
-    outcome = evaluate_examples(examples.clear())
+    outcome = evaluate_examples(examples.clear(), guard(examples))
     assert levels(outcome)["there are examples"]

@@ -107,7 +107,7 @@ def test_a_bucket_of_another_size_than_it_was_frozen_with_stops_the_run(config, 
 
 
 def write_labels(config) -> None:
-    """Write answers and ratings as the stages before would; s07 cites a source too far."""
+    """Write what the stages before would; the answer of s07 cites a source too far."""
     prompt, answers = PromptFormat(), []
     for number, question in enumerate(SEEDS):
         cited = "[9]" if number == 7 else "[1]"
@@ -132,7 +132,13 @@ def write_labels(config) -> None:
         for row in answers
         for axis in AXES
     ]
+    guarded = [
+        {name: None for name in tables.GUARDED_QUESTIONS}
+        | {"question_id": row["question_id"], "text": row["question"], "verdict": "kept"}
+        for row in answers
+    ]
     for key, rows, schema in (
+        ("paraphrases/guarded_questions", guarded, tables.GUARDED_QUESTIONS),
         ("labels/teacher_answers", answers, tables.TEACHER_ANSWERS),
         ("labels/judged_answers", judged, tables.JUDGED_ANSWERS),
     ):

@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -60,6 +61,19 @@ def read(config, key: str) -> pl.DataFrame:
     return pl.read_parquet(Home(config.home).table(key))
 
 
+def find_files(config, text: str) -> list[Path]:
+    """Return the tables a question stands in, and the stores that keep what was made of it."""
+    tables_with_it = [
+        file
+        for file in config.home.rglob("*.parquet")
+        if file.is_relative_to(Home(config.home).lake)
+        and any(text in column for column in pl.read_parquet(file).select(pl.col(pl.String)))
+    ]
+    stores = list(config.home.rglob("*.sqlite*"))
+    assert stores
+    return tables_with_it + stores
+
+
 def test_harvested_questions_are_clustered_guarded_and_taken_back(product):
     config, path = product
     accepted = decide("t1", "is it dangerous to open the lid while it is hot")
@@ -86,6 +100,10 @@ def test_harvested_questions_are_clustered_guarded_and_taken_back(product):
     verdicts = dict(guarded.select("text", "verdict").iter_rows())
     assert verdicts[accepted["text"]] == "kept"
     assert verdicts["Display says E4, which part do I swap?"] == "rejected"
+
+    holding = find_files(config, accepted["text"])
+    assert {"seed_questions.parquet", "guarded_questions.parquet"} <= {f.name for f in holding}
+    assert [str(file) for file in holding if file.stat().st_mode & 0o077] == []
 
     assert run(config) == []
     later = datetime(2026, 6, 1, tzinfo=UTC)

@@ -11,7 +11,11 @@ import pytest
 
 from resources import answer_store
 from resources.answer_store import FILE_NAME, AnswerStore
-from resources.chat_models import AnswerNotKeptError, CachedChatModel
+from resources.chat_models import (
+    AnswerNotKeptError,
+    AnswersUnreadableError,
+    CachedChatModel,
+)
 from resources.spending import estimate_most_usd
 from serving.errors import BudgetExceededError, InvalidInputError, UpstreamError
 from serving.models.protocols import ChatRequest, Completion, Price
@@ -260,9 +264,38 @@ def test_an_answer_that_cannot_be_kept_is_counted_and_says_so(tmp_path, monkeypa
 def test_a_store_that_cannot_be_read_stops_before_anything_is_bought(tmp_path):
     (tmp_path / FILE_NAME).mkdir()
     model = CachedChatModel(CountingModel(), tmp_path, budget_usd=1)
-    with pytest.raises(InvalidInputError, match=FILE_NAME):
+    with pytest.raises(AnswersUnreadableError, match=f"{FILE_NAME}.*mend the permissions"):
         asyncio.run(model.complete(ask("why")))
     assert model.meter.bought_count == 0
+
+
+def test_a_store_that_another_program_holds_is_not_called_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer_store, "LOCK_SECONDS", 0.05)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+        other.execute("create table answers (key text primary key, answer text)")
+        other.execute("begin exclusive")  # without a write-ahead log readers wait as well
+        model = CachedChatModel(CountingModel(), tmp_path, budget_usd=1)
+        with pytest.raises(AnswersUnreadableError, match="locked"):
+            asyncio.run(model.complete(ask("why")))
+    assert model.meter.bought_count == 0
+
+
+def test_reading_writes_nothing(tmp_path):
+    (tmp_path / FILE_NAME).touch()  # as another process leaves it for a moment
+    assert AnswerStore(tmp_path).find("k") is None
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [(FILE_NAME, 0)]
+
+
+def test_a_closed_store_opens_again(tmp_path):
+    inner = CountingModel()
+    model = CachedChatModel(inner, tmp_path, budget_usd=1)
+    asyncio.run(model.complete(ask("why")))
+    model.close()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]  # the log is folded in
+    assert asyncio.run(model.complete(ask("why"))).is_cached
+    asyncio.run(model.complete(ask("how")))
+    assert (inner.calls, len(read_store(tmp_path))) == (2, 2)
+    model.close()
 
 
 def test_a_damaged_kept_answer_says_which_one_to_remove(tmp_path):
@@ -280,3 +313,16 @@ def test_a_damaged_store_says_how_to_mend_it(tmp_path):
     model = CachedChatModel(CountingModel(), tmp_path, budget_usd=1)
     with pytest.raises(InvalidInputError, match="recover"):
         asyncio.run(model.complete(ask("why")))
+
+
+def test_a_store_whose_table_is_still_being_made_holds_nothing_yet(tmp_path):
+    from resources.answer_store import AnswerStore
+
+    store = AnswerStore(tmp_path)
+    store.path.parent.mkdir(parents=True, exist_ok=True)
+    store.path.touch(mode=0o600)
+    assert store.find("ab" * 16) is None
+    asyncio.run(store.keep("ab" * 16, "text"))
+    assert store.find("ab" * 16) == "text"
+    assert store.path.stat().st_mode & 0o777 == 0o600
+    store.close()

@@ -12,6 +12,7 @@ from serving.aio import map_bounded
 from serving.errors import (
     BudgetExceededError,
     DeadlineExceededError,
+    InvalidInputError,
     ModelError,
     RateLimitedError,
     UpstreamError,
@@ -174,6 +175,49 @@ def test_who_is_told_to_come_back_after_the_deadline_gives_up_at_once(tmp_path):
     with serve(stub) as url, pytest.raises(RateLimitedError, match="429"):
         asyncio.run(open_model(url, tmp_path, deadline_seconds=30).complete(ask("why")))
     assert stub.calls == {"why": 1}
+
+
+def test_a_wait_past_the_deadline_closes_the_door_to_all_others(tmp_path):
+    stub = ChatStub(faults={"first": [Fault(status=429, headers={"retry-after": "3600"})]})
+
+    async def ask_in_turn(model: CachedChatModel) -> list:
+        calls = (model.complete(ask(text)) for text in ("first", *map(str, range(50))))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with serve(stub) as url:
+        model = open_model(url, tmp_path, concurrency=1, deadline_seconds=30)
+        first, *others = asyncio.run(ask_in_turn(model))
+    assert isinstance(first, RateLimitedError)
+    # Nobody knocks at the closed door, and nobody waits in front of it for nothing.
+    assert {type(other) for other in others} == {DeadlineExceededError}
+    assert all("status 429" in str(other) for other in others)
+    assert stub.calls == {"first": 1}
+    assert model.meter.lost_usd == 0
+
+
+@pytest.mark.parametrize("asked", ["0", http_date(-60)])
+def test_a_server_that_says_come_back_at_once_is_not_asked_without_a_pause(tmp_path, asked):
+    stub = ChatStub(faults={"why": [Fault(status=429, headers={"retry-after": asked})] * 999})
+    with serve(stub) as url, pytest.raises((DeadlineExceededError, RateLimitedError)):
+        asyncio.run(open_model(url, tmp_path, deadline_seconds=1).complete(ask("why")))
+    assert 1 < stub.calls["why"] <= 6  # waits of 0.05, 0.1, 0.2, 0.4 and 0.8 s
+
+
+@pytest.mark.parametrize("top_logprobs", [0, 2])
+def test_an_answer_that_arrived_and_cannot_be_used_is_held_against_the_budget(
+    tmp_path, top_logprobs
+):
+    body = make_body("no logprobs" if top_logprobs else None, finish_reason="content_filter")
+    question = "why " * 30  # so long that the stub's token counts are true
+    stub = ChatStub(faults={question: [Fault(body=body)]})
+    with serve(stub) as url:
+        inner = connect(url, None, model="m-1", price=PRICE, retries=0, top_logprobs=top_logprobs)
+        model = CachedChatModel(inner, tmp_path, budget_usd=1e6, pace=Pace(2, deadline_seconds=30))
+        with pytest.raises(InvalidInputError if top_logprobs else UpstreamRejectedError):
+            asyncio.run(model.complete(ask(question)))
+    assert stub.billed == {question: 1}
+    assert model.meter.lost_count == 1
+    assert model.meter.lost_usd >= COST_USD
 
 
 def test_waiting_for_a_turn_counts_towards_the_deadline(tmp_path):

@@ -1,5 +1,6 @@
 """Kept vectors: a text is embedded once ever, by whoever asks, however often a process dies."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -181,3 +182,18 @@ def test_a_store_that_is_held_or_unwritable_says_so(tmp_path, monkeypatch):
     holder.execute("ROLLBACK")
     holder.close()
     assert cached.embed(["second"]).shape == (1, 8)  # and goes on once it is free
+
+
+def test_the_store_is_its_owners_alone_also_one_that_was_not(tmp_path):
+    before = os.umask(0o022)
+    try:
+        cached = CachedEmbedder(CountingEmbedder(), tmp_path)
+        first = cached.embed(TEXTS)
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+        cached.close()
+        (store,) = tmp_path.iterdir()
+        store.chmod(0o644)
+        assert np.array_equal(cached.embed(TEXTS), first)
+        assert store.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)

@@ -55,7 +55,12 @@ def test_a_broken_line_is_named_by_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "second", ['{"question_id": "a", "text": "Other?"}', '{"question_id": "b", "text": " HOW? "}']
+    "second",
+    [
+        '{"question_id": "a", "text": "Other?"}',
+        '{"question_id": "b", "text": " HOW? "}',
+        '{"question_id": "b", "text": "h\\u200bow"}',
+    ],
 )
 def test_a_duplicate_seed_names_both_lines(tmp_path, second):
     seeds = write_seeds(tmp_path, '{"question_id": "a", "text": "how?"}', second)

@@ -25,6 +25,8 @@ _ANTECEDENT = re.compile(
     r"however|therefore|thus|also|then|so|but|and|or)\b",
     re.IGNORECASE,
 )
+_BARE_CODE = re.compile(r"\W*(?:`[^`]+`\W*)+")
+_EXAMPLE = re.compile(r"\W*(?:for )?examples?\b\W*`", re.IGNORECASE)
 _LINK = re.compile(r"!?\[[^\]]*\]\([^)]*\)|https?://\S+")
 _CODE_QUESTION = re.compile(
     r"\b(?:commands?|examples?|snippets?|syntax|yaml|curl|what do (?:i|we) (?:type|run|write)|"
@@ -81,7 +83,9 @@ def is_quotable(unit: str, *, wants_code: bool) -> bool:
         return False
     if is_code(unit):
         return wants_code and len(text) <= LONGEST_CODE_CHARS and text.count("```") in (0, 2)
-    return _says_something(text)
+    # `cost_per_day`, or an example of it, names a thing and says nothing about it.
+    is_sample = _BARE_CODE.fullmatch(text) or _EXAMPLE.match(text)
+    return _says_something(text) and (wants_code or not is_sample)
 
 
 def _says_something(text: str) -> bool:

@@ -1,17 +1,22 @@
 """An edited page embeds its own chunks, and nothing else is embedded again."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import dagster as dg
 import pytest
 
-from assets import tables
+from assets import keys, tables
+from assets.corpus import assets as corpus_assets
 from assets.corpus.assets import chunks, pages, vector_index
 from assets.corpus.chunks import ChunkSizes
+from orchestration.planning import plan_run, read_states
 from resources.corpus import CorpusFolder
 from resources.embeddings import CachedEmbedder
 from resources.lake import LakeIOManager
 from serving.home import Home
+from serving.pipeline import chunking, indexing
 from tests.counting_embedder import CountingEmbedder
 
 SECTIONS = 4
@@ -36,21 +41,26 @@ def site(tmp_path):
     return folder
 
 
+def open_resources(site: Path, inner: CountingEmbedder) -> dict[str, object]:
+    home = Home(site.parent / "home")
+    return {
+        "io_manager": LakeIOManager(home.lake, tables.BY_KEY),
+        "corpus": CorpusFolder(path=site, include=("**/*.mdx",), url="/{slug}/"),
+        "embedder": CachedEmbedder(inner, home.embeddings),
+        "chunk_sizes": ChunkSizes(target_tokens=12, maximum_tokens=24),
+        "home": home,
+    }
+
+
+def materialise(site: Path, inner: CountingEmbedder, instance: dg.DagsterInstance):
+    resources = open_resources(site, inner)
+    return dg.materialize([pages, chunks, vector_index], instance=instance, resources=resources)
+
+
 def build(site: Path) -> tuple[CountingEmbedder, dict[str, object]]:
     """Materialise the corpus in a fresh process's stead; return what was embedded and reported."""
-    home = Home(site.parent / "home")
     inner = CountingEmbedder()
-    done = dg.materialize(
-        [pages, chunks, vector_index],
-        instance=dg.DagsterInstance.ephemeral(),
-        resources={
-            "io_manager": LakeIOManager(home.lake, tables.BY_KEY),
-            "corpus": CorpusFolder(path=site, include=("**/*.mdx",), url="/{slug}/"),
-            "embedder": CachedEmbedder(inner, home.embeddings),
-            "chunk_sizes": ChunkSizes(target_tokens=12, maximum_tokens=24),
-            "home": home,
-        },
-    )
+    done = materialise(site, inner, dg.DagsterInstance.ephemeral())
     (event,) = done.asset_materializations_for_node("corpus__vector_index")
     return inner, {name: value.value for name, value in event.metadata.items()}
 
@@ -89,3 +99,40 @@ def test_a_renamed_or_removed_page_embeds_nothing(site):
     (site / "delta.mdx").unlink()
     (site / "alpha.mdx").rename(site / "omega.mdx")
     assert build(site)[0].embedded == []
+
+
+def declare_anew() -> ModuleType:
+    """Execute the declarations again, as a process of the next version would."""
+    spec = importlib.util.spec_from_file_location("corpus_next", corpus_assets.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "version", "planned"),
+    [
+        (indexing, None, []),
+        (indexing, "RETRIEVAL_VERSION", ["corpus/vector_index"]),
+        (chunking, "CHUNKER_VERSION", ["corpus/chunks", "corpus/vector_index"]),
+    ],
+)
+def test_a_raised_version_plans_what_it_decides_anew(site, monkeypatch, module, version, planned):
+    instance = dg.DagsterInstance.ephemeral()
+    observed = dg.AssetObservation(keys.SOURCE_FILES, tags={"dagster/data_version": "v1"})
+    instance.report_runless_asset_event(observed)
+    materialise(site, CountingEmbedder(), instance)
+    if version:
+        monkeypatch.setattr(module, version, "next")
+    declared = declare_anew()
+    states = read_states(
+        dg.Definitions(
+            [declared.pages, declared.chunks, declared.vector_index],
+            resources=open_resources(site, CountingEmbedder()),
+        ),
+        instance,
+        partition="",
+        sources={keys.SOURCE_FILES: "v1"},
+        is_stored=lambda *_: True,
+    )
+    assert [asset.key for asset in plan_run(states)] == planned

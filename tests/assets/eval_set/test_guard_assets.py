@@ -9,10 +9,10 @@ import pytest
 from assets import tables
 from assets.eval_set.assets import guard_recall
 from assets.eval_set.checks import guard_catches_every_copy
-from assets.eval_set.overlap import split_words
 from assets.paraphrases.assets import guarded_questions
 from assets.paraphrases.checks import no_training_text_near_eval_set
 from serving.models.protocols import Vectors
+from serving.pipeline.questions import normalise_question, split_words
 
 CASES = {
     "g1": "Where do I set the limit of the guard before I train?",
@@ -85,6 +85,25 @@ def test_the_ui_shows_a_plot_and_the_nearest_pairs(guarded):
     plot = guarded.metadata["nearest_cosines"].md_str
     assert base64.b64decode(plot.partition("base64,")[2][:-1]).startswith(b"\x89PNG")
     assert "s2: where do i set the limit" in guarded.metadata["nearest_pairs"].md_str
+
+
+def test_what_is_judged_and_kept_is_the_text_that_training_will_see(eval_embeddings):
+    texts = ["How are an\u00adswers \uff23ited?", CASES["g1"].replace("limit", "li\u200bmit")]
+    seeds = pl.DataFrame({"question_id": ["s1", "s2"], "text": texts})
+    nothing = tables.PARAPHRASES.to_frame()
+    made = guarded_questions(seeds, nothing, eval_embeddings, WordEmbedder()).value
+    assert made["text"].to_list() == [normalise_question(text) for text in texts]
+    assert made.select("verdict", "reason").rows() == [("kept", ""), ("rejected", "same_text")]
+
+
+def test_nobodys_address_is_shown_with_the_nearest_pairs(eval_embeddings):
+    text = "Does ada@example.com set the limit of the guard?"
+    seeds = pl.DataFrame({"question_id": ["s1"], "text": [text]})
+    made = guarded_questions(seeds, tables.PARAPHRASES.to_frame(), eval_embeddings, WordEmbedder())
+    shown = made.metadata["nearest_pairs"].md_str
+    assert "set the limit of the guard" in shown
+    assert "ada@" not in shown
+    assert made.value["text"].to_list() == [text]
 
 
 def test_the_check_judges_kept_rows_with_the_guard_itself(guarded, eval_embeddings):

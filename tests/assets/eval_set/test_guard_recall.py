@@ -14,7 +14,7 @@ from assets.eval_set.evidence import (
     render_recall,
 )
 from assets.eval_set.guard import EvalQuestions, judge_questions
-from assets.eval_set.overlap import normalise_text, split_words
+from assets.eval_set.overlap import normalise_text
 from assets.eval_set.planting import COPY, KINDS, plant
 from assets.eval_set.recall import (
     ANY_KIND,
@@ -24,6 +24,7 @@ from assets.eval_set.recall import (
     measure_recall,
     plant_paraphrases,
 )
+from serving.pipeline.questions import split_words
 
 QUESTION = "How do I delete the stored settings folder when I serve it in production?"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -42,6 +43,11 @@ def test_a_plant_is_another_text_and_always_the_same(kind):
     [
         (COPY, QUESTION, QUESTION.lower().rstrip("?")),
         (COPY, "already plain", None),
+        (
+            COPY,
+            "C++: \u0939\u093f\u0928\u094d\u0926\u0940?",
+            "c \u0939\u093f\u0928\u094d\u0926\u0940",
+        ),
         ("word_order", "How do I reload it in production?", "In production, how do I reload it?"),
         ("word_order", "I changed a page. Is it seen?", "Is it seen? I changed a page."),
         ("word_order", "What does it do?", None),

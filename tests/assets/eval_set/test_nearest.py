@@ -1,10 +1,13 @@
 """The nearest case: the same as by one whole product, whatever the tiles and threads."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from assets.eval_set import nearest
 from assets.eval_set.nearest import find_nearest
@@ -55,10 +58,30 @@ def test_cases_of_another_embedder_are_refused(cases):
         find_nearest(unit_rows(3, 1), cases.astype(np.float32))
 
 
-def test_blas_has_its_threads_back_afterwards():
-    def blas_threads() -> list[int]:
-        return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
+def blas_threads() -> list[int]:
+    return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
 
+
+def test_callers_who_overlap_wait_and_blas_has_its_threads_back(monkeypatch):
+    compare, running, seen_together = nearest._compare_span, [], set()
+
+    def watch(vectors, case_vectors, rows, cosines):
+        running.append(id(case_vectors))
+        seen_together.add(len(set(running)))
+        time.sleep(0.01)
+        compare(vectors, case_vectors, rows, cosines)
+        running.remove(id(case_vectors))
+
+    monkeypatch.setattr(nearest, "_compare_span", watch)
+    cases = [unit_rows(3, caller) for caller in range(4)]
+    with threadpool_limits(limits=2, user_api="blas"), ThreadPoolExecutor(4) as callers:
+        before = blas_threads()
+        assert len(list(callers.map(lambda own: find_nearest(unit_rows(10, 1), own), cases))) == 4
+        assert blas_threads() == before
+    assert seen_together == {1}
+
+
+def test_blas_has_its_threads_back_afterwards():
     before = blas_threads()
     find_nearest(unit_rows(10, 1), unit_rows(3, 2))
     with pytest.raises(InvalidInputError):

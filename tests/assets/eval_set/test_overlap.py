@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.eval_set.overlap import EvalTexts, normalise_text, split_words
+from assets.eval_set.overlap import EvalTexts, normalise_text
+from serving.pipeline.questions import split_words
 
 LONG = "How many golden cases does the frozen set hold when it is complete?"
 SHORT = "Who won the football cup?"  # 5 words
@@ -66,6 +67,19 @@ def test_questions_of_one_form_about_different_things_are_no_match():
 )
 def test_spellings_of_the_same_words_are_equal(left, right):
     assert normalise_text(left) == normalise_text(right)
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\u00ad", "\u2060", "\ufeff", "\u202e"])
+def test_invisible_characters_hide_no_word_on_either_side(hidden):
+    veiled = LONG.replace("golden", f"gol{hidden}den")
+    assert found(veiled) == ("long", "same_text", None)
+    assert found(f"Now, {veiled}")[1] == "shared_ngram"
+    assert EvalTexts.index(["g1"], [veiled]).match(LONG).reason == "same_text"
+
+
+def test_a_name_typed_without_its_end_is_the_same_words():
+    texts = EvalTexts.index(["g1"], ["Does it speak C++?"])
+    assert texts.match("does it speak c").reason == "same_words"
 
 
 def test_a_text_without_words_has_none():

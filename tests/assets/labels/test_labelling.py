@@ -10,7 +10,6 @@ from assets import tables
 from assets.labels.answering import (
     ROWS_PER_FRAME,
     AskedQuestion,
-    allowed_rejections,
     label_questions,
 )
 from assets.labels.assets import LabellingPlan, judged_answers
@@ -23,6 +22,7 @@ from assets.labels.checks import (
 )
 from assets.labels.judging import AXES, Ruler
 from assets.labels.selection import TeacherTerms, select_examples
+from assets.losses import allowed_losses
 from serving.errors import DeadlineExceededError, UpstreamError, UpstreamRejectedError
 from serving.models.protocols import ChatRequest, NoProgress, Price
 from serving.pipeline.answer import AnswerPipeline
@@ -136,7 +136,7 @@ def test_rows_keep_the_order_of_the_questions_over_many_frames():
 
 
 def test_two_in_a_hundred_may_be_refused_and_one_in_any_case():
-    assert [allowed_rejections(n) for n in (1, 50, 99, 100, 1000)] == [1, 1, 1, 2, 20]
+    assert [allowed_losses(n, 0.02) for n in (1, 50, 99, 100, 1000)] == [1, 1, 1, 2, 20]
 
 
 def test_too_many_refused_fail_the_check():

@@ -30,13 +30,13 @@ def start(url: str, folder: Path) -> multiprocessing.Process:
     return process
 
 
-def count_kept(folder: Path) -> int:
-    """Answers on disk, as the next run will find them."""
+def read_keys(folder: Path) -> set[str]:
+    """The keys of the answers on disk, as the next run will find them."""
     path = folder / "cache" / FILE_NAME
     if not path.exists():
-        return 0
+        return set()
     with closing(sqlite3.connect(path, timeout=30)) as store:
-        return store.execute("select count(*) from answers").fetchone()[0]
+        return {key for (key,) in store.execute("select key from answers")}
 
 
 def kill_at(process: multiprocessing.Process, stub: ChatStub, answers: int) -> bool:
@@ -53,18 +53,28 @@ def kill_at(process: multiprocessing.Process, stub: ChatStub, answers: int) -> b
 
 
 def label_with_kills(stub: ChatStub, folder: Path) -> list[int]:
-    """Run to the end with `KILLS` kills; return, for each, the answers made and not kept."""
+    """Run to the end with `KILLS` kills; return, for each, the answers made and not kept.
+
+    No run asks for a key that was on disk when it started.
+    """
     moments = sorted(random.Random(7).sample(range(1, QUESTIONS), KILLS))  # noqa: S311
     lost: list[int] = []
+    called: dict[str, int] = {}  # kept keys, with how often each had been called by then
     with serve(stub) as url:
         for moment in moments:
-            made, kept = sum(stub.calls.values()), count_kept(folder)
+            made, kept = sum(stub.calls.values()), read_keys(folder)
+            called |= {key: stub.calls_by_key[key] for key in kept - called.keys()}
             if kill_at(start(url, folder), stub, max(moment, made + 1)):
                 new = sum(stub.calls.values()) - made
-                lost.append(new - (count_kept(folder) - kept))
+                lost.append(new - len(read_keys(folder) - kept))
+            assert {key: stub.calls_by_key[key] for key in called} == called
+        called |= {key: stub.calls_by_key[key] for key in read_keys(folder) - called.keys()}
         last = start(url, folder)
         last.join()
         assert last.exitcode == 0
+    assert {key: stub.calls_by_key[key] for key in called} == called
+    assert called.keys() <= stub.calls_by_key.keys()  # the server saw the keys that lie on disk
+    assert len(called) > QUESTIONS / 2
     return lost
 
 

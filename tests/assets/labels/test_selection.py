@@ -101,6 +101,8 @@ def test_every_rejection_says_why():
     others = describe_rejected(rejected.with_columns(pl.col("question_id").alias("seed_id")))
     assert "judge_inconclusive: unreachable | why open" in others
     assert "invalid: empty |" in others
+    asked = rejected.with_columns(question=pl.lit("Why does ada@example.com fail?"))
+    assert "| Why does [email] fail? |" in describe_rejected(asked)
 
 
 def test_kept_and_rejected_add_up_to_all_answers():

@@ -4,8 +4,16 @@ import asyncio
 import json
 
 import numpy as np
+import pytest
 
 from assets.paraphrases.multiplying import Multiplication, paraphrase_medoids
+from resources.spending import SpendMeter
+from serving.errors import (
+    BudgetExceededError,
+    DeadlineExceededError,
+    UpstreamError,
+    UpstreamRejectedError,
+)
 from tests.serving.fakes import CannedChatModel
 
 SEEDS = [("s1", "Why one?"), ("s2", "Why two?"), ("s3", "why three")]
@@ -151,3 +159,62 @@ def test_a_teacher_that_only_refuses_yields_nothing_and_says_why():
     _, made = multiply(lambda _: write("I'm sorry, but I can't help with that."))
     assert made.paraphrases == ()
     assert made.dropped_by_reason == {"about_the_task": 4}
+
+
+def multiply_many(count: int, answer):
+    """Reword as many seeds, each of a word of its own; concurrency 4."""
+    seeds = [(f"s{n}", f"Why {'a' * (n + 1)}?") for n in range(count)]
+    teacher = CannedChatModel("teacher-1", answer)
+    teacher.meter = SpendMeter(budget_usd=1.0)
+    notes = Notes()
+    made = asyncio.run(
+        paraphrase_medoids(
+            seeds, seeds=seeds, teacher=teacher, embed=embed_by_words, count=1,
+            temperature=0.9, concurrency=4, progress=notes,
+        )
+    )  # fmt: skip
+    return made, notes
+
+
+def reword_or_fail(failures: dict[str, Exception]):
+    """Put "so" before the question; fail at questions that contain a key of `failures`."""
+
+    def answer(request) -> str:
+        question = request.messages[-1]["content"].split("<question>")[1].split("</question>")[0]
+        for word, failure in failures.items():
+            if f" {word}?" in question:
+                raise failure
+        return write(f"so {question.strip().lower()}")
+
+    return answer
+
+
+def fail(kind: type[UpstreamError]) -> UpstreamError:
+    return kind("asking", expected="200", found="no", next_step="wait")
+
+
+def test_a_medoid_that_the_teacher_refuses_or_fails_at_costs_its_rewordings_alone():
+    failures = {
+        "a" * 1: fail(UpstreamRejectedError),
+        "a" * 11: fail(UpstreamError),
+        "a" * 21: fail(DeadlineExceededError),
+    }
+    made, notes = multiply_many(40, reword_or_fail(failures))
+    assert made.lost_by_verdict == {"rejected_by_teacher": 1, "unanswered": 2}
+    assert {row.seed_id for row in made.paraphrases} == {
+        f"s{n}" for n in range(40) if n not in (0, 10, 20)
+    }
+    assert made.unread_count == 0
+    assert "of 1.00" in notes.notes[-1]  # what was spent stands beside the count
+
+
+@pytest.mark.parametrize("kind", [UpstreamRejectedError, UpstreamError])
+def test_more_lost_medoids_than_chance_explains_stop_the_run(kind):
+    failures = {"a" * length: fail(kind) for length in (1, 11, 21)}
+    with pytest.raises(kind):
+        multiply_many(39, reword_or_fail(failures))  # one in twenty of 39 is one
+
+
+def test_an_empty_budget_stops_the_run():
+    with pytest.raises(BudgetExceededError):
+        multiply_many(39, reword_or_fail({"aa": fail(BudgetExceededError)}))

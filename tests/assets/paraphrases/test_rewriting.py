@@ -55,6 +55,11 @@ def test_empties_repeats_and_copies_of_the_original_are_dropped():
     assert read_paraphrases(text, original="how do i?") == ("One?", "Straße", "two words")
 
 
+def test_invisible_characters_are_taken_out_and_the_end_of_a_name_makes_another_text():
+    text = written("re\u200bset it?", "Reset it", "In C++?", "In C#?")
+    assert read_paraphrases(text, original="In C?") == ("reset it?", "In C++?", "In C#?")
+
+
 def test_list_numbers_bullets_and_enclosing_quotes_are_taken_off():
     text = written("1. One?", "(2) Two?", "- Three?", '"Four?"', "\u201cFive?\u201d", "3 of six?")
     assert read_paraphrases(text, original="0?") == (

@@ -1,23 +1,13 @@
 """What counts as the same question again."""
 
 import numpy as np
-import pytest
 
-from assets.seeds.duplicates import BLOCK_ROWS, fold_text, mark_near_duplicates
+from assets.seeds.duplicates import BLOCK_ROWS, mark_near_duplicates
 
 
 def at_degrees(*degrees: float) -> np.ndarray:
     angles = np.radians(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-
-@pytest.mark.parametrize("text", ["How so?", "how so", "HOW  SO!", " how\tso… "])
-def test_case_spacing_and_punctuation_do_not_make_another_text(text):
-    assert fold_text(text) == "how so"
-
-
-def test_letters_and_digits_do():
-    assert len({fold_text(text) for text in ("k=3", "k=8", "Größe", "Grösse", "何")}) == 4
 
 
 def test_the_later_of_two_near_rows_is_the_duplicate():

@@ -9,6 +9,7 @@ import pytest
 from assets import tables
 from assets.seeds.checks import every_harvested_seed_was_admitted
 from assets.seeds.harvesting import decide_admission, find_unadmitted, harvest_seeds
+from serving.hashing import content_hash
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 ADMISSIBLE = {
@@ -75,6 +76,8 @@ def test_an_accepted_question_becomes_a_seed_with_its_trace():
         ({"source_trace_id": None}, "no_trace"),
         ({"text": " \n"}, "not_askable"),
         ({"text": None}, "not_askable"),
+        ({"text": "\u200b\u00ad"}, "not_askable"),
+        ({"text": "\ufdfa" * 300}, "not_askable"),  # one character, eighteen once normalised
         ({"text": "x" * 4001}, "not_askable"),
     ],
 )
@@ -112,6 +115,15 @@ def test_a_near_duplicate_of_a_seed_or_of_an_earlier_one_is_dropped():
 def test_the_id_is_the_texts_so_the_split_stays_when_the_trace_changes():
     first = grow(harvest({"source_trace_id": "a"})).seeds["question_id"].item()
     assert grow(harvest({"source_trace_id": "b"})).seeds["question_id"].item() == first
+
+
+def test_a_seed_is_the_question_as_production_asks_it_and_invisible_characters_give_no_id():
+    veiled = grow(harvest({"text": "re\u200bset the pass\u00adword\u2026"}))
+    plain = grow(harvest({"text": "reset the password\u2026"}))
+    assert veiled.seeds["text"].to_list() == ["reset the password..."]
+    assert veiled.seeds["question_id"].to_list() == plain.seeds["question_id"].to_list()
+    written = content_hash("harvested", "reset the password\u2026")  # as before it was normalised
+    assert plain.seeds["question_id"].to_list() == [written]
 
 
 def test_nothing_harvested_embeds_nothing():

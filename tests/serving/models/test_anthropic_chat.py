@@ -143,8 +143,9 @@ async def test_stop_reasons_become_the_pipelines_words(stop_reason, finish_reaso
     ],
 )
 async def test_a_refusal_or_a_message_without_text_is_no_answer(answer):
-    with pytest.raises(UpstreamRejectedError, match="no text"):
+    with pytest.raises(UpstreamRejectedError, match="no text") as raised:
         await model_over(Upstream(JSONResponse(answer))).complete(REQUEST)
+    assert raised.value.may_be_billed
 
 
 async def test_text_blocks_are_joined_and_thinking_is_left_out():

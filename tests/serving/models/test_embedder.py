@@ -75,9 +75,24 @@ def test_any_make_is_compiled_to_the_same_vectors_and_token_counts(tmp_path, mak
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert compiled.count_tokens(TEXTS) == expected.count_tokens(TEXTS)
     assert compiled.dimension == expected.dimension == make.get("dense", 32)
-    assert compiled.maximum_tokens == expected.maximum_tokens == 40
+    assert compiled.maximum_tokens == expected.maximum_tokens
     assert compiled.fingerprint == expected.fingerprint
     assert isinstance(compiled, Embedder)
+
+
+@pytest.mark.parametrize("make", [{}, {"kind": "llama"}, {"prompt": "passage of a page: "}])
+def test_a_text_of_the_maximum_is_read_to_its_end_and_hardly_further(tmp_path, make):
+    folder = make_embedder(tmp_path / "model", **make)
+    compiled = load_embedder(str(folder), "any", tmp_path / "models")
+    for embedder in (compiled, original(folder)):
+        longest = " ".join(["set"] * 60)
+        while embedder.count_tokens([longest])[0] > embedder.maximum_tokens:
+            longest = longest[:-1]
+        texts = [longest, longest[:-4], f"{longest}{' a b' * 2}", f"{longest}{' a b' * 4}"]
+        full, shorter, longer, longest_of_all = embedder.embed(texts)
+        assert embedder.count_tokens([longest]) == [embedder.maximum_tokens]
+        assert np.abs(full - shorter).max() > 1e-4
+        assert np.abs(longer - longest_of_all).max() <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -106,12 +121,29 @@ def test_a_model_that_would_come_out_different_is_refused_once_and_runs_on_torch
 
 def test_a_model_that_cannot_be_traced_runs_on_torch(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
-        raise RuntimeError("an operation nobody knows")
+        raise TypeError("an operation nobody knows")
 
     monkeypatch.setattr(embedder_conversion, "_write_graph", fail)
     folder = make_embedder(tmp_path / "model")
     assert isinstance(load_embedder(str(folder), "any", tmp_path / "models"), SentenceEmbedder)
-    assert refusals(tmp_path / "models") == ["RuntimeError: an operation nobody knows"]
+    assert refusals(tmp_path / "models") == ["TypeError: an operation nobody knows"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not enough memory"), MemoryError()])
+def test_a_failure_that_may_pass_is_tried_again_at_the_next_start(
+    tmp_path, monkeypatch, caplog, error
+):
+    def fail(*_: object) -> None:
+        raise error
+
+    folder = make_embedder(tmp_path / "model")
+    with monkeypatch.context() as patched:
+        patched.setattr(embedder_conversion, "_write_graph", fail)
+        embedder = load_embedder(str(folder), "any", tmp_path / "models")
+    assert isinstance(embedder, SentenceEmbedder)
+    assert repr(error) in caplog.text
+    assert refusals(tmp_path / "models") == []
+    assert isinstance(load_embedder(str(folder), "any", tmp_path / "models"), CompiledEmbedder)
 
 
 def test_a_full_disk_is_an_error_and_not_a_refusal(tmp_path, monkeypatch):
@@ -226,4 +258,4 @@ def test_minilm_compiled_gives_the_vectors_of_minilm(tmp_path):
     assert np.abs(vectors - reference).max() <= 1e-5
     assert (vectors * reference).sum(axis=1).min() >= 0.99999
     assert compiled.count_tokens(texts) == expected.count_tokens(texts)
-    assert (compiled.dimension, compiled.maximum_tokens) == (384, 256)
+    assert (compiled.dimension, compiled.maximum_tokens) == (384, 254)  # 256 with [CLS], [SEP]

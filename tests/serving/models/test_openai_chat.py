@@ -162,8 +162,9 @@ async def test_the_deadline_covers_the_wait_a_server_asks_for():
     ],
 )
 async def test_an_answer_without_text_or_usage_is_no_answer(answer):
-    with pytest.raises(UpstreamRejectedError, match="expected one choice with text"):
+    with pytest.raises(UpstreamRejectedError, match="expected one choice with text") as raised:
         await model_over(Upstream(JSONResponse(answer))).complete(REQUEST)
+    assert raised.value.may_be_billed
 
 
 @pytest.mark.parametrize(
@@ -192,11 +193,10 @@ async def test_logprobs_are_asked_for_only_when_wanted_and_averaged():
     }
     upstream = Upstream(JSONResponse(make_answer(choices=[choice])))
     plain = model_over(upstream)
-    model = OpenAIChatModel(
-        name="n", model="m", price=PRICE, client=plain.client, wants_logprobs=True
-    )
+    model = OpenAIChatModel(name="n", model="m", price=PRICE, client=plain.client, top_logprobs=1)
     assert (await model.complete(REQUEST)).mean_logprob == -2.0
-    assert upstream.bodies[0]["logprobs"] is True
+    assert (await plain.complete(REQUEST)).mean_logprob is None
+    assert [body.get("logprobs") for body in upstream.bodies] == [True, None]
 
 
 async def test_no_connection_is_a_retryable_failure():
@@ -292,6 +292,14 @@ async def test_the_most_likely_tokens_are_kept_as_they_came_and_survive_the_cach
     assert Completion(**json.loads(kept)) == completion
 
 
-async def test_logprobs_that_were_asked_for_and_did_not_come_are_no_answer():
-    with pytest.raises(UpstreamRejectedError, match="top_logprobs to 0"):
+async def test_logprobs_that_were_asked_for_and_did_not_come_are_a_wrong_setting():
+    with pytest.raises(InvalidInputError, match="top_logprobs to 0"):
         await replace(model_over(Upstream()), top_logprobs=2).complete(REQUEST)
+
+
+async def test_an_empty_answer_has_no_tokens_to_have_logprobs():
+    message = {"role": "assistant", "content": ""}
+    choice = {"index": 0, "finish_reason": "length", "message": message}
+    upstream = Upstream(JSONResponse(make_answer(choices=[choice])))
+    completion = await replace(model_over(upstream), top_logprobs=2).complete(REQUEST)
+    assert (completion.text, completion.logprobs) == ("", None)

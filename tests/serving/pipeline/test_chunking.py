@@ -102,11 +102,25 @@ def test_frontmatter_is_no_text_and_its_comment_no_heading() -> None:
         ("---\ntitle: T\nkey: [1, 2\n---\nText.", r"broken\.mdx:4"),
         ("---\n- a\n- b\n---\nText.", r"broken\.mdx:2"),
         ("---\ntitle: T\n\nText.", r"broken\.mdx:1"),
+        ("---\n\n# comment\n'title' : T\nText.", r"broken\.mdx:1"),
+        ("---\nsidebar:\n  order: 1\n# Text", r"broken\.mdx:1"),
     ],
 )
 def test_broken_frontmatter_is_refused_with_path_and_line(source: str, place: str) -> None:
     with pytest.raises(InvalidInputError, match=place):
         read(source, "broken.mdx")
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("---\nSee this: it says more.", "See this: it says more."),
+        ("---\n\n# Heading\n\nnote: text", "note: text"),
+        ("\ufeff---\r\n\r\nText.\r\n", "Text."),
+    ],
+)
+def test_a_first_rule_that_nothing_closes_is_a_thematic_break(source: str, text: str) -> None:
+    assert chunk_source(source)[-1].text.endswith(text)
 
 
 @pytest.mark.parametrize(

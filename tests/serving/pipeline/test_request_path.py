@@ -4,8 +4,9 @@ import pytest
 
 from serving.errors import UpstreamError
 from serving.models.protocols import Hit, Price
-from serving.pipeline.answer import AnswerPipeline, normalise_question
+from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.prompt import PromptFormat, read_answer
+from serving.pipeline.questions import normalise_question
 from serving.pipeline.router import RouterPolicy, choose_route
 from serving.pipeline.statements import split_statements, support_ratio
 from serving.pipeline.validator import ValidatorPolicy, validate

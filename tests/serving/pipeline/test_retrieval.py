@@ -165,6 +165,15 @@ async def test_a_filter_says_among_what_is_searched(folder, question, where, pag
 
 
 @pytest.mark.parametrize(
+    "name", ["10\xa0MB", "soft\xadhyphen", "zero\u200bwidth", "full\u3000width"]
+)
+async def test_a_heading_with_an_unprintable_space_can_be_asked_for(tmp_path, name):
+    retriever = await open_index(tmp_path, {name: ["Text."], "other": ["Text."]})
+    found = await find(retriever, "text", where=ChunkFilter(heading=name.title()))
+    assert found == [f"docs:{name}/1"]
+
+
+@pytest.mark.parametrize(
     "where",
     [
         ChunkFilter(pages=("/install",)),
@@ -175,6 +184,8 @@ async def test_a_filter_says_among_what_is_searched(folder, question, where, pag
         ChunkFilter(below="a/../b"),
         ChunkFilter(heading="  "),
         ChunkFilter(heading="a\nb"),
+        ChunkFilter(heading="a\x00b"),
+        ChunkFilter(heading="a\ud800b"),
         ChunkFilter(heading=3),  # type: ignore[arg-type]
     ],
 )
@@ -247,3 +258,15 @@ def old_layout(folder, fingerprint: str):
 
     lancedb.connect(folder / fingerprint).create_table("chunks", [{"text": "x"}])
     return folder
+
+
+async def test_what_is_kept_in_memory_is_bounded_and_changes_no_answer(folder, monkeypatch):
+    questions = ["restoring the newest copies", "cafe", "tools", "which machine wins", "install"]
+    plenty = await open_index(folder)
+    expected = [await find(plenty, question) for question in questions * 2]
+    monkeypatch.setattr("serving.pipeline.retrieval.CHUNKS_KEPT", 2)
+    scarce = await open_index(folder)
+    found = await asyncio.gather(*(find(scarce, question) for question in questions * 2))
+    assert found == expected
+    assert len(scarce._kept_hits) == 2
+    assert len(plenty._kept_hits) > 2

@@ -19,8 +19,10 @@ def test_candidates_that_both_rankings_have_come_before_those_of_one():
     assert merge_candidates([[], []], limit=9) == []
 
 
-def test_the_limit_is_what_the_rarest_word_scores_when_it_fills_a_chunk():
-    assert limit_bm25(1000, 2) == pytest.approx(2 * 2.2 * math.log(1 + 999.5 / 1.5))
+def test_a_full_match_finds_the_rarest_words_and_long_questions_ask_for_a_smaller_share():
+    rarest = 2.2 * math.log(1 + 999.5 / 1.5)
+    assert limit_bm25(1000, 5) == pytest.approx(5 * rarest)
+    assert limit_bm25(1000, 20) == pytest.approx(10 * rarest)
     assert limit_bm25(1000, 0) == 1.0
     assert limit_bm25(1, 1) > 0
 

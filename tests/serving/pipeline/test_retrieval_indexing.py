@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import InvalidInputError
-from serving.pipeline import indexing
+from serving.models.protocols import ChunkFilter, Vectors
+from serving.pipeline import indexing, retrieval
 from serving.pipeline.indexing import IndexedChunk, Window, build_index, plan_windows
 from serving.pipeline.retrieval import LanceRetriever
 
@@ -27,7 +28,7 @@ def count_words(texts: Sequence[str]) -> list[int]:
     return [len(text.split()) for text in texts]
 
 
-def plan(*chunks: IndexedChunk, maximum: int = 16) -> tuple[Window, ...]:
+def plan(*chunks: IndexedChunk, maximum: int = 14) -> tuple[Window, ...]:
     return plan_windows(chunks, maximum_tokens=maximum, count_tokens=count_words)
 
 
@@ -49,14 +50,14 @@ def test_a_longer_chunk_is_cut_into_equal_windows_under_its_headings():
 
 @given(
     st.lists(st.sampled_from(["a", "bb", "\n", "  ", "| x |", "```"]), max_size=200),
-    st.integers(3, 40),
+    st.integers(1, 38),
     st.integers(1, 40),
 )
 def test_windows_fit_and_lose_no_word(parts, maximum, headings):
     chunk = replace(CHUNK, text=" ".join(parts), heading_path=("h",) * headings)
     windows = plan(chunk, maximum=maximum)
     assert all(window.chunk == 0 for window in windows)
-    assert all(count <= maximum - 2 for count in count_words([w.text for w in windows])) or (
+    assert all(count <= maximum for count in count_words([w.text for w in windows])) or (
         not chunk.text.split()  # headings alone are not cut
     )
     bodies = [window.text.removeprefix(f"{chunk.headings}\n") for window in windows]
@@ -93,6 +94,33 @@ def test_an_existing_snapshot_is_kept_and_a_failed_build_leaves_nothing(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {first}
 
 
+class Known:
+    """Vectors that are known beforehand: `<n>?` has that of the n-th chunk's first window."""
+
+    maximum_tokens, fingerprint = 256, "known"
+
+    def __init__(self, windows: Sequence[Window], vectors: Vectors) -> None:
+        self.vectors = vectors
+        self.owners = [window.chunk for window in windows]
+        self.dimension = vectors.shape[1]
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        first = [self.owners.index(int(text.split("?")[0])) for text in texts]
+        return self.vectors[first]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return count_words(texts)
+
+
+def make_chunks(count: int) -> list[IndexedChunk]:
+    return [replace(CHUNK, chunk_id=f"docs:p{n}/1", text=f"word{n}") for n in range(count)]
+
+
+def draw_vectors(count: int) -> Vectors:
+    vectors = np.random.default_rng(7).normal(size=(count, 16)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 @pytest.mark.parametrize("exact_limit", [500, 20_000], ids=["divided", "one_partition"])
 async def test_many_batches_and_partitions_keep_every_chunk_with_its_own_vectors(
     tmp_path, monkeypatch, exact_limit
@@ -100,30 +128,47 @@ async def test_many_batches_and_partitions_keep_every_chunk_with_its_own_vectors
     monkeypatch.setattr(indexing, "BATCH_ROWS", 64)
     monkeypatch.setattr(indexing, "SCANNED_VECTORS", 300)
     monkeypatch.setattr(indexing, "EXACT_SEARCH_LIMIT", exact_limit)
-    rng = np.random.default_rng(7)
-    chunks = [replace(CHUNK, chunk_id=f"docs:p{n}/1", text=f"word{n}") for n in range(700)]
+    chunks = make_chunks(700)
     windows = [Window(chunk=n, text="") for n in range(700) for _ in range(1 + n % 3)]
-    vectors = rng.normal(size=(len(windows), 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    owners = [window.chunk for window in windows]
-
-    class Known:
-        dimension, maximum_tokens, fingerprint = 16, 256, "known"
-
-        def embed(self, texts: Sequence[str]) -> np.ndarray:
-            return np.stack([vectors[owners.index(int(text.split("?")[0]))] for text in texts])
-
-        def count_tokens(self, texts: Sequence[str]) -> list[int]:
-            return count_words(texts)
-
+    vectors = draw_vectors(len(windows))
+    known = Known(windows, vectors)
     fingerprint = build_index(tmp_path, chunks, windows, vectors, "e")
-    retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=Known(), k=50)
+    retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=50)
     for position in (0, 63, 64, 350, 699):
         hits = await retriever.retrieve(f"{position}?")
         assert hits[0].chunk_id == f"docs:p{position}/1"
         assert hits[0].score == pytest.approx(1.0, abs=1e-5)
         for hit in hits:
             n = int(hit.text.removeprefix("word"))
-            own = vectors[[owner == n for owner in owners]]
-            best = float((own @ vectors[owners.index(position)]).max())
+            own = vectors[[owner == n for owner in known.owners]]
+            best = float((own @ vectors[known.owners.index(position)]).max())
             assert hit.score == pytest.approx(min(1.0, max(0.0, best)), abs=1e-5)
+
+
+async def test_a_filter_that_leaves_little_is_searched_beyond_the_nearest_partitions(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(indexing, "SCANNED_VECTORS", 300)
+    monkeypatch.setattr(indexing, "EXACT_SEARCH_LIMIT", 500)
+    monkeypatch.setattr(retrieval, "PARTITIONS_ASKED", 1)
+    chunks, windows = make_chunks(600), [Window(chunk=n, text="") for n in range(600)]
+    known = Known(windows, draw_vectors(600))
+    fingerprint = build_index(tmp_path, chunks, windows, known.vectors, "e")
+    retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=12)
+    pages = tuple(f"p{n}" for n in range(5, 600, 50))
+    hits = await retriever.retrieve("0?", where=ChunkFilter(pages=pages))  # no word of any chunk
+    assert {hit.chunk_id for hit in hits} == {f"docs:{page}/1" for page in pages}
+    assert len(await retriever.retrieve("0?", k=50)) == 50
+
+
+async def test_one_long_chunk_leaves_room_for_the_others(tmp_path):
+    """Its 400 windows are nearest, ten times as many rows as the mean makes the search ask for."""
+    windows = [Window(chunk=n, text="") for n in [0] * 400 + list(range(1, 60))]
+    vectors = draw_vectors(len(windows))
+    vectors[:400] = vectors[0]
+    known = Known(windows, vectors)
+    fingerprint = build_index(tmp_path, make_chunks(60), windows, vectors, "e")
+    retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=24)
+    hits = await retriever.retrieve("0?")  # no word of any chunk
+    nearest = np.argsort(-(vectors[400:] @ vectors[0]), kind="stable")[:23] + 1
+    assert {hit.chunk_id for hit in hits} == {f"docs:p{n}/1" for n in (0, *nearest)}

@@ -96,6 +96,10 @@ def test_a_sentence_that_opens_with_a_pronoun_brings_the_one_before_it(word_vect
         "It declines with the word REFUSE.",
         "The first `half of a code span stays open.",
         "```bash\nmake demo\n```",
+        "`backup_interval_hours`",
+        "- `a`, `b`",
+        "**Example:** `--concurrency 5`",
+        "For example: `tern restore --newest`",
         "x" * 2000,
         "",
         "- ",
@@ -112,6 +116,7 @@ def test_units_that_cannot_stand_as_an_answer_are_not_quotable(unit):
         "- `make clean` deletes everything",
         "limit: maximum file size; default: 2 GB.",
         "A refusal is the bare word `REFUSE`.",
+        "**Default:** `60`",
     ],
 )
 def test_facts_are_quotable(unit):

@@ -1,0 +1,160 @@
+"""Asking a server: one deadline, at most a few retries, and failures in words a person can use.
+
+What the remote clients share whatever their wire format. Belongs here: the deadline, the retry, the
+round of concessions, the explanation of a failure without the key. Does not belong here: which
+failures pass (`faults`), which fields can be given up (`concessions`), requests and answers (the
+clients), patience with thousands of calls (`resources/pacing`).
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Set
+from typing import Any, TypeVar
+
+import httpx2
+
+from serving.errors import DeadlineExceededError, ModelError, RateLimitedError, UpstreamError
+from serving.models.concessions import Concession, adapt_arguments, find_concession
+from serving.models.faults import (
+    ERRORS,
+    NEXT_STEPS,
+    classify_status,
+    may_be_billed,
+    read_retry_after,
+)
+
+Answer = TypeVar("Answer")
+
+NO_KEY = "no-key"
+"""Sent where a server wants none: given nothing, an SDK would read a key from the environment."""
+
+LONGEST_RETRY_WAIT_SECONDS = 20.0
+SHOWN_CHARS = 500
+
+
+async def ask_again(
+    ask: Callable[[], Awaitable[Answer | UpstreamError]],
+    *,
+    attempted: str,
+    timeout_seconds: float,
+    retries: int,
+    retry_wait_seconds: float,
+) -> Answer:
+    """Return the answer of `ask`, asked again while its failure can pass.
+
+    Args:
+        ask: one attempt; returns its failure, or raises `TimeoutError`.
+        attempted: what is done, for the message ("asking gpt-4o-2024-08-06").
+        timeout_seconds: for all attempts and the waits between them.
+        retries: attempts after the first.
+        retry_wait_seconds: mean wait before a retry, jittered by half so that callers spread out; a
+            server that asks for longer is given it, up to `LONGEST_RETRY_WAIT_SECONDS`.
+
+    Raises:
+        DeadlineExceededError: no answer within `timeout_seconds`.
+        UpstreamError: the last failure.
+    """
+    outcome: Answer | ModelError
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            outcome = await ask()
+            for _ in range(retries):
+                if not isinstance(outcome, UpstreamError) or not outcome.is_retryable:
+                    break
+                await asyncio.sleep(_find_wait(outcome, retry_wait_seconds))
+                outcome = await ask()
+    except TimeoutError:
+        outcome = explain_timeout(attempted, timeout_seconds)
+    # Raised outside the handler, so that no SDK exception (it holds headers) is its context.
+    if isinstance(outcome, ModelError):
+        raise outcome
+    return outcome
+
+
+async def ask_conceding(
+    send: Callable[[dict[str, Any], Set[Concession]], Awaitable[Answer | UpstreamError]],
+    arguments: Mapping[str, Any],
+    concessions: set[Concession],
+) -> Answer | UpstreamError:
+    """Ask once, and again without each optional field that the server refuses by name.
+
+    Args:
+        send: one call, given the adapted arguments and what was conceded to make them.
+        arguments: of an OpenAI-style call, with all its fields.
+        concessions: of the model; grows by those with which the server answered.
+    """
+    conceded = set(concessions)
+    while True:
+        sent = adapt_arguments(arguments, conceded)
+        outcome = await send(sent, conceded)
+        if not isinstance(outcome, UpstreamError):
+            concessions.update(conceded)  # remembered once they helped
+            return outcome
+        concession = None if outcome.is_retryable else find_concession(sent, outcome.found)
+        if concession is None:
+            return outcome
+        conceded.add(concession)
+
+
+def explain_status(
+    status: int,
+    message: str,
+    *,
+    code: str | None,
+    headers: Mapping[str, str],
+    attempted: str,
+    api_key: str | None,
+) -> UpstreamError:
+    """Return the error for an HTTP status other than 200, with what the server says of it."""
+    wait = read_retry_after(headers)
+    fault = classify_status(status, code=code, retry_after_seconds=wait)
+    failure = ERRORS[fault](
+        attempted,
+        expected="status 200",
+        found=f"status {status}: {mask_key(message, api_key)[:SHOWN_CHARS]}",
+        next_step=NEXT_STEPS[fault],
+    )
+    failure.may_be_billed = may_be_billed(status)
+    if isinstance(failure, RateLimitedError):
+        failure.retry_after_seconds = wait
+    return failure
+
+
+def explain_failure(
+    error: Exception, *, is_connection: bool, attempted: str, base_url: object, api_key: str | None
+) -> UpstreamError:
+    """Return the error for a lost connection, or for a reply that nobody can read.
+
+    Only a connection that was never opened is surely free of charge.
+    """
+    cause = error.__cause__ or error
+    unread = mask_key(f"{type(error).__name__}: {error}", api_key)[:SHOWN_CHARS]
+    failure = UpstreamError(
+        attempted,
+        expected=f"an answer from {base_url}",
+        found=f"no connection ({type(cause).__name__})" if is_connection else unread,
+        next_step="check that the server runs and that base_url is right, then try again",
+    )
+    failure.may_be_billed = not isinstance(cause, httpx2.ConnectError)
+    return failure
+
+
+def explain_timeout(attempted: str, timeout_seconds: float) -> DeadlineExceededError:
+    """Return the error for a call without an answer in time."""
+    return DeadlineExceededError(
+        attempted,
+        expected=f"an answer within {timeout_seconds:g} s",
+        found="none yet",
+        next_step="try again, or raise timeout_seconds if this model is always that slow",
+    )
+
+
+def mask_key(text: str, api_key: str | None) -> str:
+    """Return the text without the key: some servers quote the one they refuse."""
+    return text.replace(api_key, "***") if api_key else text
+
+
+def _find_wait(failure: UpstreamError, mean_seconds: float) -> float:
+    jitter = secrets.SystemRandom().uniform(0.5, 1.5)
+    asked = getattr(failure, "retry_after_seconds", None) or 0.0
+    return float(min(max(asked, mean_seconds * jitter), LONGEST_RETRY_WAIT_SECONDS))

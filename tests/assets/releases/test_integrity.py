@@ -1,0 +1,30 @@
+"""The evidence of integrity: counted anew, and in doubt against the release."""
+
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.releases.integrity import gather_integrity
+
+CASES = pl.DataFrame(
+    {"case_id": ["g1"], "question": ["How do I reset the password?"], "set_hash": ["abc"]}
+)
+
+
+def count_leaks(text: str, cosine: float | None, verdict: str = "kept") -> int:
+    row = {name: None for name in tables.GUARDED_QUESTIONS} | {
+        "text": text, "nearest_cosine": cosine, "verdict": verdict,
+    }  # fmt: skip
+    guarded = pl.DataFrame([row], schema=tables.GUARDED_QUESTIONS)
+    return gather_integrity(CASES, guarded, locked_sha256="abc").leaked_question_count
+
+
+@pytest.mark.parametrize("cosine", [0.92, 1.0, float("nan"), None])
+def test_at_the_limit_or_without_a_number_a_kept_question_is_a_leak(cosine):
+    assert count_leaks("Where is the kiln?", cosine) == 1
+    assert count_leaks("Where is the kiln?", cosine, verdict="rejected") == 0
+
+
+def test_the_text_is_compared_as_the_student_sees_it():
+    assert count_leaks("Where is the kiln?", 0.9199) == 0
+    assert count_leaks("How do I re\u200bset the pass\u00adword?", 0.1) == 1
