@@ -35,9 +35,10 @@ ALL = ChunkFilter()
 PARTITIONS_ASKED = 32
 """How many partitions of an approximate vector index are read at least, and more where a filter
 leaves too little in them; a small index has none."""
-CHUNKS_KEPT = 8192
+CHUNKS_KEPT = 16_384
 """Chunks whose text and vectors stay in memory, the last used ones: a snapshot never changes, and
-reading candidates took longer than finding them. About 25 MB of one window each."""
+reading candidates took longer than finding them. About 50 MB of one window each; an index that fits
+is read when it is opened."""
 INFERENCE_THREADS = 2
 """Models run outside the event loop, in threads of their own: however many questions wait for the
 embedder, the pool that asyncio shares (which makes traces durable) stays free."""
@@ -128,7 +129,7 @@ class LanceRetriever:
                 found=f"an embedder of dimension {embedder.dimension}",
                 next_step="rebuild the index with this embedder: `understudy run --select corpus`",
             )
-        return cls(
+        retriever = cls(
             chunks,
             windows,
             index_fingerprint=fingerprint,
@@ -138,6 +139,15 @@ class LanceRetriever:
             k=k,
             reranker=reranker,
         )
+        await retriever._warm()
+        return retriever
+
+    async def _warm(self) -> None:
+        """Read the whole index into memory, if it fits."""
+        chunks = range(len(self._first_windows) - 1)
+        if len(chunks) <= CHUNKS_KEPT:
+            await _read_kept(self._kept_windows, chunks, self._read_windows)
+            await _read_kept(self._kept_hits, chunks, self._read_hits)
 
     async def retrieve(
         self, question: str, *, k: int | None = None, where: ChunkFilter | None = None
@@ -234,8 +244,12 @@ class LanceRetriever:
         found = await self._windows.take_offsets(rows).select(["chunk", "vector"]).to_arrow()
         owners = found["chunk"].to_numpy()
         flat = found["vector"].combine_chunks().flatten().to_numpy()
-        vectors = flat.reshape(len(owners), -1)
-        return [vectors[owners == chunk] for chunk in chunks]
+        by_chunk = np.argsort(owners, kind="stable")
+        vectors = flat.reshape(len(owners), -1)[by_chunk]
+        ordered, wanted = owners[by_chunk], np.asarray(chunks)
+        first = np.searchsorted(ordered, wanted, side="left")
+        last = np.searchsorted(ordered, wanted, side="right")
+        return [vectors[a:b] for a, b in zip(first, last, strict=True)]
 
     async def _read_hits(self, chunks: Sequence[int]) -> list[Hit]:
         shown = ["chunk_id", "content_hash", "text", "title", "url", "heading_path"]
