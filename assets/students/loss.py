@@ -36,6 +36,23 @@ class SoftTargets(NamedTuple):
     tail_logp: "Tensor"
 
 
+class GroupTargets(NamedTuple):
+    """A teacher's distribution over groups of student tokens, raw at temperature 1.
+
+    Groups are made of M intervals of the vocabulary sorted by bytes: `low` and `high` [N, M]
+    (half-open; equal where padded), `group` [N, M] which of K groups each belongs to. `logp` [N, K]
+    are the groups' logprobs, -inf where padded; `tail_logp` [N] the log of the mass outside all
+    groups. `order` [V] is the id at each sorted position.
+    """
+
+    low: "Tensor"
+    high: "Tensor"
+    group: "Tensor"
+    logp: "Tensor"
+    tail_logp: "Tensor"
+    order: "Tensor"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loss:
     """`total` is to be differentiated. The sums are weighted and not divided by the normaliser."""
@@ -52,7 +69,7 @@ def distillation_loss(
     head_weight: "Tensor",
     targets: "Tensor",
     *,
-    soft: SoftTargets | None = None,
+    soft: SoftTargets | GroupTargets | None = None,
     alpha: "Tensor",
     weight: "Tensor",
     normaliser: float,
@@ -66,7 +83,8 @@ def distillation_loss(
         hidden: [N, D] states that predict the answer tokens, after the final norm.
         head_weight: [V, D] of the frozen output head.
         targets: [N] realised ids.
-        soft: teacher distributions; None is hard only (K = 0).
+        soft: teacher distributions over tokens, or over groups of tokens where the teacher's
+            tokenizer is another one; None is hard only (K = 0).
         alpha: [N] share of the hard term; must be 1 where a row has no soft target.
         weight: [N] weight of each token.
         normaliser: Z, the sum of weights over the whole step: all micro-batches, all ranks.
@@ -88,13 +106,13 @@ def distillation_loss(
         hidden,
         head_weight[:size],
         targets,
-        *soft,
+        soft,
         alpha,
         weight / normaliser,
         temperature,
         chunk_tokens,
     )
-    has_soft = (soft.ids >= 0).any(dim=1)
+    has_soft = _is_real(soft).any(dim=1)
     return Loss(
         total=total,
         hard_sum=hard_sum.item() * normaliser,
@@ -144,9 +162,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: "Tensor",
         head: "Tensor",
         targets: "Tensor",
-        ids: "Tensor",
-        logp: "Tensor",
-        tail_logp: "Tensor",
+        soft: SoftTargets | GroupTargets,
         alpha: "Tensor",
         weight: "Tensor",
         temperature: float,
@@ -161,14 +177,13 @@ class _ChunkedLoss(torch.autograd.Function):
             logits = (hidden[part] @ head.T).to(precise)
             chunk = _Chunk(
                 targets[part],
-                ids[part],
-                logp[part].to(precise),
-                tail_logp[part].to(precise),
+                _take_rows(soft, part, precise),
                 alpha[part].to(precise),
                 weight[part].to(precise),
                 temperature,
             )
-            sums += _reduce_chunk(logits, chunk, wants_gradient=wants_gradient)
+            reduce = _reduce_groups if isinstance(soft, GroupTargets) else _reduce_tokens
+            sums += reduce(logits, chunk, wants_gradient=wants_gradient)
             if gradient is not None:
                 gradient[part] = logits.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
@@ -179,20 +194,34 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: "Tensor", *_: "Tensor") -> tuple["Tensor | None", ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_total.to(gradient.dtype), *[None] * 9)
+        return (gradient * grad_total.to(gradient.dtype), *[None] * 7)
 
 
 class _Chunk(NamedTuple):
     targets: "Tensor"
-    ids: "Tensor"
-    logp: "Tensor"
-    tail_logp: "Tensor"
+    soft: Any
     alpha: "Tensor"
     weight: "Tensor"
     temperature: float
 
 
-def _reduce_chunk(logits: "Tensor", chunk: _Chunk, *, wants_gradient: bool) -> "Tensor":
+def _take_rows(
+    soft: SoftTargets | GroupTargets, part: slice, dtype: torch.dtype
+) -> SoftTargets | GroupTargets:
+    precise = {"logp": soft.logp[part].to(dtype), "tail_logp": soft.tail_logp[part].to(dtype)}
+    if isinstance(soft, SoftTargets):
+        return soft._replace(ids=soft.ids[part], **precise)
+    return soft._replace(
+        low=soft.low[part], high=soft.high[part], group=soft.group[part], **precise
+    )
+
+
+def _is_real(soft: SoftTargets | GroupTargets) -> "Tensor":
+    """Return which slots hold a token or a group, [N, K]; the others are padding."""
+    return soft.ids >= 0 if isinstance(soft, SoftTargets) else torch.isfinite(soft.logp)
+
+
+def _reduce_tokens(logits: "Tensor", chunk: _Chunk, *, wants_gradient: bool) -> "Tensor":
     """Return [loss, weighted CE, weighted T^2 KL] and overwrite `logits` with their gradient.
 
     The logits in S are taken out first, so one exponential pass over V gives the tail's exact mass
@@ -200,8 +229,8 @@ def _reduce_chunk(logits: "Tensor", chunk: _Chunk, *, wants_gradient: bool) -> "
     """
     realised = chunk.targets[:, None]
     target_logit = logits.gather(1, realised)[:, 0]
-    is_real = chunk.ids >= 0
-    slots = chunk.ids.clamp(min=0)
+    is_real = _is_real(chunk.soft)
+    slots = chunk.soft.ids.clamp(min=0)
     inside = logits.gather(1, slots).masked_fill(~is_real, -torch.inf)
     rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(slots)[is_real]
     logits[rows, slots[is_real]] = -torch.inf
@@ -230,15 +259,55 @@ def _reduce_chunk(logits: "Tensor", chunk: _Chunk, *, wants_gradient: bool) -> "
     )
 
 
+def _reduce_groups(logits: "Tensor", chunk: _Chunk, *, wants_gradient: bool) -> "Tensor":
+    """Do the same over groups of tokens: log q of a group is the LSE over its members.
+
+    Every token carries the number of its group (K: the tail), so masses are one scatter and the
+    gradient is each token's share q_v / q_group of its group's pull.
+    """
+    realised = chunk.targets[:, None]
+    target_logit = logits.gather(1, realised)[:, 0]
+    labels = _label_tokens(chunk.soft, logits.shape[1])
+    peak = logits.amax(dim=-1)
+    scaled = logits.sub_(peak[:, None]).exp_()
+    tiny = torch.finfo(scaled.dtype).tiny
+    mass = scaled.new_zeros(len(scaled), chunk.soft.logp.shape[1] + 1)
+    mass.scatter_add_(1, labels, scaled).clamp_(min=tiny)
+    total = scaled.sum(dim=-1)
+    hard = total.log() + peak - target_logit
+    log_q = mass.log() - total.log()[:, None]
+    soft, pull_inside, pull_tail = _coarse_kl(log_q[:, :-1], log_q[:, -1], chunk)
+    share = chunk.weight * (1 - chunk.alpha)
+    plain = chunk.weight * chunk.alpha
+    if wants_gradient:
+        pull = torch.cat([pull_inside, pull_tail[:, None]], dim=1)
+        factor = (plain / total)[:, None] + share[:, None] * pull / mass
+        scaled.mul_(factor.gather(1, labels))
+        scaled.scatter_add_(1, realised, -plain[:, None])
+    parts = (plain * hard + share * soft, chunk.weight * hard, chunk.weight * soft)
+    return torch.stack([part.sum(dtype=torch.float64) for part in parts])
+
+
+def _label_tokens(groups: GroupTargets, vocabulary_size: int) -> "Tensor":
+    """Return the group of every token, [N, V]; K, the number of groups, is the tail."""
+    tail = groups.logp.shape[1]
+    steps = groups.low.new_zeros(len(groups.low), vocabulary_size + 1)
+    away = torch.where(groups.low < groups.high, groups.group - tail, 0)
+    steps.scatter_add_(1, groups.low, away).scatter_add_(1, groups.high, -away)
+    sorted_labels = steps[:, :-1].cumsum(dim=1).add_(tail)
+    return sorted_labels[:, groups.order.argsort()]
+
+
 def _coarse_kl(
     log_q: "Tensor", log_q_tail: "Tensor", chunk: _Chunk
 ) -> tuple["Tensor", "Tensor", "Tensor"]:
     """Return T^2 KL over S and the tail, and its gradient T (q - p) for the slots and the tail."""
     t = chunk.temperature
-    real = torch.cat([chunk.ids >= 0, torch.isfinite(log_q_tail)[:, None]], dim=1)
-    log_p = torch.cat([chunk.logp, chunk.tail_logp[:, None]], dim=1) / t
+    is_real = _is_real(chunk.soft)
+    real = torch.cat([is_real, torch.isfinite(log_q_tail)[:, None]], dim=1)
+    log_p = torch.cat([chunk.soft.logp, chunk.soft.tail_logp[:, None]], dim=1) / t
     log_q_all = torch.cat([log_q, log_q_tail[:, None]], dim=1) / t
-    has_soft = (chunk.ids >= 0).any(dim=1)
+    has_soft = is_real.any(dim=1)
     real[:, -1] |= ~has_soft  # rows without a target: one certain bucket on both sides, KL 0
     log_p = log_p.where(has_soft[:, None], 0.0).masked_fill(~real, -torch.inf).log_softmax(dim=-1)
     log_q_all = log_q_all.where(has_soft[:, None], 0.0).masked_fill(~real, -torch.inf)
@@ -253,7 +322,7 @@ def _check_batch(
     hidden: "Tensor",
     head_weight: "Tensor",
     targets: "Tensor",
-    soft: SoftTargets | None,
+    soft: SoftTargets | GroupTargets | None,
     alpha: "Tensor",
     normaliser: float,
     vocabulary_size: int,
@@ -270,10 +339,12 @@ def _check_batch(
         problem = ("a positive normaliser", str(normaliser))
     elif int(targets.min()) < 0 or int(targets.max()) >= vocabulary_size:
         problem = (f"ids in 0..{vocabulary_size - 1}", f"{targets.min()}..{targets.max()}")
-    elif soft is not None and soft.ids.numel() and int(soft.ids.max()) >= vocabulary_size:
+    elif isinstance(soft, GroupTargets) and len(soft.order) != vocabulary_size:
+        problem = (f"groups over {vocabulary_size} tokens", f"over {len(soft.order)}")
+    elif isinstance(soft, SoftTargets) and _largest(soft.ids) >= vocabulary_size:
         problem = (f"soft ids below {vocabulary_size}", str(int(soft.ids.max())))
     else:
-        has_soft = (soft.ids >= 0).any(dim=1) if soft is not None else torch.zeros_like(alpha) > 0
+        has_soft = _is_real(soft).any(dim=1) if soft is not None else torch.zeros_like(alpha) > 0
         if bool((alpha[~has_soft] < 1).any()):
             problem = ("alpha 1 where a token has no soft target", "alpha below 1")
     if problem is not None:
@@ -283,3 +354,7 @@ def _check_batch(
             found=problem[1],
             next_step="check the training set and the logprobs this batch was made from",
         )
+
+
+def _largest(ids: "Tensor") -> int:
+    return int(ids.max()) if ids.numel() else -1
