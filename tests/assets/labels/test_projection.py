@@ -1,9 +1,6 @@
 """Logprobs of a teacher with another tokenizer, as events over the student's vocabulary."""
 
-import base64
-import json
 import math
-import random
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from assets.labels.projection import (
     project_answer,
     read_token_bytes,
 )
-from orchestration.config import PROJECT_ROOT
 from serving.errors import InvalidInputError
 
 WORDS = [b"a", b"b", b"ab", b"abc", b"b c", b"bc", b" ", b"c", b"cab", b"ca", b"2", b"20", b"201"]
@@ -170,9 +166,6 @@ def _split(text: bytes, vocabulary: ByteVocabulary, data) -> list[int]:
     return ids
 
 
-# SmolLM2's 49k and Mistral's 130k vocabulary, on pages of this repository.
-
-
 @pytest.fixture(scope="module")
 def smollm2_tokenizer():
     from transformers import AutoTokenizer
@@ -186,50 +179,12 @@ def vocabulary(smollm2_tokenizer):
     return ByteVocabulary.of(smollm2_tokenizer)
 
 
-@pytest.fixture(scope="module")
-def tekken():
-    import tiktoken
-
-    folder = package_folder("mistral_common")
-    document = json.loads((folder / "data/tekken_240911.json").read_text(encoding="utf-8"))
-    config = document["config"]
-    size = config["default_vocab_size"] - config["default_num_special_tokens"]
-    ranks = {base64.b64decode(t["token_bytes"]): t["rank"] for t in document["vocab"][:size]}
-    return tiktoken.Encoding(
-        "tekken", pat_str=config["pattern"], mergeable_ranks=ranks, special_tokens={}
-    )
-
-
 @pytest.mark.real_models
 def test_bytes_of_tokens_spell_the_text(smollm2_tokenizer, vocabulary):
     text = "naïve  café: 例 🙂\n\t`x_1`"
     ids = smollm2_tokenizer(text, add_special_tokens=False)["input_ids"]
     assert b"".join(vocabulary.token_bytes[i] for i in ids) == text.encode()
     assert sorted(vocabulary.order.tolist()) == list(range(len(smollm2_tokenizer)))
-
-
-@pytest.mark.real_models
-def test_most_tokens_of_real_pages_get_disjoint_groups_that_sum_to_one(
-    smollm2_tokenizer, vocabulary, tekken
-):
-    pages = sorted((PROJECT_ROOT / "docs").rglob("*.mdx"))[:8]
-    generator = random.Random(3)  # noqa: S311 - any fixed draw
-    words = [tekken.decode_single_token_bytes(i) for i in range(1000, 130_000, 97)]
-    covered = count = 0
-    for page in pages:
-        text = page.read_text(encoding="utf-8")[:1500]
-        teacher = [
-            TeacherToken(text=token, logp=math.log(0.7), top=_draw_top(token, words, generator))
-            for token in map(tekken.decode_single_token_bytes, tekken.encode(text))
-        ]
-        ids = smollm2_tokenizer(text, add_special_tokens=False)["input_ids"]
-        projection = project_answer(teacher, ids, vocabulary)
-        assert projection.reason == ""
-        covered, count = covered + projection.covered_count, count + len(ids)
-        for token, row in zip(ids, projection.rows, strict=True):
-            if row is not None:
-                _check_against_every_token(row, token, vocabulary)
-    assert covered / count > 0.75
 
 
 @pytest.mark.real_models
@@ -254,22 +209,3 @@ def test_a_tokenizer_without_bytes_is_refused():
 
 def package_folder(name: str) -> Path:
     return Path(find_spec(name).submodule_search_locations[0])
-
-
-def _draw_top(token: bytes, words: list[bytes], generator: random.Random):
-    drawn = dict.fromkeys([token[:1], token + b"s", *generator.sample(words, 8)])
-    drawn.pop(token, None)
-    return ((token, math.log(0.7)), *((text, math.log(0.02)) for text in drawn))
-
-
-def _check_against_every_token(row, realised: int, vocabulary) -> None:
-    """Hold a row against the whole vocabulary: each token in one group at most, one total."""
-    owner: dict[int, int] = {}
-    for low, high, group in row.segments:
-        for position in range(low, high):
-            assert owner.setdefault(int(vocabulary.order[position]), group) == group
-    group = owner.get(realised)
-    expected = row.tail_logp if group is None else row.group_logp[group]
-    assert row.y_logp == pytest.approx(expected)
-    mass = sum(map(math.exp, row.group_logp)) + math.exp(row.tail_logp)
-    assert mass == pytest.approx(1.0, abs=1e-6)
