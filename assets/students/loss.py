@@ -187,9 +187,9 @@ class _ChunkedLoss(torch.autograd.Function):
             if gradient is not None:
                 gradient[part] = logits.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
-        hard, soft = sums[1].clone(), sums[2].clone()
-        ctx.mark_non_differentiable(hard, soft)
-        return sums[0].to(precise), hard, soft
+        hard_sum, soft_sum = sums[1].clone(), sums[2].clone()
+        ctx.mark_non_differentiable(hard_sum, soft_sum)
+        return sums[0].to(precise), hard_sum, soft_sum
 
     @staticmethod
     def backward(ctx: Any, grad_total: "Tensor", *_: "Tensor") -> tuple["Tensor | None", ...]:
