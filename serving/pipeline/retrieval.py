@@ -164,11 +164,14 @@ class LanceRetriever:
         """
         count = self._k if k is None else _check_k(k)
         limit = max(count, CANDIDATES)
-        found = await self._find_candidates(question, limit, write_condition(where or ALL))
+        terms = split_terms(question)
+        # Without a word to search for, the search by words is left out.
+        words = question if terms else None
+        found = await self._find_candidates(question, words, limit, write_condition(where or ALL))
         if not found.chunks:
             return ()
         best, nearness = read_windows(found.question, found.windows)
-        reachable = limit_bm25(len(self._first_windows) - 1, len(split_terms(question)))
+        reachable = limit_bm25(len(self._first_windows) - 1, len(terms))
         relevance = fuse(nearness, found.bm25, limit=reachable)
         # Equal chunks stand in the order of the corpus, whatever order the searches ended in.
         order = sorted(range(len(relevance)), key=lambda n: (-relevance[n], found.chunks[n]))
@@ -183,14 +186,14 @@ class LanceRetriever:
         return (await self._rerank(question, scored))[:count]
 
     async def _find_candidates(
-        self, question: str, limit: int, condition: str | None
+        self, question: str, words: str | None, limit: int, condition: str | None
     ) -> _Candidates:
         async def search_vectors() -> tuple[Vectors, list[int]]:
             vectors = await self._run(self._embedder.embed, [question])
             return vectors[0], await self._search_vectors(vectors[0], 2 * limit, condition)
 
         (vector, by_vector), bm25 = await asyncio.gather(
-            search_vectors(), self._search_words(question, 2 * limit, condition)
+            search_vectors(), self._search_words(words, 2 * limit, condition)
         )
         chunks = merge_candidates([by_vector, list(bm25)], limit=limit)
         windows, hits = await asyncio.gather(
@@ -224,12 +227,12 @@ class LanceRetriever:
             limit *= 2
 
     async def _search_words(
-        self, question: str, depth: int, condition: str | None
+        self, words: str | None, depth: int, condition: str | None
     ) -> dict[int, float]:
-        """Return BM25 by chunk, best first; nothing for a question without a word."""
-        if not split_terms(question):
+        """Return BM25 by chunk, best first; nothing where there is no word to search for."""
+        if words is None:
             return {}
-        query = self._chunks.query().nearest_to_text(question, columns="search_text")
+        query = self._chunks.query().nearest_to_text(words, columns="search_text")
         query = query.select(["chunk", "_score"])
         query = query.where(condition) if condition else query
         rows = await query.limit(depth).to_list()
@@ -249,7 +252,8 @@ class LanceRetriever:
         ordered, wanted = owners[by_chunk], np.asarray(chunks)
         first = np.searchsorted(ordered, wanted, side="left")
         last = np.searchsorted(ordered, wanted, side="right")
-        return [vectors[a:b] for a, b in zip(first, last, strict=True)]
+        # Copies: a view that is kept would keep the vectors of all that was read with it.
+        return [vectors[a:b].copy() for a, b in zip(first, last, strict=True)]
 
     async def _read_hits(self, chunks: Sequence[int]) -> list[Hit]:
         shown = ["chunk_id", "content_hash", "text", "title", "url", "heading_path"]
