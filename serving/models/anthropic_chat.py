@@ -18,8 +18,7 @@ from serving.models.asking import (
     NO_KEY,
     ask_again,
     ask_conceding,
-    explain_failure,
-    explain_status,
+    explain_sdk_error,
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
 from serving.models.protocols import ChatRequest, Completion, Price
@@ -112,22 +111,12 @@ class AnthropicChatModel:
         return self._explain(ValueError(f"no message: {str(answer)[:200]!r}"))
 
     def _explain(self, error: anthropic.AnthropicError | ValueError) -> UpstreamError:
-        attempted, key = f"asking {self.name}", self.client.api_key
-        if isinstance(error, anthropic.APIStatusError):
-            return explain_status(
-                error.status_code,
-                error.message,
-                code=error.type,
-                headers=error.response.headers,
-                attempted=attempted,
-                api_key=key,
-            )
-        return explain_failure(
+        return explain_sdk_error(
             error,
+            code=error.type if isinstance(error, anthropic.APIStatusError) else None,
             is_connection=isinstance(error, anthropic.APIConnectionError),
-            attempted=attempted,
-            base_url=self.client.base_url,
-            api_key=key,
+            attempted=f"asking {self.name}",
+            client=self.client,
         )
 
     def _read(self, answer: Message, *, latency_ms: float) -> Completion:

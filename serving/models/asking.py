@@ -96,6 +96,38 @@ async def ask_conceding(
         conceded.add(concession)
 
 
+def explain_sdk_error(
+    error: Exception, *, code: str | None, is_connection: bool, attempted: str, client: Any
+) -> UpstreamError:
+    """Return the error for a failure of the OpenAI or the Anthropic SDK, which are built alike.
+
+    Args:
+        error: with `status_code`, `message` and `response` where the server answered.
+        code: what the server calls it; the two APIs keep it in different places.
+        is_connection: whether the connection failed.
+        attempted: what is done, for the message.
+        client: the SDK's, for its `base_url` and `api_key`.
+    """
+    status = getattr(error, "status_code", None)
+    if status is None:
+        return explain_failure(
+            error,
+            is_connection=is_connection,
+            attempted=attempted,
+            base_url=client.base_url,
+            api_key=client.api_key,
+        )
+    answered: Any = error
+    return explain_status(
+        status,
+        answered.message,
+        code=code,
+        headers=answered.response.headers,
+        attempted=attempted,
+        api_key=client.api_key,
+    )
+
+
 def explain_status(
     status: int,
     message: str,

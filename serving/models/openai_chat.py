@@ -18,8 +18,7 @@ from serving.models.asking import (
     NO_KEY,
     ask_again,
     ask_conceding,
-    explain_failure,
-    explain_status,
+    explain_sdk_error,
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
 from serving.models.protocols import ChatRequest, Completion, Price, TokenLogprob
@@ -142,22 +141,12 @@ class OpenAIChatModel:
         return arguments
 
     def _explain(self, error: openai.OpenAIError | ValueError) -> UpstreamError:
-        attempted, key = f"asking {self.name}", self.client.api_key
-        if isinstance(error, openai.APIStatusError):
-            return explain_status(
-                error.status_code,
-                error.message,
-                code=error.code,
-                headers=error.response.headers,
-                attempted=attempted,
-                api_key=key,
-            )
-        return explain_failure(
+        return explain_sdk_error(
             error,
+            code=error.code if isinstance(error, openai.APIStatusError) else None,
             is_connection=isinstance(error, openai.APIConnectionError),
-            attempted=attempted,
-            base_url=self.client.base_url,
-            api_key=key,
+            attempted=f"asking {self.name}",
+            client=self.client,
         )
 
     def _read(self, answer: ChatCompletion, *, latency_ms: float) -> Completion:
