@@ -35,7 +35,10 @@ def ask_once(config: Config, question: str, *, prefer_quality: bool = False) -> 
     Raises:
         ReleaseError: nothing is released yet, the release does not verify or does not warm up.
     """
-    allow = {"UNDERSTUDY_SERVE_ALLOW_PREFER_QUALITY": "true"} if prefer_quality else {}
+    # Who runs this owns the home: no key is asked for, and nothing listens.
+    allow = {"UNDERSTUDY_SERVE_AUTH": "open"}
+    if prefer_quality:
+        allow["UNDERSTUDY_SERVE_ALLOW_PREFER_QUALITY"] = "true"
     return run_blocking(_ask(server_settings(config, allow), question, prefer_quality))
 
 

@@ -5,14 +5,12 @@ launching (`running`), checks of the installation (`doctor`), anything an asset 
 """
 
 import contextlib
-import functools
 import json
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -20,14 +18,15 @@ from rich.table import Table
 
 from orchestration.config import Config, load_config
 from orchestration.console import CONSOLE, make_logger
+from orchestration.explaining import explain_errors
+from orchestration.keys_cli import keys_app
 from resources.progress import LogProgress, RichProgress
-from serving.errors import InvalidInputError, UnderstudyError
+from serving.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from orchestration.planning import PlannedAsset
 
 LONGEST_PLAN_SHOWN = 30
-P = ParamSpec("P")
 
 app = typer.Typer(
     name="understudy",
@@ -38,56 +37,13 @@ app = typer.Typer(
 )
 teacher_app = typer.Typer(help="The embedded, extractive teacher.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
+app.add_typer(keys_app, name="keys")
 
 Recipe = Annotated[
     str | None,
     typer.Option(help="A recipe under config/recipes, for example `compact`.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
-
-
-def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn our errors into three readable lines and exit code 2, an interrupt into code 130."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except UnderstudyError as error:
-            fail(error)
-        except BrokenPipeError:
-            raise  # `understudy report | head`: typer knows what to do
-        except OSError as error:
-            from orchestration.failures import explain_os_error
-
-            fail(explain_os_error(error, _find_home()))
-        except KeyboardInterrupt:
-            CONSOLE.print(
-                "\n[yellow]Interrupted.[/] What was bought and made so far is kept; run again."
-            )
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
-def fail(error: UnderstudyError) -> NoReturn:
-    """Print an error in its parts and exit with code 2."""
-    CONSOLE.print(f"[red bold]Failed[/] while {escape(error.attempted)}", soft_wrap=True)
-    for label, text in (
-        ("expected", error.expected),
-        ("found", error.found),
-        ("next", error.next_step),
-    ):
-        CONSOLE.print(f"  [dim]{label:>8}[/]  ", end="")
-        CONSOLE.print(text, markup=False, soft_wrap=True)
-    raise typer.Exit(2)
-
-
-def _find_home() -> Path:
-    try:
-        return load_config().home
-    except (UnderstudyError, OSError):
-        return Path.cwd()
 
 
 @app.command(epilog="Example: understudy run --select labels --select students/training_set")

@@ -23,6 +23,9 @@ from serving.schemas import (
 
 CATALOGUE: Mapping[ProblemName, tuple[int, str]] = {
     "invalid-request": (422, "The request is not valid"),
+    "unauthenticated": (401, "A valid key is needed"),
+    "over-quota": (429, "The quota of this key is used up"),
+    "not-stored": (503, "It could not be stored"),
     "not-allowed": (403, "This is not allowed here"),
     "not-found": (404, "There is nothing at this address"),
     "method-not-allowed": (405, "This address does not take that method"),

@@ -14,12 +14,14 @@ from serving.pipeline.questions import normalise_question
 from serving.pipeline.router import Phase, RouteReason
 
 MAXIMUM_QUESTION_CHARS = 4000
+MAXIMUM_COMMENT_CHARS = 2000
 PROBLEM_PREFIX = "urn:understudy:problem:"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 ProblemName = Literal[
-    "invalid-request", "not-allowed", "not-found", "method-not-allowed", "too-large", "not-ready",
-    "overloaded", "deadline-exceeded", "upstream-failed", "internal-error",
+    "invalid-request", "unauthenticated", "not-allowed", "over-quota", "not-found",
+    "method-not-allowed", "too-large", "not-ready", "not-stored", "overloaded",
+    "deadline-exceeded", "upstream-failed", "internal-error",
 ]  # fmt: skip
 
 
@@ -58,7 +60,8 @@ class AskRequest(BaseModel):
     ]
     prefer_quality: bool = Field(
         default=False,
-        description="Ask for the expensive model. 403 unless this server allows it.",
+        description="Ask for the expensive model. 403 without the scope ask:prefer_quality (on an "
+        "open server: unless it allows it), 429 past the key's quota.",
     )
     conversation_id: str | None = Field(
         default=None,
@@ -76,6 +79,7 @@ class Citation(BaseModel):
     url: str
     title: str
     score: float = Field(description="Cosine of question and chunk, 0-1.")
+    text: str = Field(description="The chunk as the model read it.")
 
 
 class AskResponse(BaseModel):
@@ -94,6 +98,7 @@ class AskResponse(BaseModel):
                             "url": "https://docs.example/guides/environment-variables/",
                             "title": "Environment variables",
                             "score": 0.86,
+                            "text": "Put environment variables in a .env file.",
                         }
                     ],
                     "refused": False,
@@ -117,14 +122,33 @@ class AskResponse(BaseModel):
     model: str
     route_reason: RouteReason
     release: str
+    cost_usd: float | None = Field(
+        default=None, description="What all attempts cost; null without the scope release:read."
+    )
+    counterfactual_cost_usd: float | None = Field(
+        default=None, description="What the teacher would have cost; null without release:read."
+    )
 
     @classmethod
-    def from_answered(cls, answered: Answered, *, trace_id: str, release: str) -> "AskResponse":
-        """Write the body of an answered request."""
+    def from_answered(
+        cls,
+        answered: Answered,
+        *,
+        trace_id: str,
+        release: str,
+        counterfactual_cost_usd: float | None = None,
+    ) -> "AskResponse":
+        """Write the body of an answered request; without a counterfactual it names no cost."""
         return cls(
             answer=_replace_surrogates(answered.answer),
             citations=[
-                Citation(id=hit.chunk_id, url=hit.url, title=hit.title, score=round(hit.score, 4))
+                Citation(
+                    id=hit.chunk_id,
+                    url=hit.url,
+                    title=hit.title,
+                    score=round(hit.score, 4),
+                    text=_replace_surrogates(hit.text),
+                )
                 for hit in answered.cited
             ],
             refused=answered.refused,
@@ -133,6 +157,8 @@ class AskResponse(BaseModel):
             model=answered.model,
             route_reason=answered.route.reason,
             release=release,
+            cost_usd=None if counterfactual_cost_usd is None else answered.cost_usd,
+            counterfactual_cost_usd=counterfactual_cost_usd,
         )
 
 
@@ -170,6 +196,32 @@ class Problem(BaseModel):
     found: str
     next_step: str
     instance: str = Field(description="The id of this request, also in `X-Trace-Id`.")
+
+
+class FeedbackRequest(BaseModel):
+    """What a reader thought of an answer. It goes to a debug store and never into training."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={
+            "examples": [{"trace_id": "01971b7c-5d2e-7c3a-9f1b-2a4c6e8d0f12", "rating": "up"}]
+        },
+    )
+
+    trace_id: str = Field(
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        description="The `trace_id` of the answer.",
+    )
+    rating: Literal["up", "down"]
+    comment: str | None = Field(default=None, max_length=MAXIMUM_COMMENT_CHARS)
+
+
+class FeedbackStored(BaseModel):
+    """The feedback is on disk."""
+
+    feedback_id: str
 
 
 class TraceHealth(BaseModel):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from serving.errors import InvalidInputError
 from serving.pipeline.router import Phase
@@ -20,12 +20,20 @@ VARIABLES = {
     "host": f"{PREFIX}HOST",
     "port": f"{PREFIX}PORT",
     "phase": f"{PREFIX}PHASE",
+    "auth": f"{PREFIX}AUTH",
     "allow_prefer_quality": f"{PREFIX}ALLOW_PREFER_QUALITY",
+    "admin_prefix": f"{PREFIX}ADMIN_PREFIX",
+    "pages": f"{PREFIX}PAGES",
     "env": f"{PREFIX}ENV",
     "request_deadline_seconds": f"{PREFIX}REQUEST_DEADLINE_SECONDS",
     "max_concurrency": f"{PREFIX}MAX_CONCURRENCY",
 }
 MAXIMUM_BODY_BYTES = 64 * 1024
+AuthSetting = Literal["auto", "keys", "open"]
+"""`keys`: every request needs one. `open`: none does. `auto`: keys once one was made; until then a
+server on loopback is open, and one on another address does not start."""
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -38,7 +46,13 @@ class ServerSettings:
     port: int = 8321
     phase: Phase | None = None
     """None: the phase of the release."""
+    auth: AuthSetting = "auto"
     allow_prefer_quality: bool = False
+    """Of an open server; with keys the scope `ask:prefer_quality` decides."""
+    admin_prefix: bool = False
+    """Take a leading `[admin]` for a request of `prefer_quality`; it is stripped either way."""
+    pages: bool = True
+    """Whether browsers get the Ask page at `/` and the API's reference at `/docs`."""
     env: str = "dev"
     request_deadline_seconds: float = 60.0
     max_concurrency: int = 32
@@ -64,6 +78,16 @@ class ServerSettings:
     def segments_folder(self) -> Path:
         """Where this server writes its traces."""
         return self.home / "traces" / "segments"
+
+    @property
+    def feedback_folder(self) -> Path:
+        """Where this server writes feedback: beside the traces, a store of its own."""
+        return self.home / "traces" / "feedback"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in LOOPBACK_HOSTS
 
     def read_secret(self, variable: str | None) -> str | None:
         """Return the secret in the named variable, or None when no variable is named.
@@ -105,7 +129,10 @@ def from_environment(env: Mapping[str, str]) -> ServerSettings:
         host=given["host"] or default.host,
         port=int(_read_number("port", given, default.port, 1, 65535, whole=True)),
         phase=_read_phase(given["phase"]),
+        auth=_read_auth(given["auth"]),
         allow_prefer_quality=_read_flag("allow_prefer_quality", given),
+        admin_prefix=_read_flag("admin_prefix", given),
+        pages=_read_flag("pages", given, default="true"),
         env=_read_env(given["env"] or default.env),
         request_deadline_seconds=_read_number(
             "request_deadline_seconds", given, default.request_deadline_seconds, 0.1, 3600
@@ -134,14 +161,24 @@ def _read_phase(value: str) -> Phase | None:
     return None
 
 
+def _read_auth(value: str) -> AuthSetting:
+    for mode in get_args(AuthSetting):
+        if value == mode:
+            checked: AuthSetting = mode
+            return checked
+    if value:
+        raise _illegal(VARIABLES["auth"], f"one of {', '.join(get_args(AuthSetting))}", value)
+    return ServerSettings().auth
+
+
 def _read_env(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9_-]{1,32}", value):
         raise _illegal(VARIABLES["env"], "1-32 of a-z 0-9 _ -, for example dev or prod", value)
     return value
 
 
-def _read_flag(name: str, given: Mapping[str, str]) -> bool:
-    value = given[name].casefold() or "false"
+def _read_flag(name: str, given: Mapping[str, str], *, default: str = "false") -> bool:
+    value = given[name].casefold() or default
     if value not in _FLAGS:
         raise _illegal(VARIABLES[name], f"one of {', '.join(_FLAGS)}", given[name])
     return _FLAGS[value]

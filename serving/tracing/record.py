@@ -51,6 +51,17 @@ class TracedAttempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Escalation:
+    """Whether the caller asked for the expensive model, by field or by prefix, and got it."""
+
+    requested: bool = False
+    granted: bool = False
+
+
+NO_ESCALATION = Escalation()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TraceRecord:
     """One request. What this release cannot know yet is null: it keeps its place in the schema.
 
@@ -128,8 +139,9 @@ def build_record(
     origin: TraceOrigin,
     trace_id: str,
     asked_at: datetime,
+    key_id: str | None = None,
     conversation_id: str | None = None,
-    prefer_quality: bool = False,
+    escalation: Escalation = NO_ESCALATION,
 ) -> TraceRecord:
     """Describe an answered request."""
     unanswered = build_failure_record(
@@ -139,12 +151,13 @@ def build_record(
         asked_at=asked_at,
         outcome="answered",
         total_ms=answered.total_ms,
+        key_id=key_id,
         conversation_id=conversation_id,
-        prefer_quality=prefer_quality,
+        escalation=escalation,
     )
     attempts = _trace_attempts(answered, origin.adapter_sha)
     known_ms = answered.retrieval_ms + sum(a.latency_ms for a in attempts)
-    trainable_reason = _judge_trainable(env=origin.env, is_escalated=prefer_quality)
+    trainable_reason = _judge_trainable(env=origin.env, is_escalated=escalation.requested)
     return replace(
         unanswered,
         retrieved=tuple(
@@ -162,6 +175,7 @@ def build_record(
         answer=scrub(answered.answer),
         citations=tuple(hit.chunk_id for hit in answered.cited),
         refused=answered.refused,
+        confidence=answered.confidence,
         overhead_ms=max(0.0, answered.total_ms - known_ms),
         cost_usd=answered.cost_usd,
         counterfactual_cost_usd=_price_at_teacher(answered.last, origin.teacher_price),
@@ -178,8 +192,9 @@ def build_failure_record(
     asked_at: datetime,
     outcome: str,
     total_ms: float,
+    key_id: str | None = None,
     conversation_id: str | None = None,
-    prefer_quality: bool = False,
+    escalation: Escalation = NO_ESCALATION,
 ) -> TraceRecord:
     """Describe a request that reached the pipeline and got a problem instead of an answer."""
     scrubbed = scrub(normalise_question(question))
@@ -187,6 +202,7 @@ def build_failure_record(
         trace_id=trace_id,
         asked_at=_write_time(asked_at),
         env=origin.env,
+        key_id=key_id,
         conversation_id=scrub(conversation_id) if conversation_id else None,
         question=scrubbed,
         question_hash=content_hash(scrubbed),
@@ -196,10 +212,10 @@ def build_failure_record(
         index_fingerprint=origin.index_fingerprint,
         embedder_fingerprint=origin.embedder_fingerprint,
         phase=origin.phase,
-        selection_mode="forced" if prefer_quality else "rule",
+        selection_mode="forced" if escalation.granted else "rule",
         total_latency_ms=total_ms,
-        escalation_requested=prefer_quality,
-        escalation_granted=prefer_quality,
+        escalation_requested=escalation.requested,
+        escalation_granted=escalation.granted,
         trainable=False,
         trainable_reason="not_answered",
         outcome=outcome,

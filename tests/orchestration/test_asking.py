@@ -42,6 +42,6 @@ async def test_a_warm_up_without_end_is_given_up(monkeypatch):
 def test_the_server_still_says_what_is_looked_for():
     from pathlib import Path
 
-    import serving.app
+    import serving.server
 
-    assert asking.WARM_UP_FAILED in Path(serving.app.__file__).read_text(encoding="utf-8")
+    assert asking.WARM_UP_FAILED in Path(serving.server.__file__).read_text(encoding="utf-8")

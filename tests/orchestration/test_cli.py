@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestration import cli, demo
+from orchestration import cli, demo, explaining, keys_cli
 from orchestration.planning import PlannedAsset
 from orchestration.running import RunOutcome
+from serving.access.keys import find_key, read_keys
 from serving.errors import InvalidInputError
 
 PLAN = (PlannedAsset(key="labels/teacher_answers", reason="never [made]"),)
@@ -21,8 +22,8 @@ PLAN = (PlannedAsset(key="labels/teacher_answers", reason="never [made]"),)
 def screen(monkeypatch):
     text = io.StringIO()
     console = Console(file=text, width=200, highlight=False)
-    monkeypatch.setattr(cli, "CONSOLE", console)
-    monkeypatch.setattr(demo, "CONSOLE", console)
+    for module in (cli, demo, explaining, keys_cli):
+        monkeypatch.setattr(module, "CONSOLE", console)
     return text
 
 
@@ -124,3 +125,29 @@ def test_a_parity_table_keeps_its_brackets(monkeypatch, screen):
     demo.show_report(cli.load_config(), "compact")
     for part in ("delta [low, high]", "[no case differs]", "[s]", "[d]"):
         assert part in screen.getvalue()
+
+
+def test_a_key_is_made_listed_and_revoked(monkeypatch, screen, tmp_path):
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(tmp_path))
+    assert json.loads(invoke("keys", "list", "--json").stdout) == []
+    made = json.loads(
+        invoke("keys", "create", "--tenant", "support", "--scope", "ask", "--json").stdout
+    )
+    shown = invoke("keys", "create", "--tenant", "docs").stdout.strip()
+    assert find_key({key.key_id: key for key in read_keys(tmp_path / "keys")}, shown) is not None
+    assert invoke("keys", "revoke", made["key_id"]).exit_code == 0
+    listed = {key["tenant"]: key for key in json.loads(invoke("keys", "list", "--json").stdout)}
+    assert listed["support"]["revoked_at"] is not None
+    assert listed["docs"]["revoked_at"] is None
+    assert invoke("keys", "list").exit_code == 0
+    assert "a revoked key" in screen.getvalue()
+    assert shown not in screen.getvalue() + json.dumps(listed)
+
+
+def test_wrong_keys_and_scopes_are_explained(monkeypatch, screen, tmp_path):
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(tmp_path))
+    assert invoke("keys", "create", "--tenant", "docs", "--scope", "root").exit_code == 2
+    assert invoke("keys", "revoke", "0" * 12).exit_code == 2
+    text = screen.getvalue()
+    assert "ask:prefer_quality" in text
+    assert "understudy keys list" in text

@@ -29,6 +29,8 @@ from tests.serving.fakes import (
     GOOD,
     HITS,
     INVALID,
+    STUDENT_PRICE,
+    TEACHER_PRICE,
     CannedChatModel,
     CannedRetriever,
     make_engine,
@@ -100,9 +102,8 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             folder: Path = tmp_path / "segments",
             **parts: Any,
         ) -> Served:
-            running = _run(
-                engine or make_engine(**parts), folder, is_warm=is_warm, **(settings or {})
-            )
+            options = {"home": tmp_path} | (settings or {})
+            running = _run(engine or make_engine(**parts), folder, is_warm=is_warm, **options)
             return await stack.enter_async_context(running)
 
         yield start
@@ -136,6 +137,7 @@ async def test_an_answer_has_the_contracts_fields(serve: Serve) -> None:
                 "url": HITS[0].url,
                 "title": HITS[0].title,
                 "score": 0.86,
+                "text": HITS[0].text,
             }
         ],
         "refused": False,
@@ -144,6 +146,8 @@ async def test_an_answer_has_the_contracts_fields(serve: Serve) -> None:
         "model": "compact@3f9c0a1b2c4d",
         "route_reason": "default",
         "release": make_manifest().release_id,
+        "cost_usd": STUDENT_PRICE.cost_usd(100, 20),
+        "counterfactual_cost_usd": TEACHER_PRICE.cost_usd(100, 20),
     }
     assert {c["id"] for c in body["citations"]} <= {h.chunk_id for h in HITS}
     assert response.headers["x-trace-persisted"] == "true"
@@ -491,11 +495,15 @@ async def test_openapi_shows_examples_and_problems(serve: Serve) -> None:
     assert (await served.client.get("/docs")).status_code == 200
     schema = (await served.client.get("/openapi.json")).json()
     ask = schema["paths"]["/ask"]["post"]
-    assert set(ask["responses"]) == {"200", "403", "413", "422", "500", "502", "503", "504"}
+    assert set(ask["responses"]) == {
+        "200", "401", "403", "413", "422", "429", "500", "502", "503", "504",
+    }  # fmt: skip
     assert set(ask["responses"]["503"]["content"]) == {"application/problem+json"}
     assert "X-Trace-Persisted" in ask["responses"]["200"]["headers"]
     assert schema["components"]["schemas"]["AskRequest"]["examples"]
-    assert set(schema["paths"]) == {"/ask", "/healthz", "/readyz", "/v1/release"}
+    assert set(schema["paths"]) == {
+        "/ask", "/feedback", "/healthz", "/metrics", "/readyz", "/v1/release",
+    }  # fmt: skip
 
 
 async def test_stopping_seals_the_traces_and_lets_go_of_the_engine(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ async def serve_questions(
     ]
     app = create_app(
         engine=make_engine(student=models[0], teacher=models[1]),
-        settings=ServerSettings(env="prod"),
+        settings=ServerSettings(env="prod", home=folder.parent),
         writer=SegmentWriter(folder),
     )
     transport = httpx2.ASGITransport(app=app)

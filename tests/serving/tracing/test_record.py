@@ -11,6 +11,7 @@ from serving.tracing.record import (
     TRACE_FIELDS,
     TraceOrigin,
     TraceRecord,
+    Escalation,
     build_failure_record,
     build_record,
     new_trace_id,
@@ -71,7 +72,7 @@ async def _record(origin: TraceOrigin, question: str = "Where?", **parts: Any) -
         origin=origin,
         trace_id=new_trace_id(),
         asked_at=ASKED_AT,
-        prefer_quality=prefer_quality,
+        escalation=Escalation(requested=prefer_quality, granted=prefer_quality),
     )
 
 

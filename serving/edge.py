@@ -1,0 +1,78 @@
+"""The outermost middleware: a trace id, the limit on bodies, the security headers.
+
+Belongs here: what holds for every request before any route sees it. Does not belong here: routes.
+"""
+
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.problems import ProblemError, too_large, write_problem
+from serving.settings import MAXIMUM_BODY_BYTES
+from serving.tracing.record import new_trace_id
+
+SECURITY_HEADERS: Mapping[str, str] = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""A page of our own names a wider content policy itself; these do not replace it."""
+
+
+class Edge:
+    """Middleware around the whole app. No CORS header is ever sent: other origins get nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an app."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body whole, then hand it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace_id = scope.setdefault("state", {})["trace_id"] = new_trace_id()
+
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            body = await _read_body(scope, receive)
+        except ProblemError as problem:
+            await write_problem(problem, trace_id)(scope, receive, send_secured)
+            return
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send_secured)
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes | None:
+    """Return the whole body, or None when the client left before sending it."""
+    declared = Headers(scope=scope).get("content-length", "0")
+    if declared.isdecimal() and int(declared[:20]) > MAXIMUM_BODY_BYTES:
+        raise too_large(MAXIMUM_BODY_BYTES)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAXIMUM_BODY_BYTES:
+            raise too_large(MAXIMUM_BODY_BYTES)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

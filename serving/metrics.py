@@ -1,0 +1,106 @@
+"""Metrics in the Prometheus format: what an operator's alarms look at.
+
+One registry per app, so that tests and several servers in a process never share counts. Labels have
+few values; nothing a user typed is one. Belongs here: names, units, what feeds them. Does not
+belong here: who may read them (`app`), traces (`tracing`).
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serving.pipeline.answer import Answered
+from serving.tracing.segments import SegmentWriter
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class ServerMetrics:
+    """Counts of one server since it started. Durations are in seconds, cost in US dollars."""
+
+    def __init__(self, traces: SegmentWriter) -> None:
+        """Register everything; trace counts are read from the writer when asked."""
+        self._registry = CollectorRegistry()
+        self._asked = Counter(
+            "understudy_asks",
+            "Questions by outcome: answered, refused, or the problem the user was shown.",
+            ("outcome",),
+            registry=self._registry,
+        )
+        self._served = Counter(
+            "understudy_answers",
+            "Answers and refusals by the model that wrote them and the reason of the route.",
+            ("served_by", "route_reason"),
+            registry=self._registry,
+        )
+        self._fallbacks = Counter(
+            "understudy_fallbacks",
+            "Student attempts that the teacher replaced, by what was wrong with them.",
+            ("verdict",),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "understudy_ask_seconds",
+            "Time from the question's arrival to its answer.",
+            ("served_by",),
+            buckets=LATENCY_BUCKETS,
+            registry=self._registry,
+        )
+        self._cost = Counter(
+            "understudy_cost_usd",
+            "What models cost, by role; a wasted student attempt counts.",
+            ("role",),
+            registry=self._registry,
+        )
+        self._feedback = Counter(
+            "understudy_feedback",
+            "Feedback stored, by rating.",
+            ("rating",),
+            registry=self._registry,
+        )
+        self.in_flight = Gauge(
+            "understudy_asks_in_flight", "Questions being answered.", registry=self._registry
+        )
+        self.is_ready = Gauge(
+            "understudy_ready", "1 while /ask takes questions.", registry=self._registry
+        )
+        self._registry.register(_TraceCounts(traces))
+
+    def count_answer(self, answered: Answered) -> None:
+        """Count an answer or refusal and what its attempts cost."""
+        self._asked.labels("refused" if answered.refused else "answered").inc()
+        self._served.labels(answered.served_by, answered.route.reason).inc()
+        self._seconds.labels(answered.served_by).observe(answered.total_ms / 1000)
+        for attempt in answered.attempts:
+            if attempt.completion:
+                self._cost.labels(attempt.role).inc(attempt.completion.cost_usd)
+        if answered.used_fallback:
+            self._fallbacks.labels(str(answered.attempts[0].verdict or "error")).inc()
+
+    def count_problem(self, name: str) -> None:
+        """Count a question that ended in a problem document."""
+        self._asked.labels(name).inc()
+
+    def count_feedback(self, rating: str) -> None:
+        """Count stored feedback."""
+        self._feedback.labels(rating).inc()
+
+    def render(self) -> bytes:
+        """Return all of them in the text exposition format."""
+        return generate_latest(self._registry)
+
+
+class _TraceCounts(Collector):
+    """The writer's own counts: asked = stored + lost, without a second tally."""
+
+    def __init__(self, traces: SegmentWriter) -> None:
+        self._traces = traces
+
+    def collect(self) -> list[Metric]:
+        """Return the counts of this moment."""
+        family = CounterMetricFamily(
+            "understudy_traces", "Traces by what became of them.", labels=("outcome",)
+        )
+        family.add_metric(("stored",), self._traces.stored_count)
+        family.add_metric(("lost",), self._traces.lost_count)
+        return [family]

@@ -1,0 +1,256 @@
+"""Keys, scopes, quotas, escalation, feedback and metrics through the app itself."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.access.keys import KEYS_FILE, create_key, revoke_key
+from serving.access.ring import RELOAD_SECONDS, KeyRing
+from serving.app import create_app, open_admission
+from serving.errors import InvalidInputError
+from serving.settings import ServerSettings
+from serving.tracing.segments import SegmentWriter, read_segment
+from tests.serving.fakes import INVALID, CannedChatModel, CannedRetriever, make_engine
+
+QUESTION = "Where do I put environment variables?"
+TRACE_ID = "01971b7c-5d2e-7c3a-9f1b-2a4c6e8d0f12"
+
+
+@asynccontextmanager
+async def _serve(
+    home: Path, *, engine: Any = None, **options: Any
+) -> AsyncIterator[httpx2.AsyncClient]:
+    settings = ServerSettings(home=home, **options)
+    app = create_app(
+        engine=engine or make_engine(),
+        settings=settings,
+        writer=SegmentWriter(settings.segments_folder),
+    )
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=app), base_url="http://test"
+        ) as client,
+    ):
+        while (await client.get("/readyz")).status_code != 200:
+            pass
+        yield client
+
+
+def _bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+async def _ask(client: httpx2.AsyncClient, key: str | None = None, **body: Any) -> Any:
+    headers = _bearer(key) if key else {}
+    return await client.post("/ask", json={"question": QUESTION} | body, headers=headers)
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted([*folder.glob("*.seg"), *folder.glob("*.seg.open")])
+    return [record for path in paths for record in read_segment(path)]
+
+
+def _read_traces(home: Path) -> list[dict[str, Any]]:
+    return _read(home / "traces" / "segments")
+
+
+def _problem(response: httpx2.Response) -> str:
+    assert response.headers["content-type"] == "application/problem+json"
+    return str(response.json()["type"]).rpartition(":")[2]
+
+
+async def test_once_a_key_was_made_every_request_needs_one(tmp_path: Path) -> None:
+    made = create_key(tmp_path / "keys", tenant="docs", scopes=["ask"])
+    async with _serve(tmp_path) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        anonymous = await _ask(client)
+        assert (anonymous.status_code, _problem(anonymous)) == (401, "unauthenticated")
+        assert anonymous.headers["www-authenticate"].startswith("Bearer")
+        for wrong in ("us_000000000000_x", made.text + "x", "nonsense"):
+            assert (await _ask(client, wrong)).status_code == 401
+        answered = await _ask(client, made.text)
+        assert answered.status_code == 200
+        for path in ("/v1/release", "/metrics"):
+            refused = await client.get(path, headers=_bearer(made.text))
+            assert (refused.status_code, _problem(refused)) == (403, "not-allowed")
+    (trace,) = _read_traces(tmp_path)
+    assert trace["key_id"] == made.entry.key_id
+    assert made.text not in str(trace)
+
+
+async def test_an_open_server_still_checks_a_key_that_is_sent(tmp_path: Path) -> None:
+    async with _serve(tmp_path) as client:
+        assert (await _ask(client)).status_code == 200
+        assert (await _ask(client, "us_000000000000_typo")).status_code == 401
+        basic = await client.post(
+            "/ask", json={"question": QUESTION}, headers={"Authorization": "Basic eDp5"}
+        )
+        assert basic.status_code == 401
+
+
+async def test_a_revoked_key_is_refused_within_the_reload_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = [0.0]
+    monkeypatch.setattr(KeyRing.__init__, "__kwdefaults__", {"clock": lambda: moment[0]})
+    made = create_key(tmp_path / "keys", tenant="docs")
+    async with _serve(tmp_path) as client:
+        assert (await _ask(client, made.text)).status_code == 200
+        revoke_key(tmp_path / "keys", made.entry.key_id)
+        moment[0] += RELOAD_SECONDS
+        refused = await _ask(client, made.text)
+        assert (refused.status_code, refused.json()["found"]) == (401, "a revoked key")
+
+
+async def test_a_key_past_its_rate_waits(tmp_path: Path) -> None:
+    made = create_key(tmp_path / "keys", tenant="docs", requests_per_minute=2)
+    other = create_key(tmp_path / "keys", tenant="docs")
+    async with _serve(tmp_path) as client:
+        codes = [(await _ask(client, made.text)).status_code for _ in range(3)]
+        assert codes == [200, 200, 429]
+        refused = await _ask(client, made.text)
+        assert _problem(refused) == "over-quota"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await _ask(client, other.text)).status_code == 200
+    assert len(_read_traces(tmp_path)) == 3  # what was not admitted reached no pipeline
+
+
+async def test_quality_needs_its_scope_and_its_quota(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    plain = create_key(keys, tenant="docs").text
+    granted = create_key(
+        keys, tenant="docs", scopes=["ask", "ask:prefer_quality"], teacher_calls_per_minute=1
+    ).text
+    async with _serve(tmp_path) as client:
+        refused = await _ask(client, plain, prefer_quality=True)
+        assert (refused.status_code, _problem(refused)) == (403, "not-allowed")
+        first = await _ask(client, granted, prefer_quality=True)
+        assert (first.json()["served_by"], first.json()["route_reason"]) == (
+            "teacher",
+            "prefer_quality",
+        )
+        past = await _ask(client, granted, prefer_quality=True)
+        assert (past.status_code, _problem(past)) == (429, "over-quota")
+        assert (await _ask(client, granted)).json()["served_by"] == "student"
+
+
+@pytest.mark.parametrize(
+    ("scopes", "is_on", "served_by", "is_granted"),
+    [
+        (["ask"], False, "student", False),
+        (["ask"], True, "student", False),
+        (["ask", "ask:prefer_quality"], False, "student", False),
+        (["ask", "ask:prefer_quality"], True, "teacher", True),
+    ],
+)
+async def test_the_admin_prefix_is_at_most_a_request(
+    tmp_path: Path, scopes: list[str], *, is_on: bool, served_by: str, is_granted: bool
+) -> None:
+    key = create_key(tmp_path / "keys", tenant="docs", scopes=scopes).text
+    retriever = CannedRetriever()
+    student, teacher = CannedChatModel("s"), CannedChatModel("t")
+    engine = make_engine(retriever=retriever, student=student, teacher=teacher)
+    async with _serve(tmp_path, engine=engine, env="prod", admin_prefix=is_on) as client:
+        answer = (await _ask(client, key, question=f"[Adm\u0456n] {QUESTION}")).json()
+    assert answer["served_by"] == served_by
+    (trace,) = _read_traces(tmp_path)
+    assert (trace["escalation_requested"], trace["escalation_granted"]) == (True, is_granted)
+    assert (trace["trainable"], trace["trainable_reason"]) == (False, "escalated")
+    assert trace["question"] == retriever.questions[-1] == QUESTION
+    asked = student.requests[1:] + teacher.requests  # the first one is the warm-up
+    assert "dm" not in asked[-1].messages[-1]["content"]
+
+
+async def test_a_prefix_without_a_question_is_no_question(tmp_path: Path) -> None:
+    async with _serve(tmp_path) as client:
+        refused = await _ask(client, question="[admin] [ADMIN]")
+    assert (refused.status_code, _problem(refused)) == (422, "invalid-request")
+
+
+async def test_traffic_of_a_staging_key_is_never_production(tmp_path: Path) -> None:
+    staging = create_key(tmp_path / "keys", tenant="docs", env="staging").text
+    production = create_key(tmp_path / "keys", tenant="docs").text
+    async with _serve(tmp_path, env="prod") as client:
+        for key in (staging, production):
+            await _ask(client, key)
+    first, second = _read_traces(tmp_path)
+    assert (first["env"], first["trainable"]) == ("staging", False)
+    assert (second["env"], second["trainable"]) == ("prod", True)
+
+
+async def test_a_server_others_can_reach_asks_for_keys(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="keys create"):
+        open_admission(ServerSettings(home=tmp_path, host="0.0.0.0"))  # noqa: S104
+    open_admission(ServerSettings(home=tmp_path, host="0.0.0.0", auth="open"))  # noqa: S104
+    create_key(tmp_path / "keys", tenant="docs")
+    open_admission(ServerSettings(home=tmp_path, host="0.0.0.0"))  # noqa: S104
+    (tmp_path / "keys" / KEYS_FILE).write_text("{")
+    with pytest.raises(InvalidInputError, match=KEYS_FILE):
+        open_admission(ServerSettings(home=tmp_path))
+
+
+async def test_feedback_is_stored_scrubbed_and_apart_from_traces(tmp_path: Path) -> None:
+    async with _serve(tmp_path) as client:
+        response = await client.post(
+            "/feedback",
+            json={"trace_id": TRACE_ID, "rating": "down", "comment": "Wrong. Mail jo@example.com"},
+        )
+        assert response.status_code == 201
+    (record,) = _read(tmp_path / "traces" / "feedback")
+    assert record["feedback_id"] == response.json()["feedback_id"]
+    assert (record["trace_id"], record["rating"]) == (TRACE_ID, "down")
+    assert record["comment"] == "Wrong. Mail [email]"
+    assert not _read_traces(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"trace_id": "x", "rating": "up"},
+        {"trace_id": TRACE_ID, "rating": "meh"},
+        {"trace_id": TRACE_ID},
+        {"trace_id": TRACE_ID, "rating": "up", "comment": "c" * 2001},
+        {"trace_id": TRACE_ID, "rating": "up", "train_on_this": True},
+    ],
+)
+async def test_wrong_feedback_is_explained(tmp_path: Path, body: dict[str, Any]) -> None:
+    async with _serve(tmp_path) as client:
+        response = await client.post("/feedback", json=body)
+    assert (response.status_code, _problem(response)) == (422, "invalid-request")
+    assert not (tmp_path / "traces" / "feedback").exists()
+
+
+async def test_feedback_that_no_disk_takes_is_not_called_stored(tmp_path: Path) -> None:
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / "feedback").write_text("a file where the folder should be")
+    async with _serve(tmp_path) as client:
+        response = await client.post("/feedback", json={"trace_id": TRACE_ID, "rating": "up"})
+    assert (response.status_code, _problem(response)) == (503, "not-stored")
+
+
+async def test_metrics_count_what_happened(tmp_path: Path) -> None:
+    engine = make_engine(student=CannedChatModel("s", INVALID))
+    async with _serve(tmp_path, engine=engine) as client:
+        for _ in range(3):
+            await _ask(client)
+        await client.post("/feedback", json={"trace_id": TRACE_ID, "rating": "up"})
+        text = (await client.get("/metrics")).text
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["understudy_asks_total", "answered"] == 3
+    assert samples["understudy_answers_total", "default", "teacher"] == 3
+    assert sum(v for k, v in samples.items() if k[0] == "understudy_fallbacks_total") == 3
+    assert samples["understudy_ask_seconds_count", "teacher"] == 3
+    assert samples["understudy_traces_total", "stored"] == 3
+    assert samples["understudy_feedback_total", "up"] == 1
+    assert samples[("understudy_ready",)] == 1
+    assert QUESTION not in text
