@@ -147,7 +147,11 @@ def test_refusing_cases_have_no_gold(case: dict[str, Any]) -> None:
 
 
 # Pages that the frozen set cannot ask about; its next version does, and this is empty again.
-WRITTEN_AFTER_THE_FREEZE = {"concepts/retrieval"}
+WRITTEN_AFTER_THE_FREEZE = {
+    "concepts/cross-tokenizer",
+    "concepts/retrieval",
+    "how-to/hand-out-keys",
+}
 
 
 def test_every_page_has_one_to_five_cases() -> None:
