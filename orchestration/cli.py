@@ -20,6 +20,7 @@ from orchestration.config import Config, load_config
 from orchestration.console import CONSOLE, make_logger
 from orchestration.explaining import explain_errors
 from orchestration.keys_cli import keys_app
+from orchestration.releases_cli import releases_app
 from resources.progress import LogProgress, RichProgress
 from serving.errors import InvalidInputError
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 teacher_app = typer.Typer(help="The embedded, extractive teacher.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(keys_app, name="keys")
+app.add_typer(releases_app, name="releases")
 
 Recipe = Annotated[
     str | None,

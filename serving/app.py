@@ -18,6 +18,7 @@ from serving.engine import ServingEngine, load_engine
 from serving.errors import InvalidInputError, UnderstudyError
 from serving.page import add_pages
 from serving.problems import describe_problems, install_problem_handlers
+from serving.releases.live import LiveRelease, Load
 from serving.schemas import (
     AskResponse,
     FeedbackStored,
@@ -39,19 +40,31 @@ _ADMISSION: tuple[ProblemName, ...] = ("unauthenticated", "not-allowed", "over-q
 
 
 def create_app(
-    *, engine: ServingEngine, settings: ServerSettings, writer: SegmentWriter
+    *,
+    engine: ServingEngine,
+    settings: ServerSettings,
+    writer: SegmentWriter,
+    load: Load | None = None,
 ) -> FastAPI:
     """Return the ASGI app.
 
-    Its lifespan warms the engine up and, at the end, closes it and the writer. Until it is warm
-    /ask is refused (503); /healthz answers from the start.
+    Its lifespan warms the engine up, follows CURRENT, and at the end closes engine and writer.
+    Until it is warm /ask is refused (503); /healthz answers from the start. `load` returns the
+    engine of another release; the default is `load_engine`.
 
     Raises:
         InvalidInputError: the key file cannot be read, or the server would be open to a network.
     """
     admission = open_admission(settings)
-    server = Server(
+    live = LiveRelease(
         engine,
+        releases_folder=settings.releases_folder,
+        keys_folder=settings.keys_folder,
+        load=load or (lambda: load_engine(settings)),
+        poll_seconds=settings.release_poll_seconds,
+    )
+    server = Server(
+        live,
         settings,
         traces=writer,
         feedback=SegmentWriter(settings.feedback_folder),

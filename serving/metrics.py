@@ -6,10 +6,11 @@ belong here: who may read them (`app`), traces (`tracing`).
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serving.pipeline.answer import Answered
+from serving.releases.live import LiveRelease
 from serving.tracing.segments import SegmentWriter
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -18,8 +19,8 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 class ServerMetrics:
     """Counts of one server since it started. Durations are in seconds, cost in US dollars."""
 
-    def __init__(self, traces: SegmentWriter) -> None:
-        """Register everything; trace counts are read from the writer when asked."""
+    def __init__(self, traces: SegmentWriter, live: LiveRelease) -> None:
+        """Register everything; what the writer and the release know is read when asked."""
         self._registry = CollectorRegistry()
         self._asked = Counter(
             "understudy_asks",
@@ -64,7 +65,13 @@ class ServerMetrics:
         self.is_ready = Gauge(
             "understudy_ready", "1 while /ask takes questions.", registry=self._registry
         )
+        Gauge(
+            "understudy_release_refused",
+            "1 while CURRENT names a release that cannot be loaded.",
+            registry=self._registry,
+        ).set_function(lambda: float(live.failure is not None))
         self._registry.register(_TraceCounts(traces))
+        self._registry.register(_ReleaseInForce(live))
 
     def count_answer(self, answered: Answered) -> None:
         """Count an answer or refusal and what its attempts cost."""
@@ -104,3 +111,21 @@ class _TraceCounts(Collector):
         family.add_metric(("stored",), self._traces.stored_count)
         family.add_metric(("lost",), self._traces.lost_count)
         return [family]
+
+
+class _ReleaseInForce(Collector):
+    """Which release serves, as a label, and how often another one took over."""
+
+    def __init__(self, live: LiveRelease) -> None:
+        self._live = live
+
+    def collect(self) -> list[Metric]:
+        """Return the release of this moment."""
+        engine = self._live.engine
+        info = GaugeMetricFamily(
+            "understudy_release", "1 for the release in force.", labels=("release", "phase")
+        )
+        info.add_metric((engine.release_id, engine.phase), 1)
+        swaps = CounterMetricFamily("understudy_release_swaps", "Releases swapped in.")
+        swaps.add_metric((), self._live.swap_count)
+        return [info, swaps]

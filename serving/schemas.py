@@ -232,9 +232,13 @@ class TraceHealth(BaseModel):
 
 
 class Health(BaseModel):
-    """The process is alive. `degraded`: answers go out, but their traces are being lost."""
+    """The process is alive. `degraded`: it answers, but loses traces or refuses a new release."""
 
     status: Literal["ok", "degraded"]
+    release: str
+    is_new_release_refused: bool = Field(
+        description="CURRENT names a release that cannot be loaded; /v1/release says why."
+    )
     traces: TraceHealth
 
 
@@ -271,3 +275,6 @@ class ReleaseInfo(BaseModel):
     embedder_fingerprint: str
     snapshot_hash: str
     distillation_loss_statement: str
+    new_release_refused_because: str | None = Field(
+        default=None, description="Why the release CURRENT names is not the one in force."
+    )

@@ -24,6 +24,7 @@ from serving.feedback import build_feedback
 from serving.metrics import ServerMetrics
 from serving.pipeline.answer import Answered
 from serving.problems import ProblemError, deadline_exceeded, explain_model_error, unexpected
+from serving.releases.live import LiveRelease
 from serving.schemas import (
     AskRequest,
     AskResponse,
@@ -48,7 +49,7 @@ class Server:
 
     def __init__(
         self,
-        engine: ServingEngine,
+        live: LiveRelease,
         settings: ServerSettings,
         *,
         traces: SegmentWriter,
@@ -56,12 +57,12 @@ class Server:
         admission: Admission,
     ) -> None:
         """Hold the parts; `live` warms the engine up."""
-        self._engine = engine
+        self._live = live
         self._settings = settings
         self._traces = traces
         self._feedback = feedback
         self._admission = admission
-        self._metrics = ServerMetrics(traces)
+        self._metrics = ServerMetrics(traces, live)
         self._in_flight = 0
         # Why /ask is refused; None when it is not.
         self._not_ready: str | None = "the release is still warming up"
@@ -69,24 +70,28 @@ class Server:
     @asynccontextmanager
     async def live(self, _app: FastAPI) -> AsyncIterator[None]:
         """Warm up in the background; at the end persist what waits and let go of the engine."""
-        warming = asyncio.create_task(self._warm_up())
+        background = asyncio.create_task(self._warm_up_and_watch())
         try:
             yield
         finally:
             self._close_to_questions("the server is shutting down")
-            warming.cancel()
-            await asyncio.gather(warming, return_exceptions=True)
+            background.cancel()
+            await asyncio.gather(background, return_exceptions=True)
             await self._traces.close()
             await self._feedback.close()
-            await self._engine.close()
+            await self._live.close()
+
+    async def _warm_up_and_watch(self) -> None:
+        await self._warm_up()
+        await self._live.watch()
 
     async def _warm_up(self) -> None:
         pause = 1.0
         while True:
             try:
-                await self._engine.warm_up()
+                await self._live.engine.warm_up()
             except Exception as error:  # noqa: BLE001  (whatever it is, the server says so)
-                _LOG.exception("the warm-up of release %s failed", self._engine.release_id)
+                _LOG.exception("the warm-up of release %s failed", self._live.engine.release_id)
                 self._close_to_questions(
                     f"the warm-up failed ({type(error).__name__}, see the log)"
                 )
@@ -115,7 +120,10 @@ class Server:
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
         try:
-            return await self._answer_and_trace(body, request.state.trace_id, principal, escalation)
+            with self._live.lease() as engine:
+                return await self._answer_and_trace(
+                    engine, body, request.state.trace_id, principal, escalation
+                )
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.set(self._in_flight)
@@ -176,9 +184,13 @@ class Server:
             )
 
     async def _answer_and_trace(
-        self, body: AskRequest, trace_id: str, principal: Principal, escalation: Escalation
+        self,
+        engine: ServingEngine,
+        body: AskRequest,
+        trace_id: str,
+        principal: Principal,
+        escalation: Escalation,
     ) -> Response:
-        engine = self._engine
         asked_at, began = datetime.now(UTC), time.perf_counter()
         common: dict[str, Any] = {
             "origin": engine.trace_origin(principal.trace_env(self._settings.env)),
@@ -265,9 +277,12 @@ class Server:
         return JSONResponse(request.app.openapi())
 
     async def report_health(self) -> Health:
-        """Alive; `degraded` when answers go out but their traces are being lost."""
+        """Alive; `degraded` when traces are being lost or a new release cannot be loaded."""
+        is_degraded = self._traces.is_losing or self._live.failure is not None
         return Health(
-            status="degraded" if self._traces.is_losing else "ok",
+            status="degraded" if is_degraded else "ok",
+            release=self._live.engine.release_id,
+            is_new_release_refused=self._live.failure is not None,
             traces=TraceHealth(
                 stored_count=self._traces.stored_count, lost_count=self._traces.lost_count
             ),
@@ -276,12 +291,13 @@ class Server:
     async def report_readiness(self) -> Readiness:
         """Answer 200 once questions are taken, a 503 problem that says why before."""
         self._require_ready()
-        return Readiness(status="ready", release=self._engine.release_id)
+        return Readiness(status="ready", release=self._live.engine.release_id)
 
     async def report_release(self, request: Request) -> ReleaseInfo:
         """Name the release, its models and its evidence. No secrets: a manifest holds none."""
         await self.admit(request, "release:read")
-        engine, manifest = self._engine, self._engine.manifest
+        engine = self._live.engine
+        manifest = engine.manifest
         origin = engine.trace_origin(self._settings.env)
         return ReleaseInfo(
             release=engine.release_id,
@@ -306,6 +322,7 @@ class Server:
             embedder_fingerprint=origin.embedder_fingerprint,
             snapshot_hash=origin.snapshot_hash,
             distillation_loss_statement=manifest.distillation_loss_statement,
+            new_release_refused_because=self._live.failure,
         )
 
 

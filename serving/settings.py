@@ -27,6 +27,7 @@ VARIABLES = {
     "env": f"{PREFIX}ENV",
     "request_deadline_seconds": f"{PREFIX}REQUEST_DEADLINE_SECONDS",
     "max_concurrency": f"{PREFIX}MAX_CONCURRENCY",
+    "release_poll_seconds": f"{PREFIX}RELEASE_POLL_SECONDS",
 }
 MAXIMUM_BODY_BYTES = 64 * 1024
 AuthSetting = Literal["auto", "keys", "open"]
@@ -56,6 +57,8 @@ class ServerSettings:
     env: str = "dev"
     request_deadline_seconds: float = 60.0
     max_concurrency: int = 32
+    release_poll_seconds: float = 5.0
+    """How often CURRENT is looked at for another release."""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Where `read_secret` looks; never printed."""
 
@@ -139,6 +142,9 @@ def from_environment(env: Mapping[str, str]) -> ServerSettings:
         ),
         max_concurrency=int(
             _read_number("max_concurrency", given, default.max_concurrency, 1, 100_000, whole=True)
+        ),
+        release_poll_seconds=_read_number(
+            "release_poll_seconds", given, default.release_poll_seconds, 0.1, 3600
         ),
         environment=dict(env),
     )
