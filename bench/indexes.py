@@ -20,8 +20,10 @@ import numpy as np
 
 from bench.question_sets import QuestionSet
 from serving.models.protocols import Embedder
-from serving.pipeline.indexing import WINDOWS, IndexedChunk, Window, build_index, plan_windows
-from serving.pipeline.retrieval import PARTITIONS_ASKED, LanceRetriever
+from serving.pipeline.index_tables import WINDOWS
+from serving.pipeline.indexing import IndexedChunk, Window, build_index, plan_windows
+from serving.pipeline.retrieval import LanceRetriever
+from serving.pipeline.vector_search import PARTITIONS_ASKED
 
 DEPTH = 24  # chunks a question brings back where documents are read off them
 TIMED_QUESTIONS = 100

@@ -22,10 +22,14 @@ Judgements = dict[str, dict[str, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSet:
-    """Chunks, questions by id and what answers them: documents by grade, question by question."""
+    """Chunks, questions by id and what answers them: documents by grade, question by question.
+
+    `documents` says of each chunk which document is found with it.
+    """
 
     name: str
     chunks: list[IndexedChunk]
+    documents: list[str]
     questions: dict[str, str]
     judgements: Judgements
 
@@ -42,11 +46,15 @@ def read_beir(folder: Path) -> tuple[dict[str, str], Judgements]:
 
 
 def load_beir(folder: Path) -> QuestionSet:
-    """Return a BEIR folder: every document one chunk."""
+    """Return a BEIR folder: every document one chunk.
+
+    A document whose id is a URL with a fragment is a section of the page at that URL; any other is
+    a page of its own.
+    """
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     chunks = [
         IndexedChunk(
-            chunk_id=f"docs:{row['_id']}/1",
+            chunk_id=f"docs:{row['_id'].partition('#')[0]}/{position}",
             content_hash=str(position),
             title=row.get("title", ""),
             url=row["_id"],
@@ -56,7 +64,13 @@ def load_beir(folder: Path) -> QuestionSet:
         for position, row in enumerate(map(json.loads, lines))
     ]
     questions, judgements = read_beir(folder)
-    return QuestionSet(name=folder.name, chunks=chunks, questions=questions, judgements=judgements)
+    return QuestionSet(
+        name=folder.name,
+        chunks=chunks,
+        documents=[chunk.url for chunk in chunks],
+        questions=questions,
+        judgements=judgements,
+    )
 
 
 def chunk_folder(folder: Path, embedder: Embedder) -> list[IndexedChunk]:
@@ -101,7 +115,11 @@ def load_sets(beir: Sequence[Path], embedder: Embedder) -> list[QuestionSet]:
         questions, judgements = read_beir(ROOT / "data" / "retrieval" / name)
         sets.append(
             QuestionSet(
-                name=f"dev {name}", chunks=chunks, questions=questions, judgements=judgements
+                name=f"dev {name}",
+                chunks=chunks,
+                documents=[chunk.page for chunk in chunks],
+                questions=questions,
+                judgements=judgements,
             )
         )
     lines = (ROOT / "data" / "eval" / "golden_v1.jsonl").read_text(encoding="utf-8").splitlines()
@@ -110,6 +128,7 @@ def load_sets(beir: Sequence[Path], embedder: Embedder) -> list[QuestionSet]:
         QuestionSet(
             name="golden (by page)",
             chunks=own,
+            documents=[chunk.page for chunk in own],
             questions={case["case_id"]: case["question"] for case in golden},
             judgements={case["case_id"]: dict.fromkeys(case["gold_pages"], 1) for case in golden},
         )

@@ -1,9 +1,10 @@
 """Retrieval against its parts and its peers, on question sets with judgements; and at scale.
 
 Run: `python bench/retrieval.py [--beir FOLDER ...] [--scale 10000 100000] [--json]`. Every set is
-searched by four arms over the same chunks and the same embedder: ours, dense only (exact cosine),
-bm25s, and LanceDB's own hybrid (FTS and vectors by reciprocal rank). A set is scored by document: a
-page counts where its first chunk stands. Sets: the development sets, this repo's golden cases
+searched by five arms over the same chunks and the same embedder: ours, ours without pages (told
+that each chunk is a page of its own), dense only (exact cosine), bm25s, and LanceDB's own hybrid
+(FTS and vectors by reciprocal rank). A set is scored by document: one counts where its first chunk
+stands. Sets: the development sets, this repo's golden cases
 (read only), every BEIR folder; `--scale` times synthetic indexes and `--scale 0` none. Vectors of
 documents are kept in UNDERSTUDY_HOME, so a second run is faster; questions are always embedded.
 """
@@ -16,6 +17,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ Arm = Callable[[str], Awaitable[Sequence[int]]]  # a question to positions of ch
 async def make_arms(
     chunks: Sequence[IndexedChunk], built: Built, embedder: Embedder, kept: Embedder, folder: Path
 ) -> dict[str, Arm]:
-    """Return the four arms over the same texts; only ours cuts long texts into windows."""
+    """Return the arms over the same texts; only ours cut long texts into windows."""
     import bm25s
     import lancedb
     import pyarrow as pa
@@ -58,8 +60,8 @@ async def make_arms(
 
     texts = [chunk.search_text for chunk in chunks]
     vectors = kept.embed(texts)
-    positions = {chunk.chunk_id: position for position, chunk in enumerate(chunks)}
-    retriever = await open_built(built, embedder)
+    alone = [replace(chunk, chunk_id=f"docs:{n}/1") for n, chunk in enumerate(chunks)]
+    without_pages = build(alone, kept, folder)
     stemmer = Stemmer.Stemmer("english")
     words = bm25s.BM25()
     words.index(
@@ -77,9 +79,6 @@ async def make_arms(
     table = await (await lancedb.connect_async(str(folder))).create_table("plain", rows)
     await table.create_index("text", config=FTS())
 
-    async def ours(question: str) -> Sequence[int]:
-        return [positions[hit.chunk_id] for hit in await retriever.retrieve(question)]
-
     async def dense(question: str) -> Sequence[int]:
         cosines = vectors @ embedder.embed([question])[0]
         return np.argsort(-cosines, kind="stable")[:DEPTH].tolist()
@@ -96,12 +95,29 @@ async def make_arms(
         query = query.nearest_to_text(plain, columns="text").rerank(RRFReranker())
         return [row["position"] for row in await query.limit(DEPTH).to_list()]
 
-    return {"ours": ours, "dense only": dense, "bm25s": bm25, "LanceDB RRF": rrf}
+    return {
+        "ours": await make_own_arm(chunks, built, embedder),
+        "ours, no pages": await make_own_arm(alone, without_pages, embedder),
+        "dense only": dense,
+        "bm25s": bm25,
+        "LanceDB RRF": rrf,
+    }
 
 
-async def rank_documents(arm: Arm, chunks: Sequence[IndexedChunk], question: str) -> list[str]:
+async def make_own_arm(chunks: Sequence[IndexedChunk], built: Built, embedder: Embedder) -> Arm:
+    """Return our retriever over an index of these chunks."""
+    positions = {chunk.chunk_id: position for position, chunk in enumerate(chunks)}
+    retriever = await open_built(built, embedder)
+
+    async def ours(question: str) -> Sequence[int]:
+        return [positions[hit.chunk_id] for hit in await retriever.retrieve(question)]
+
+    return ours
+
+
+async def rank_documents(arm: Arm, documents: Sequence[str], question: str) -> list[str]:
     """Return documents in the order in which their first chunks stand."""
-    return list(dict.fromkeys([chunks[position].page for position in await arm(question)]))
+    return list(dict.fromkeys([documents[position] for position in await arm(question)]))
 
 
 def score_questions(
@@ -150,7 +166,7 @@ async def measure_quality(chosen: QuestionSet, arms: dict[str, Arm]) -> dict[str
     scores: dict[str, dict[str, np.ndarray]] = {}
     for name, arm in arms.items():
         rankings = {
-            key: await rank_documents(arm, chosen.chunks, question)
+            key: await rank_documents(arm, chosen.documents, question)
             for key, question in chosen.questions.items()
         }
         scores[name] = score_questions(chosen.judgements, rankings)

@@ -52,24 +52,26 @@ def limit_bm25(chunk_count: int, term_count: int) -> float:
     return (BM25_SATURATION + 1) * rarest * math.sqrt(TYPICAL_TERMS * term_count) or 1.0
 
 
-def read_windows(question: Vectors, windows: Sequence[Vectors]) -> tuple[Scores, Scores]:
-    """Return how near each chunk is to the question: by its best window, and with the whole.
+def read_vectors(
+    question: Vectors, windows: Sequence[Vectors], pages: Vectors
+) -> tuple[Scores, Scores]:
+    """Return how near each chunk is to the question: by its best window, and with its page.
 
-    The second is the mean of the best window's cosine and the cosine of all windows' mean, so that
-    among long chunks with one good passage the one that is about the matter comes first. A chunk of
-    one window has one cosine.
+    The second is the mean of the best window's cosine and the page's: a passage of the page that is
+    about the matter comes before one that mentions it aside. Each counts half, which is no tuned
+    number and as good as the weight that the development sets choose for each other
+    (`bench/page_weight.py`). Among the chunks of one page the page says nothing.
 
     Args:
         question: [dimension] unit vector.
         windows: for each of n chunks [its windows, dimension] unit vectors.
+        pages: [n, dimension] the direction of the mean of all windows of each chunk's page.
 
     Returns:
         ([n], [n]), each in -1..1.
     """
     best = np.array([float((vectors @ question).max()) for vectors in windows])
-    middles = np.array([vectors.mean(axis=0, dtype=np.float64) for vectors in windows])
-    lengths = np.maximum(np.linalg.norm(middles, axis=-1), np.finfo(np.float32).tiny)
-    return best, (best + middles @ question / lengths) / 2
+    return best, (best + [float(page @ question) for page in pages]) / 2
 
 
 def fuse(cosines: Scores, bm25: Scores, *, limit: float) -> Scores:

@@ -1,17 +1,15 @@
 """Index snapshots: chunks and their vectors, written once in LanceDB under a fingerprint.
 
-Belongs here: what is stored of a chunk, which texts are embedded for it, how words are analysed,
-the identity of a snapshot. Does not belong here: asking a snapshot (`retrieval`), ordering what it
-finds (`fusion`), chunking, which snapshot is current (a release says so).
+Belongs here: what is stored of a chunk, which texts are embedded for it, the identity of a
+snapshot. Does not belong here: the tables (`index_tables`), asking a snapshot (`retrieval`),
+ordering what it finds (`fusion`), chunking, which snapshot is current (a release says so).
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,31 +18,10 @@ from serving.files import atomic_folder
 from serving.hashing import content_hash
 from serving.models.protocols import Vectors
 from serving.pipeline.chunking import CHUNKER_VERSION
+from serving.pipeline.index_tables import ANALYSIS, write_tables
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-RETRIEVAL_VERSION = "3"
+RETRIEVAL_VERSION = "4"
 """Raise it with every change to the layout, the windows or the fusion: answers go stale with it."""
-
-CHUNKS, WINDOWS = "chunks", "windows"
-ANALYSIS: dict[str, Any] = {
-    "base_tokenizer": "simple",
-    "language": "English",
-    "lower_case": True,
-    "stem": True,
-    "remove_stop_words": True,
-    "ascii_folding": True,
-}
-"""How words are made of text, by LanceDB's analyser, for the index and for a question alike. The
-simple tokenizer splits at everything but letters and digits, so `max_tokens` is two words."""
-
-BATCH_ROWS = 4096
-SCANNED_VECTORS = 1_000  # up to here they are read from the file for every question
-EXACT_SEARCH_LIMIT = 20_000
-"""Up to this many vectors are one partition, which is held in memory and compared one by one: three
-times as fast as reading them, and exact. More are divided, and the nearest partitions are read."""
-FTS_BUILD_MEMORY_MIB = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +128,9 @@ def build_index(
 ) -> str:
     """Write an index snapshot to `folder/<fingerprint>` and return the fingerprint.
 
-    Beside its arguments it holds one batch of rows and LanceDB's bounded build buffers. The vectors
-    may be a memory map. A snapshot appears whole or not at all, and is never changed: one that is
-    being asked stays as it is while the next is built.
+    Beside its arguments it holds one batch of rows, a vector for each page and LanceDB's bounded
+    build buffers. The vectors may be a memory map. A snapshot appears whole or not at all, and is
+    never changed: one that is being asked stays as it is while the next is built.
 
     Args:
         folder: the parent of all snapshots; an existing equal snapshot is kept.
@@ -170,7 +147,7 @@ def build_index(
     target = folder / fingerprint
     if not target.exists():
         with atomic_folder(target) as staging:
-            _write_tables(staging, chunks, windows, vectors, first_windows)
+            write_tables(staging, chunks, windows, vectors, first_windows)
     return fingerprint
 
 
@@ -197,92 +174,3 @@ def _find_first_windows(
         )
     starts: list[int] = np.flatnonzero(steps).tolist()
     return starts
-
-
-def _write_tables(
-    folder: Path,
-    chunks: Sequence[IndexedChunk],
-    windows: Sequence[Window],
-    vectors: Vectors,
-    first_windows: Sequence[int],
-) -> None:
-    import lancedb
-    from lancedb.index import FTS, IvfFlat
-
-    database = lancedb.connect(folder)
-    batches = _batch_chunks(chunks, first_windows)
-    table = database.create_table(CHUNKS, batches, schema=_chunk_schema())
-    table.create_index(
-        "search_text", config=FTS(**ANALYSIS, memory_limit=FTS_BUILD_MEMORY_MIB, num_workers=1)
-    )
-    table.wait_for_index(["search_text_idx"], timeout=timedelta(hours=1))
-    schema = _window_schema(vectors.shape[1])
-    table = database.create_table(WINDOWS, _batch_windows(chunks, windows, vectors), schema=schema)
-    if len(windows) > SCANNED_VECTORS:
-        partitions = 1 if len(windows) <= EXACT_SEARCH_LIMIT else None  # None: the square root
-        config = IvfFlat(distance_type="cosine", num_partitions=partitions)
-        table.create_index("vector", config=config)
-        table.wait_for_index(["vector_idx"], timeout=timedelta(hours=1))
-
-
-def _chunk_schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    texts = ("chunk_id", "content_hash", "title", "url", "page", "text", "search_text")
-    return pa.schema(
-        [
-            ("chunk", pa.int64()),
-            *((name, pa.string()) for name in texts),
-            ("heading_path", pa.list_(pa.string())),
-            ("first_window", pa.int64()),  # its windows are consecutive rows from there on
-        ]
-    )
-
-
-def _batch_chunks(
-    chunks: Sequence[IndexedChunk], first_windows: Sequence[int]
-) -> Iterator["pa.RecordBatch"]:
-    import pyarrow as pa
-
-    schema = _chunk_schema()
-    for start in range(0, len(chunks), BATCH_ROWS):
-        rows = [
-            {
-                "chunk": position,
-                **{name: getattr(chunks[position], name) for name in schema.names[1:9]},
-                "first_window": first_windows[position],
-            }
-            for position in range(start, min(start + BATCH_ROWS, len(chunks)))
-        ]
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
-
-
-def _window_schema(dimension: int) -> "pa.Schema":
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("chunk", pa.int64()),
-            ("page", pa.string()),  # page and headings are here too: filters apply before a search
-            ("heading_path", pa.list_(pa.string())),
-            ("vector", pa.list_(pa.float32(), dimension)),
-        ]
-    )
-
-
-def _batch_windows(
-    chunks: Sequence[IndexedChunk], windows: Sequence[Window], vectors: Vectors
-) -> Iterator["pa.RecordBatch"]:
-    import pyarrow as pa
-
-    schema = _window_schema(vectors.shape[1])
-    for start in range(0, len(windows), BATCH_ROWS):
-        some = [window.chunk for window in windows[start : start + BATCH_ROWS]]
-        flat = np.ascontiguousarray(vectors[start : start + BATCH_ROWS], dtype=np.float32)
-        columns = [
-            pa.array(some, type=pa.int64()),
-            pa.array([chunks[position].page for position in some], type=pa.string()),
-            pa.array([chunks[position].heading_path for position in some], type=schema.types[2]),
-            pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), vectors.shape[1]),
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)

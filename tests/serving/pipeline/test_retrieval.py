@@ -264,9 +264,12 @@ async def test_what_is_kept_in_memory_is_bounded_and_changes_no_answer(folder, m
     questions = ["restoring the newest copies", "cafe", "tools", "which machine wins", "install"]
     plenty = await open_index(folder)
     expected = [await find(plenty, question) for question in questions * 2]
-    monkeypatch.setattr("serving.pipeline.retrieval.CHUNKS_KEPT", 2)
+    monkeypatch.setattr("serving.pipeline.retrieval.HITS_KEPT", 2)
+    monkeypatch.setattr("serving.pipeline.vector_search.CHUNKS_KEPT", 2)
+    monkeypatch.setattr("serving.pipeline.index_tables.VECTORS_IN_MEMORY_MIB", 0)
     scarce = await open_index(folder)
     found = await asyncio.gather(*(find(scarce, question) for question in questions * 2))
     assert found == expected
-    assert len(scarce._kept_hits) == 2
+    kept = (scarce._kept_hits, scarce._vectors._kept_windows, scarce._vectors._kept_pages)
+    assert [len(each) for each in kept] == [2, 2, 2]
     assert len(plenty._kept_hits) > 2

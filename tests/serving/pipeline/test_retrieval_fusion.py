@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.pipeline.fusion import fuse, limit_bm25, merge_candidates, read_windows
+from serving.pipeline.fusion import fuse, limit_bm25, merge_candidates, read_vectors
 
 UNIT = st.floats(-1, 1)
 
@@ -47,24 +47,27 @@ def test_a_relevance_does_not_depend_on_what_else_was_found(scores, more):
     assert among[0] == alone[0]
 
 
-def test_a_chunk_of_one_window_has_one_cosine():
-    question = np.array([1.0, 0.0], dtype=np.float32)
-    best, nearness = read_windows(question, [np.array([[0.6, 0.8]], dtype=np.float32)])
+def unit(*rows: tuple[float, float]) -> np.ndarray:
+    return np.array(rows, dtype=np.float32)
+
+
+QUESTION = unit((1, 0))[0]
+
+
+def test_a_chunk_of_one_window_alone_on_its_page_has_one_cosine():
+    best, nearness = read_vectors(QUESTION, [unit((0.6, 0.8))], unit((0.6, 0.8)))
     assert best.tolist() == pytest.approx([0.6])
     assert nearness.tolist() == pytest.approx([0.6])
 
 
-def test_of_two_chunks_with_an_equal_passage_the_one_about_it_is_nearer():
-    question = np.array([1.0, 0.0], dtype=np.float32)
-    about = np.array([[0.8, 0.6], [0.8, 0.6]], dtype=np.float32)
-    aside = np.array([[0.8, 0.6], [-0.6, 0.8]], dtype=np.float32)
-    best, nearness = read_windows(question, [about, aside])
-    assert best.tolist() == pytest.approx([0.8, 0.8])
-    assert nearness[0] == pytest.approx(0.8)
-    assert nearness[1] < nearness[0]
+def test_the_best_window_and_the_page_count_half_each():
+    windows = [unit((0, 1), (0.8, 0.6)), unit((0.8, 0.6)), unit((0.8, 0.6))]
+    pages = unit((0.6, 0.8), (0.6, 0.8), (-1, 0))
+    best, nearness = read_vectors(QUESTION, windows, pages)
+    assert best.tolist() == pytest.approx([0.8, 0.8, 0.8])
+    assert nearness.tolist() == pytest.approx([0.7, 0.7, -0.1])
 
 
-def test_windows_that_cancel_out_leave_no_nan():
-    question = np.array([1.0, 0.0], dtype=np.float32)
-    _, nearness = read_windows(question, [np.array([[1, 0], [-1, 0]], dtype=np.float32)])
+def test_a_page_without_a_direction_is_near_to_nothing():
+    _, nearness = read_vectors(QUESTION, [unit((1, 0), (-1, 0))], unit((0, 0)))
     assert nearness.tolist() == [0.5]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serving.errors import InvalidInputError
 from serving.models.protocols import ChunkFilter, Vectors
-from serving.pipeline import indexing, retrieval
+from serving.pipeline import index_tables, vector_search
 from serving.pipeline.indexing import IndexedChunk, Window, build_index, plan_windows
 from serving.pipeline.retrieval import LanceRetriever
 
@@ -121,13 +121,13 @@ def draw_vectors(count: int) -> Vectors:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("exact_limit", [500, 20_000], ids=["divided", "one_partition"])
+@pytest.mark.parametrize("memory_mib", [0, 256], ids=["on_disk", "in_memory"])
 async def test_many_batches_and_partitions_keep_every_chunk_with_its_own_vectors(
-    tmp_path, monkeypatch, exact_limit
+    tmp_path, monkeypatch, memory_mib
 ):
-    monkeypatch.setattr(indexing, "BATCH_ROWS", 64)
-    monkeypatch.setattr(indexing, "SCANNED_VECTORS", 300)
-    monkeypatch.setattr(indexing, "EXACT_SEARCH_LIMIT", exact_limit)
+    monkeypatch.setattr(index_tables, "BATCH_ROWS", 64)
+    monkeypatch.setattr(vector_search, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", memory_mib)
     chunks = make_chunks(700)
     windows = [Window(chunk=n, text="") for n in range(700) for _ in range(1 + n % 3)]
     vectors = draw_vectors(len(windows))
@@ -148,9 +148,8 @@ async def test_many_batches_and_partitions_keep_every_chunk_with_its_own_vectors
 async def test_a_filter_that_leaves_little_is_searched_beyond_the_nearest_partitions(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(indexing, "SCANNED_VECTORS", 300)
-    monkeypatch.setattr(indexing, "EXACT_SEARCH_LIMIT", 500)
-    monkeypatch.setattr(retrieval, "PARTITIONS_ASKED", 1)
+    monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", 0)
+    monkeypatch.setattr(vector_search, "PARTITIONS_ASKED", 1)
     chunks, windows = make_chunks(600), [Window(chunk=n, text="") for n in range(600)]
     known = Known(windows, draw_vectors(600))
     fingerprint = build_index(tmp_path, chunks, windows, known.vectors, "e")
@@ -161,8 +160,10 @@ async def test_a_filter_that_leaves_little_is_searched_beyond_the_nearest_partit
     assert len(await retriever.retrieve("0?", k=50)) == 50
 
 
-async def test_one_long_chunk_leaves_room_for_the_others(tmp_path):
+@pytest.mark.parametrize("memory_mib", [0, 256], ids=["on_disk", "in_memory"])
+async def test_one_long_chunk_leaves_room_for_the_others(tmp_path, monkeypatch, memory_mib):
     """Its 400 windows are nearest, ten times as many rows as the mean makes the search ask for."""
+    monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", memory_mib)
     windows = [Window(chunk=n, text="") for n in [0] * 400 + list(range(1, 60))]
     vectors = draw_vectors(len(windows))
     vectors[:400] = vectors[0]
@@ -172,3 +173,62 @@ async def test_one_long_chunk_leaves_room_for_the_others(tmp_path):
     hits = await retriever.retrieve("0?")  # no word of any chunk
     nearest = np.argsort(-(vectors[400:] @ vectors[0]), kind="stable")[:23] + 1
     assert {hit.chunk_id for hit in hits} == {f"docs:p{n}/1" for n in (0, *nearest)}
+
+
+@pytest.mark.parametrize("memory_mib", [0, 256], ids=["on_disk", "in_memory"])
+async def test_of_equal_chunks_the_one_whose_page_is_about_the_question_comes_first(
+    tmp_path, monkeypatch, memory_mib
+):
+    """Pages need not stand together; what a filter leaves out still says what its page is about."""
+    monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", memory_mib)
+    question, other = np.eye(4, dtype=np.float32)[:2]
+    made = [("aside", question), ("about", question), ("aside", other), ("about", question)]
+    chunks = [
+        replace(CHUNK, chunk_id=f"docs:{page}/{n}", heading_path=(f"H{n}",), text=f"word{n}")
+        for n, (page, _) in enumerate(made)
+    ]
+    windows = [Window(chunk=n, text="") for n in range(4)]
+    known = Known(windows, np.stack([vector for _, vector in made]))
+    fingerprint = build_index(tmp_path, chunks, windows, known.vectors, "e")
+    retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=4)
+    hits = await retriever.retrieve("0?")  # no word of any chunk
+    assert [hit.chunk_id[5:] for hit in hits] == ["about/1", "about/3", "aside/0", "aside/2"]
+    assert [hit.score for hit in hits] == pytest.approx([1, 1, 1, 0])
+    both = (1 + np.sqrt(0.5)) / 2
+    expected = np.array([1, 1, both, both - 0.5]) / 2
+    assert [hit.relevance for hit in hits] == pytest.approx(expected.tolist())
+    filtered = await retriever.retrieve("0?", where=ChunkFilter(heading="H0"))
+    assert [hit.relevance for hit in filtered] == pytest.approx([both / 2])
+
+
+async def test_in_memory_and_on_disk_find_the_same_with_and_without_a_filter(tmp_path, monkeypatch):
+    chunks = make_chunks(400)
+    windows = [Window(chunk=n, text="") for n in range(400) for _ in range(1 + n % 3)]
+    known = Known(windows, draw_vectors(len(windows)))
+    found = []
+    for memory_mib in (0, 256):
+        monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", memory_mib)
+        monkeypatch.setattr(vector_search, "PARTITIONS_ASKED", 1000)  # all: exact
+        folder = tmp_path / str(memory_mib)
+        fingerprint = build_index(folder, chunks, windows, known.vectors, "e")
+        retriever = await LanceRetriever.open(folder, fingerprint=fingerprint, embedder=known, k=20)
+        pages = ChunkFilter(pages=tuple(f"p{n}" for n in range(0, 400, 9)))
+        found.append(
+            [
+                [hit.chunk_id for hit in await retriever.retrieve(f"{n}? word{n}", where=where)]
+                for n in (0, 5, 131, 399)
+                for where in (None, pages)
+            ]
+        )
+    assert found[0] == found[1]
+    assert all(len(ids) == 20 for ids in found[0])
+
+
+async def test_of_equally_near_chunks_the_first_of_the_corpus_are_candidates(tmp_path):
+    windows = [Window(chunk=n, text="") for n in range(200)]
+    vectors = np.tile(draw_vectors(1), (200, 1))
+    fingerprint = build_index(tmp_path, make_chunks(200), windows, vectors, "e")
+    known = Known(windows, vectors)
+    retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=24)
+    hits = await retriever.retrieve("0?")
+    assert [hit.chunk_id for hit in hits] == [f"docs:p{n}/1" for n in range(24)]

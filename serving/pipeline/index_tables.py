@@ -1,0 +1,182 @@
+"""The tables of an index snapshot in LanceDB: what their columns mean, and writing them.
+
+Belongs here: schemas, batches, search indexes, what fits in memory. Does not belong here: what is
+indexed and under which fingerprint (`indexing`), reading (`retrieval`, `vector_search`).
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serving.models.protocols import Vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from serving.pipeline.indexing import IndexedChunk, Window
+
+CHUNKS, WINDOWS, PAGES = "chunks", "windows", "pages"
+ANALYSIS: dict[str, Any] = {
+    "base_tokenizer": "simple",
+    "language": "English",
+    "lower_case": True,
+    "stem": True,
+    "remove_stop_words": True,
+    "ascii_folding": True,
+}
+"""How words are made of text, by LanceDB's analyser, for the index and for a question alike. The
+simple tokenizer splits at everything but letters and digits, so `max_tokens` is two words."""
+
+BATCH_ROWS = 4096
+VECTORS_IN_MEMORY_MIB = 256
+"""Vectors up to this size are held in memory and compared one by one, which is exact: 170,000 of
+MiniLM's, in the time that memory takes to be read once. More are divided by LanceDB, which reads
+the partitions nearest to a question."""
+FTS_BUILD_MEMORY_MIB = 512
+
+
+def is_held_in_memory(window_count: int, dimension: int) -> bool:
+    """Return whether so many vectors are compared one by one, rather than by partitions."""
+    return window_count * dimension * np.float32().nbytes <= VECTORS_IN_MEMORY_MIB * 2**20
+
+
+def write_tables(
+    folder: Path,
+    chunks: Sequence["IndexedChunk"],
+    windows: Sequence["Window"],
+    vectors: Vectors,
+    first_windows: Sequence[int],
+) -> None:
+    """Write the tables of a snapshot, and build its search indexes, in an empty folder."""
+    import lancedb
+    from lancedb.index import FTS, IvfFlat
+
+    database = lancedb.connect(folder)
+    names = [chunk.page for chunk in chunks]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    pages = [numbers[name] for name in names]
+    batches = _batch_chunks(chunks, first_windows, pages)
+    table = database.create_table(CHUNKS, batches, schema=_chunk_schema())
+    table.create_index(
+        "search_text", config=FTS(**ANALYSIS, memory_limit=FTS_BUILD_MEMORY_MIB, num_workers=1)
+    )
+    table.wait_for_index(["search_text_idx"], timeout=timedelta(hours=1))
+    dimension = vectors.shape[1]
+    of_pages = _find_page_vectors([pages[window.chunk] for window in windows], vectors)
+    database.create_table(PAGES, _batch_pages(of_pages), schema=_page_schema(dimension))
+    table = database.create_table(
+        WINDOWS, _batch_windows(chunks, windows, vectors), schema=_window_schema(dimension)
+    )
+    if not is_held_in_memory(len(windows), dimension):
+        table.create_index("vector", config=IvfFlat(distance_type="cosine"))
+        table.wait_for_index(["vector_idx"], timeout=timedelta(hours=1))
+
+
+def _find_page_vectors(pages: Sequence[int], vectors: Vectors) -> Vectors:
+    """Return the direction of the mean of each page's windows: [pages, dimension] unit vectors.
+
+    Args:
+        pages: the page of each window, from 0, none left out.
+        vectors: [windows, dimension].
+    """
+    owners = np.asarray(pages)
+    sums = np.zeros((owners.max() + 1, vectors.shape[1]))
+    for start in range(0, len(owners), BATCH_ROWS):
+        some = slice(start, start + BATCH_ROWS)
+        np.add.at(sums, owners[some], vectors[some])
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    # Windows that cancel out have no direction: such a page is near to nothing.
+    directions: Vectors = (sums / np.maximum(lengths, np.finfo(np.float32).tiny)).astype("float32")
+    return directions
+
+
+def _chunk_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    texts = ("chunk_id", "content_hash", "title", "url", "page", "text", "search_text")
+    return pa.schema(
+        [
+            ("chunk", pa.int64()),
+            *((name, pa.string()) for name in texts),
+            ("heading_path", pa.list_(pa.string())),
+            ("first_window", pa.int64()),  # its windows are consecutive rows from there on
+            ("page_number", pa.int64()),  # the row of its page's vector
+        ]
+    )
+
+
+def _batch_chunks(
+    chunks: Sequence["IndexedChunk"], first_windows: Sequence[int], pages: Sequence[int]
+) -> Iterator["pa.RecordBatch"]:
+    import pyarrow as pa
+
+    schema = _chunk_schema()
+    for start in range(0, len(chunks), BATCH_ROWS):
+        rows = [
+            {
+                "chunk": position,
+                **{name: getattr(chunks[position], name) for name in schema.names[1:9]},
+                "first_window": first_windows[position],
+                "page_number": pages[position],
+            }
+            for position in range(start, min(start + BATCH_ROWS, len(chunks)))
+        ]
+        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
+def _window_schema(dimension: int) -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("chunk", pa.int64()),
+            ("page", pa.string()),  # page and headings are here too: filters apply before a search
+            ("heading_path", pa.list_(pa.string())),
+            ("vector", pa.list_(pa.float32(), dimension)),
+        ]
+    )
+
+
+def _batch_windows(
+    chunks: Sequence["IndexedChunk"], windows: Sequence["Window"], vectors: Vectors
+) -> Iterator["pa.RecordBatch"]:
+    import pyarrow as pa
+
+    schema = _window_schema(vectors.shape[1])
+    for start in range(0, len(windows), BATCH_ROWS):
+        some = [window.chunk for window in windows[start : start + BATCH_ROWS]]
+        columns = [
+            pa.array(range(start, start + len(some)), type=pa.int64()),
+            pa.array(some, type=pa.int64()),
+            pa.array([chunks[position].page for position in some], type=pa.string()),
+            pa.array([chunks[position].heading_path for position in some], type=schema.types[3]),
+            _pack(vectors[start : start + BATCH_ROWS]),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _page_schema(dimension: int) -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float32(), dimension))])
+
+
+def _batch_pages(vectors: Vectors) -> Iterator["pa.RecordBatch"]:
+    import pyarrow as pa
+
+    schema = _page_schema(vectors.shape[1])
+    for start in range(0, len(vectors), BATCH_ROWS):
+        some = vectors[start : start + BATCH_ROWS]
+        rows = pa.array(range(start, start + len(some)), type=pa.int64())
+        yield pa.RecordBatch.from_arrays([rows, _pack(some)], schema=schema)
+
+
+def _pack(vectors: Vectors) -> "pa.FixedSizeListArray":
+    import pyarrow as pa
+
+    flat = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
