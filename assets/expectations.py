@@ -2,8 +2,9 @@
 
 A suite is a list of Great Expectations' own expectations, each with a `description`: the promise in
 words. `severity="critical"` (the default) stops what is made from the table, `"warning"` is only
-shown. Belongs here: one run and its outcome. Does not belong here: what a table promises
-(`expectations.py` of its stage), how Dagster shows the outcome (`check_results`).
+shown. Belongs here: one run and its outcome, and promises that several tables make. Does not belong
+here: what one table promises (`expectations.py` of its stage), how Dagster shows the outcome
+(`check_results`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from serving.errors import InvalidInputError
+from serving.schemas import MAXIMUM_QUESTION_CHARS
 from serving.tracing.scrub import scrub
 
 if TYPE_CHECKING:
@@ -116,6 +118,46 @@ def expect_no_nulls(columns: Sequence[str]) -> list["Expectation"]:
         gxe.ExpectColumnValuesToNotBeNull(column=column, description=f"every row has {column}")
         for column in columns
     ]
+
+
+def expect_askable(column: str, noun: str) -> list["Expectation"]:
+    """Return what every text must be that is asked as a question, `noun` being what a row is."""
+    from great_expectations import expectations as gxe
+
+    return [
+        gxe.ExpectColumnValueLengthsToBeBetween(
+            column=column,
+            min_value=1,
+            max_value=MAXIMUM_QUESTION_CHARS,
+            description=f"every {noun} has 1 to {MAXIMUM_QUESTION_CHARS} characters, like /ask",
+        ),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column=column,
+            regex=r"\w",
+            description=f"every {noun} has a letter or a digit in it",
+        ),
+    ]
+
+
+def expect_read_whole(column: str, noun: str) -> "Expectation":
+    """Return a warning about texts that are longer than what the guard compares of them."""
+    from great_expectations import expectations as gxe
+
+    return gxe.ExpectColumnValueLengthsToBeBetween(
+        column=column,
+        max_value=EMBEDDED_CHARS,
+        severity="warning",
+        description=f"the guard's embedder reads every {noun} to its end",
+    )
+
+
+def expect_own_ids(column: str, noun: str) -> "Expectation":
+    """Return the critical expectation that no two rows share an id."""
+    from great_expectations import expectations as gxe
+
+    return gxe.ExpectColumnValuesToBeUnique(
+        column=column, description=f"every {noun} has an id of its own"
+    )
 
 
 def _validate(

@@ -1,12 +1,27 @@
-"""What an asset says about the texts it embeds: how many are new, how many were kept.
+"""What an asset may take from an earlier run: its own last table, vectors of the same texts.
 
-Belongs here: counting. Does not belong here: keeping vectors (`resources/embeddings`).
+Belongs here: the roles, and counting what is new and what was kept. Does not belong here: keeping
+vectors (`resources/embeddings`) or tables (`resources/last_tables`), which rows are the same (their
+stage).
 """
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import polars as pl
+
 from serving.models.protocols import Embedder
+
+
+class LastTables(Protocol):
+    """Tables as the last run left them. An asset reads only its own: another's is an input."""
+
+    def read(self, key: Sequence[str]) -> pl.DataFrame:
+        """Return a table by its key: with the columns declared today, and no row where it is gone.
+
+        What cannot be read, or has other columns, counts as gone: it is made anew.
+        """
+        ...
 
 
 @runtime_checkable

@@ -33,7 +33,8 @@ import numpy as np
 import polars as pl
 import uvicorn
 
-from assets.labels.answering import AskedQuestion, embed_ahead, label_questions
+from assets.labels.answering import AskedQuestion, embed_ahead, keep_answers, label_questions
+from assets.tables import TEACHER_ANSWERS
 from orchestration.bindings import Bindings
 from orchestration.config import load_config
 from orchestration.running import run_chain
@@ -190,6 +191,7 @@ class Bench:
         return await label_questions(
             questions,
             pipeline=pipeline,
+            kept=keep_answers(TEACHER_ANSWERS.to_frame(), ""),
             concurrency=self.options.concurrency,
             progress=NoProgress(),
         )

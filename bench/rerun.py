@@ -1,9 +1,13 @@
 """What a 1 % change costs: a full data run, then 1 % of the seeds edited, then 1 % of the pages.
 
-Run: `python bench/rerun.py [--config config/understudy.yaml] [--seeds 60] [--latency 1] [--json]`.
+Run: `python bench/rerun.py [--config config/understudy.yaml] [--seeds 60] [--latency 0 2]`.
 Everything happens in a temporary home on copies of the corpus and the seeds, each run in a process
 of its own as `understudy run` would be, up to judged and selected labels. Counted are the calls
 that reached a model (what is kept is not bought), the texts really embedded, and seconds.
+
+`--latency` names one or more regimes, each measured from a full run on: with 0 the calls take what
+the configured models take (the embedded ones a few milliseconds), with 2 each bought call takes two
+seconds longer, as a large remote teacher's does, as many at once as the configuration allows.
 
 Seconds have a fixed part: starting Python, Dagster's steps, reading tables. `nothing new` repeats
 every step with everything kept; what an edit costs beyond it is the part that grows with the edit.
@@ -47,20 +51,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="use only the first so many seeds")
     parser.add_argument("--share", type=float, default=0.01, help="of the seeds and of the pages")
     parser.add_argument("--rounds", type=int, default=2, help="edits of each kind")
-    parser.add_argument("--latency", type=float, default=0, help="seconds added to bought calls")
+    parser.add_argument(
+        "--latency", type=float, nargs="+", default=[0.0], help="seconds added to bought calls"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure_here(options.measure, force=options.force, latency=options.latency)
+        measure_here(options.measure, force=options.force, latency=options.latency[0])
         return
-    with tempfile.TemporaryDirectory(prefix="understudy-rerun-") as folder:
-        path = copy_product(read_config(options.config.resolve()), Path(folder), options.seeds)
-        figures = compare(path, share=options.share, rounds=options.rounds, latency=options.latency)
-    print_figures(figures)
+    regimes = []
+    for latency in options.latency:
+        with tempfile.TemporaryDirectory(prefix="understudy-rerun-") as folder:
+            path = copy_product(read_config(options.config.resolve()), Path(folder), options.seeds)
+            regimes.append(
+                compare(path, share=options.share, rounds=options.rounds, latency=latency)
+            )
+        print_figures(regimes[-1])
     if options.json:
-        sys.stdout.write(json.dumps(figures) + "\n")
+        sys.stdout.write(json.dumps(regimes) + "\n")
 
 
 def copy_product(config: Config, folder: Path, seed_limit: int | None) -> Path:
@@ -83,6 +93,7 @@ def copy_product(config: Config, folder: Path, seed_limit: int | None) -> Path:
 
 def compare(path: Path, *, share: float, rounds: int, latency: float) -> dict[str, Any]:
     """Return the counts and seconds of every run, in the order they were made."""
+    print(f"{latency:g} s added to every bought call", flush=True)
     launch = partial(launch_run, path, latency=latency)
     runs: dict[str, list[dict[str, Any]]] = {"full": [launch("full")]}
     runs["nothing new"] = [launch("nothing new", force=True)]
@@ -100,6 +111,8 @@ def compare(path: Path, *, share: float, rounds: int, latency: float) -> dict[st
         "edited_seeds": seed_edits,
         "page_count": len(pages),
         "edited_pages": page_edits,
+        "latency_seconds": latency,
+        "concurrency": read_config(path).teacher.concurrency,
         "runs": runs,
         "machine": f"{describe_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {
@@ -158,7 +171,10 @@ def measure_here(path: Path, *, force: bool, latency: float) -> None:
     prepare_environment(config)
     import dagster as dg
 
+    from assets.tables import BY_KEY
     from orchestration.running import run_chain
+    from resources.last_tables import LastTables
+    from serving.home import Home
     from serving.models.protocols import NoProgress
 
     counts: Counter[str] = Counter()
@@ -170,6 +186,7 @@ def measure_here(path: Path, *, force: bool, latency: float) -> None:
         recipe=config.default_recipe,
         select=SELECTION,
         force=force,
+        last_tables=LastTables(Home(config.home), BY_KEY),  # also where --force would do without
     )
     if not outcome.succeeded:
         raise SystemExit(outcome.failure)
@@ -232,6 +249,8 @@ def print_figures(figures: dict[str, Any]) -> None:
     full, idle = runs["full"][0], runs["nothing new"][0]
     print(f"\n{figures['machine']}; {figures['versions']}")
     print(
+        f"{figures['latency_seconds']:g} s added to every bought call, "
+        f"{figures['concurrency']} calls at once; "
         f"{figures['edited_seeds']} of {figures['seed_count']} seeds, "
         f"{figures['edited_pages']} of {figures['page_count']} pages edited\n"
     )
@@ -257,9 +276,24 @@ def print_figures(figures: dict[str, Any]) -> None:
         for quantity, ratios in rows.items():
             spread = f"({min(ratios):.1%} to {max(ratios):.1%})"
             print(f"{name:>16}  {quantity:<26}{statistics.median(ratios):>7.1%} {spread}")
-    print("\nseconds by step: full, nothing new")
-    for step, seconds in sorted(full["step_seconds"].items(), key=lambda item: -item[1])[:12]:
-        print(f"  {step:<48}{seconds:>7.1f}{idle['step_seconds'].get(step, 0):>7.1f}")
+    show_steps(runs)
+
+
+def show_steps(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Print where seconds go: the longest steps, and what lies outside all steps."""
+    names = ("full", "nothing new", "seeds edited", "pages edited")
+    columns = [runs[name][-1] for name in names]
+    print(f"\n{'seconds by step':<50}" + "".join(f"{name:>14}" for name in names))
+    longest = {
+        step: max(column["step_seconds"].get(step, 0) for column in columns[1:])
+        for step in columns[0]["step_seconds"]
+    }
+    for step in sorted(longest, key=lambda name: -longest[name])[:16]:
+        cells = "".join(f"{column['step_seconds'].get(step, 0):>14.1f}" for column in columns)
+        print(f"  {step:<48}{cells}")
+    outside = [column["seconds"] - sum(column["step_seconds"].values()) for column in columns]
+    print(f"  {'outside steps: start, imports, planning, events':<48}"
+          + "".join(f"{seconds:>14.1f}" for seconds in outside))  # fmt: skip
 
 
 def describe_processor() -> str:

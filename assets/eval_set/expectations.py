@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from assets.eval_set.facts import has_fact
-from assets.expectations import EMBEDDED_CHARS, SuiteOutcome, evaluate_suite, expect_no_nulls
+from assets.expectations import (
+    SuiteOutcome,
+    evaluate_suite,
+    expect_askable,
+    expect_no_nulls,
+    expect_own_ids,
+    expect_read_whole,
+)
 from serving.pipeline.questions import fold_text
-from serving.schemas import MAXIMUM_QUESTION_CHARS
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -77,20 +83,8 @@ def _expect_gradable() -> list["Expectation"]:
 
     gold = {"fact_count": "a fact to include", "page_count": "a gold page"}
     return [
-        gxe.ExpectColumnValuesToBeUnique(
-            column="case_id", description="every case has an id of its own"
-        ),
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="question",
-            min_value=1,
-            max_value=MAXIMUM_QUESTION_CHARS,
-            description=f"every question has 1 to {MAXIMUM_QUESTION_CHARS} characters, like /ask",
-        ),
-        gxe.ExpectColumnValuesToMatchRegex(
-            column="question",
-            regex=r"\w",
-            description="every question has a letter or a digit in it",
-        ),
+        expect_own_ids("case_id", "case"),
+        *expect_askable("question", "question"),
         gxe.ExpectColumnValuesToBeInSet(
             column="bucket", value_set=list(BUCKETS), description="every bucket is a known one"
         ),
@@ -156,12 +150,7 @@ def _expect_telling_set() -> list["Expectation"]:
             severity="warning",
             description="no question states all the facts its answer is graded by",
         ),
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="question",
-            max_value=EMBEDDED_CHARS,
-            severity="warning",
-            description="the guard's embedder reads every question to its end",
-        ),
+        expect_read_whole("question", "question"),
         gxe.ExpectColumnMeanToBeBetween(
             column="refusal",
             min_value=low,

@@ -6,6 +6,7 @@ verdicts (`guard`), texts (`overlap`), embedding.
 
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
 UNIT_TOLERANCE = 1e-3  # how far a vector's length may be from 1
-TILE_ROWS = 4096
+TILE_ROWS = 2048
 TILE_CASES = 1024
-"""One product is at most 4096 x 1024 float32 = 16 MiB a thread, whatever the pool and the set."""
+"""One product is at most 2048 x 1024 float32 = 8 MiB a thread, whatever the pool and the set: small
+enough that row maxima find it in the cache, large enough for BLAS."""
 MAXIMUM_THREADS = 8
 _BLAS_LOCK = threading.Lock()
 """The limit is the process's: of two callers who overlap, the later would note one thread as what
@@ -41,9 +43,9 @@ class NearestCases:
 def find_nearest(vectors: Vectors, case_vectors: Vectors) -> NearestCases:
     """Compare every candidate with every case.
 
-    Spans of candidates go to as many threads as there are cores, each with BLAS on one: a product
-    this small would spend its time waiting for BLAS's own threads, and the row maxima would keep
-    one core idle.
+    As many threads as there are cores take tile after tile, each with BLAS on one: a product this
+    small would spend its time waiting for BLAS's own threads, and the row maxima would keep one
+    core idle. A core that others use as well simply takes fewer tiles.
 
     Args:
         vectors: [n, d] candidates of unit length.
@@ -60,22 +62,24 @@ def find_nearest(vectors: Vectors, case_vectors: Vectors) -> NearestCases:
             found=f"{len(case_vectors)} cases of shape {case_vectors.shape[1:]}",
             next_step="rebuild eval_set/eval_embeddings with the embedder of this run",
         )
-    rows = np.zeros(len(vectors), dtype=np.intp)
-    cosines = np.full(len(vectors), -np.inf, dtype=np.result_type(vectors, case_vectors))
+    nearest = NearestCases(
+        rows=np.empty(len(vectors), dtype=np.intp),
+        cosines=np.empty(len(vectors), dtype=np.result_type(vectors, case_vectors)),
+    )
+    starts = iter(range(0, len(vectors), TILE_ROWS))  # shared: who is free takes the next
     threads = min(os.cpu_count() or 1, MAXIMUM_THREADS)
-    spans = np.linspace(0, len(vectors), threads + 1, dtype=int)
-
-    def compare(thread: int) -> None:
-        span = slice(spans[thread], spans[thread + 1])
-        _compare_span(vectors[span], case_vectors, rows[span], cosines[span])
-
     with (
         _BLAS_LOCK,
         _find_blas().limit(limits=1, user_api="blas"),
         ThreadPoolExecutor(threads) as pool,
     ):
-        list(pool.map(compare, range(threads)))
-    return NearestCases(rows=rows, cosines=cosines)
+        work = [
+            pool.submit(_compare_tiles, starts, vectors, case_vectors, nearest)
+            for _ in range(threads)
+        ]
+        for done in work:
+            done.result()
+    return nearest
 
 
 def check_unit_length(vectors: Vectors, name: str) -> None:
@@ -85,10 +89,10 @@ def check_unit_length(vectors: Vectors, name: str) -> None:
         InvalidInputError: with their count, and the length of the first.
     """
     squares = np.vecdot(vectors, vectors)
-    is_unit = np.abs(np.sqrt(squares) - 1.0) <= UNIT_TOLERANCE  # false of NaN and infinity
-    if is_unit.all():
+    least, most = (1.0 - UNIT_TOLERANCE) ** 2, (1.0 + UNIT_TOLERANCE) ** 2
+    if not len(squares) or (squares.min() >= least and squares.max() <= most):  # false of NaN
         return
-    wrong = np.flatnonzero(~is_unit)
+    wrong = np.flatnonzero(~((squares >= least) & (squares <= most)))
     raise InvalidInputError(
         f"comparing {name} vectors by cosine",
         expected="finite vectors of length 1",
@@ -98,28 +102,31 @@ def check_unit_length(vectors: Vectors, name: str) -> None:
     )
 
 
-def _compare_span(
-    vectors: Vectors,
-    case_vectors: Vectors,
-    rows: npt.NDArray[np.intp],
-    cosines: npt.NDArray[np.floating],
+def _compare_tiles(
+    starts: Iterator[int], vectors: Vectors, case_vectors: Vectors, nearest: NearestCases
 ) -> None:
-    """Fill `rows` and `cosines`, which come as 0 and -inf, tile by tile through one buffer."""
-    width = min(TILE_CASES, len(case_vectors))
-    buffer = np.empty(min(TILE_ROWS, len(vectors)) * width, dtype=cosines.dtype)
-    for start in range(0, len(vectors), TILE_ROWS):
+    """Fill the rows of `nearest` from each start on, tile by tile through one buffer."""
+    firsts = range(0, len(case_vectors), TILE_CASES)
+    parts = [case_vectors[first : first + TILE_CASES] for first in firsts]
+    size = min(TILE_ROWS, len(vectors)) * len(parts[0])
+    buffer = np.empty(size, dtype=nearest.cosines.dtype)
+    row_starts = {len(cases): np.arange(0, size, len(cases)) for cases in parts}
+    for start in starts:
         block = vectors[start : start + TILE_ROWS]
         check_unit_length(block, "candidate")
-        best, best_rows = cosines[start : start + TILE_ROWS], rows[start : start + TILE_ROWS]
-        for first in range(0, len(case_vectors), width):
-            cases = case_vectors[first : first + width]
+        best = nearest.cosines[start : start + TILE_ROWS]
+        best_rows = nearest.rows[start : start + TILE_ROWS]
+        for first, cases in zip(firsts, parts, strict=True):
             product = buffer[: len(block) * len(cases)].reshape(len(block), len(cases))
             np.matmul(block, cases.T, out=product)
-            nearest = product.argmax(axis=1)
-            found = product.ravel().take(nearest + np.arange(0, product.size, len(cases)))
+            places = product.argmax(axis=1)
+            found = product.ravel().take(places + row_starts[len(cases)][: len(block)])
+            if first == 0:
+                best[:], best_rows[:] = found, places
+                continue
             nearer = found > best
             np.copyto(best, found, where=nearer)
-            np.copyto(best_rows, nearest + first, where=nearer)
+            np.copyto(best_rows, places + first, where=nearer)
 
 
 @lru_cache(maxsize=1)

@@ -1,11 +1,12 @@
-"""Labelling: the teacher's answers through the production pipeline.
+"""Labelling: the teacher's answers through the production pipeline, made anew or kept.
 
-Belongs here: the loop over questions and the shape of its rows. Does not belong here: how a
-question is answered (`serving/pipeline/answer`), caching and budgets (`resources/chat_models`).
+Belongs here: the loop over questions, the shape of its rows, which rows of the last table are kept.
+Does not belong here: how a question is answered (`serving/pipeline/answer`), caching and budgets
+(`resources/chat_models`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -19,9 +20,14 @@ from serving.errors import (
     DeadlineExceededError,
     UpstreamError,
 )
+from serving.hashing import content_hash
 from serving.models.protocols import ChatRequest, Embedder, Hit, Progress
 from serving.pipeline.answer import Answered, AnswerPipeline
+from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.questions import normalise_question
+
+ANSWERING_VERSION = "2"
+"""Raised with every change to how an answer becomes a row: rows that were kept are made anew."""
 
 WITHOUT_ANSWER = (REJECTED_BY_TEACHER, UNANSWERED)
 
@@ -40,6 +46,55 @@ class AskedQuestion:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeptAnswers:
+    """Rows of the last table that asking again would only repeat, one per question.
+
+    `pipeline_fingerprint` is what all of them have, and what new rows get.
+    """
+
+    pipeline_fingerprint: str
+    rows: pl.DataFrame = field(repr=False)
+    places: Mapping[str, int] = field(repr=False)
+    """The row of each normalised question."""
+
+    def has(self, question: AskedQuestion) -> bool:
+        """Say whether the answer to a question is kept, whatever the question's id."""
+        return normalise_question(question.text) in self.places
+
+    def copy_rows(self, asked: Mapping[int, AskedQuestion]) -> pl.DataFrame:
+        """Return the rows of questions by position, under the ids they have today."""
+        places = [self.places[normalise_question(question.text)] for question in asked.values()]
+        ids = pl.DataFrame(
+            {
+                "position": list(asked),
+                "question_id": [question.question_id for question in asked.values()],
+                "seed_id": [question.seed_id for question in asked.values()],
+            },
+            schema={"position": pl.Int64, "question_id": pl.String, "seed_id": pl.String},
+        )
+        found = self.rows.select(pl.all().gather(pl.Series(places, dtype=pl.UInt32)))
+        return ids.hstack(found.drop("question_id", "seed_id"))
+
+
+def fingerprint_rows(parts: PipelineParts, index_fingerprint: str) -> str:
+    """Return the identity of all that decides a row beside its question."""
+    return content_hash(ANSWERING_VERSION, parts.fingerprint_answers(index_fingerprint))
+
+
+def keep_answers(previous: pl.DataFrame, pipeline_fingerprint: str) -> KeptAnswers:
+    """Return what a run under this fingerprint may take from the last teacher_answers table.
+
+    Questions that were left without an answer are not in it: they are asked again.
+    """
+    rows = previous.filter(
+        pl.col("pipeline_fingerprint") == pipeline_fingerprint,
+        ~pl.col("validator_verdict").is_in(WITHOUT_ANSWER),
+    ).unique("question", keep="first", maintain_order=True)
+    places = {question: place for place, question in enumerate(rows["question"])}
+    return KeptAnswers(pipeline_fingerprint=pipeline_fingerprint, rows=rows, places=places)
+
+
 def embed_ahead(questions: Sequence[AskedQuestion], embedder: Embedder) -> None:
     """Let a caching embedder see the questions in bulk: one at a time costs five times as much.
 
@@ -54,10 +109,11 @@ async def label_questions(
     questions: Sequence[AskedQuestion],
     *,
     pipeline: AnswerPipeline,
+    kept: KeptAnswers,
     concurrency: int,
     progress: Progress,
 ) -> pl.DataFrame:
-    """Return one teacher_answers row per question, in order.
+    """Return one teacher_answers row per question, in order: the kept one, or one made now.
 
     Every answer is on disk in the teacher's cache before it becomes a row, so an interrupt loses
     only the calls in flight, and the rerun buys only what is missing. A question that cannot be
@@ -70,15 +126,21 @@ async def label_questions(
         UpstreamError, DeadlineExceededError: too many questions failed after all retries, or one
             after the other did: the server is down.
     """
+    spared = {at: question for at, question in enumerate(questions) if kept.has(question)}
+    allowed = allowed_losses(len(questions), MAXIMUM_LOST_RATIO)
+    is_few = len(questions) - len(spared) <= allowed  # then all may fail, as they did last time
     losses = LossCount(
         work=f"labelling {len(questions)} questions",
-        allowed=allowed_losses(len(questions), MAXIMUM_LOST_RATIO),
-        patience=concurrency,
+        allowed=allowed,
+        patience=allowed + 1 if is_few else concurrency,
     )
-    rows = RowCollector()
+    rows = RowCollector(kept.pipeline_fingerprint)
 
     async def label(numbered: tuple[int, AskedQuestion]) -> None:
         position, question = numbered
+        if position in spared:  # an answer like any other: losses are a share of the whole set
+            losses.count_answer()
+            return
         try:
             answered = await pipeline.answer(question.text, mode="teacher")
         except (UpstreamError, DeadlineExceededError) as error:
@@ -99,7 +161,7 @@ async def label_questions(
         )
     except BudgetExceededError as error:
         raise _explain_budget(error, losses.answered_count, len(questions)) from error
-    return rows.to_frame()
+    return rows.to_frame(kept.copy_rows(spared))
 
 
 def _explain_budget(
@@ -117,21 +179,23 @@ def _explain_budget(
 class RowCollector:
     """Rows of one table in any order of arrival; `to_frame` puts them in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline_fingerprint: str) -> None:
+        self._fingerprint = pipeline_fingerprint
         self._frames: list[pl.DataFrame] = []
         self._rows: list[dict[str, Any]] = []
         self._schema = pl.Schema({"position": pl.Int64(), **tables.TEACHER_ANSWERS})
 
     def add(self, position: int, row: dict[str, Any]) -> None:
         """Take a row; every `ROWS_PER_FRAME` of them become columns."""
-        self._rows.append({"position": position, **row})
+        self._rows.append({"position": position, **row, "pipeline_fingerprint": self._fingerprint})
         if len(self._rows) >= ROWS_PER_FRAME:
             self._pack()
 
-    def to_frame(self) -> pl.DataFrame:
-        """Return all rows by position."""
+    def to_frame(self, kept: pl.DataFrame) -> pl.DataFrame:
+        """Return all rows by position, among them the kept ones (with a column `position`)."""
         self._pack()
-        return pl.concat(self._frames).sort("position").drop("position")
+        frames = [*self._frames, kept.select(self._schema.names())]
+        return pl.concat(frames).sort("position").drop("position")
 
     def _pack(self) -> None:
         self._frames.append(pl.DataFrame(self._rows, schema=self._schema))

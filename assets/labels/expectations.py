@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from assets.expectations import SuiteOutcome, evaluate_suite, expect_no_nulls
+from assets.expectations import (
+    SuiteOutcome,
+    evaluate_suite,
+    expect_askable,
+    expect_no_nulls,
+    expect_own_ids,
+)
 from serving.models.extractive.sources import read_sources
 from serving.pipeline.prompt import CITATION_PATTERN, REFUSAL_WORD
 from serving.pipeline.questions import fold_text
-from serving.schemas import MAXIMUM_QUESTION_CHARS
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -114,9 +119,7 @@ def _expect_identity() -> list["Expectation"]:
     from great_expectations import expectations as gxe
 
     return [
-        gxe.ExpectColumnValuesToBeUnique(
-            column="example_id", description="every example has an id of its own"
-        ),
+        expect_own_ids("example_id", "example"),
         gxe.ExpectColumnValuesToBeInSet(
             column="split", value_set=list(SPLITS), description="every split is a known one"
         ),
@@ -150,12 +153,7 @@ def _expect_texts() -> list["Expectation"]:
     from great_expectations.expectations.row_conditions import Column
 
     return [
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="question",
-            min_value=1,
-            max_value=MAXIMUM_QUESTION_CHARS,
-            description=f"every question has 1 to {MAXIMUM_QUESTION_CHARS} characters, like /ask",
-        ),
+        *expect_askable("question", "question"),
         gxe.ExpectColumnValuesToBeInSet(
             column="roles",
             value_set=["system, user"],

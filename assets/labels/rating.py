@@ -6,12 +6,15 @@ rubric (`judging`), which answers are kept (`selection`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 
 from assets.labels.judging import (
     AXES,
+    HIGHEST_SCORE,
+    LOWEST_SCORE,
     Inconclusive,
     Judgement,
     Rating,
@@ -29,11 +32,18 @@ from serving.errors import (
     UpstreamError,
     UpstreamRejectedError,
 )
-from serving.models.protocols import ChatModel, Progress
+from serving.hashing import content_hash
+from serving.models.protocols import ChatModel, ChatRequest, Progress, identify_model
 from serving.pipeline.prompt import REFUSAL_WORD, read_sources_text
+
+RATING_VERSION = "3"
+"""Raised with every change to how a reply becomes a row: kept judgements are made anew."""
 
 STOP_INCONCLUSIVE_RATIO = 0.05  # above: the run stops; every check that reads ratings allows less
 STOP_IN_A_ROW = 5  # at least so many without a judgement between them: the judge is down or mute
+
+
+NOTHING_KEPT: Mapping[int, Judgement] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +68,21 @@ def read_rateables(answers: pl.DataFrame) -> list[Rateable]:
 
 
 async def rate_answers(
-    items: Sequence[Rateable], *, judge: ChatModel, concurrency: int, progress: Progress
+    items: Sequence[Rateable],
+    *,
+    judge: ChatModel,
+    concurrency: int,
+    progress: Progress,
+    kept: Mapping[int, Judgement] = NOTHING_KEPT,
 ) -> list[Rating]:
     """Return one rating per item; what the judge could not decide is `Inconclusive`.
+
+    Args:
+        items: what is rated.
+        judge: who is asked.
+        concurrency: how many at once.
+        progress: told how far it is.
+        kept: judgements that need not be asked for, by position.
 
     Raises:
         ModelError: too many answers are inconclusive because the judge's server failed or refused
@@ -68,20 +90,27 @@ async def rate_answers(
         InvalidInputError: too many are because no reply could be read; or the messages of an item
             hold no sources.
     """
-    doubts = _Doubts(item_count=len(items), patience=max(STOP_IN_A_ROW, concurrency))
+    allowed = max(1, int(len(items) * STOP_INCONCLUSIVE_RATIO))
+    is_few = len(items) - len(kept) <= allowed  # then all may fail, as they did last time
+    doubts = _Doubts(
+        item_count=len(items),
+        allowed=allowed,
+        patience=allowed + 1 if is_few else max(STOP_IN_A_ROW, concurrency),
+    )
 
-    async def rate(item: Rateable) -> Rating:
-        sources = read_sources_text(item.messages)
-        request = write_judge_request(item.question, sources, item.answer)
+    async def rate(numbered: tuple[int, Rateable]) -> Rating:
+        position, item = numbered
+        if position in kept:  # a judgement like any other: doubts are a share of the whole set
+            return doubts.count_judgement(kept[position])
         try:
-            judgement = await ask_until_read(judge, request, read_judgement)
+            judgement = await ask_until_read(judge, _write_request(item), read_judgement)
         except (UpstreamError, DeadlineExceededError) as error:
             return doubts.count_failure(error)
         return doubts.count_judgement(judgement)
 
     return await map_bounded(
         rate,
-        items,
+        list(enumerate(items)),
         concurrency=concurrency,
         progress=progress,
         description="judging",
@@ -89,11 +118,45 @@ async def rate_answers(
     )
 
 
+def _write_request(item: Rateable) -> ChatRequest:
+    return write_judge_request(item.question, read_sources_text(item.messages), item.answer)
+
+
+def key_judgements(items: Sequence[Rateable], *, judge: ChatModel, ruler: Ruler) -> list[str]:
+    """Return the identity of each judgement: who reads what under which ruler."""
+    name, identity = identify_model(judge)
+    terms = [RATING_VERSION, ruler.rater_id, ruler.epoch, ruler.rubric_version, identity]
+    return [content_hash(terms, _write_request(item).content_key(name)) for item in items]
+
+
+def keep_judgements(previous: pl.DataFrame, judging_keys: Sequence[str]) -> dict[int, Judgement]:
+    """Return what a run with these keys may take from the last judged_answers table, by position.
+
+    What was inconclusive, or has not one sound score for every axis, is not in it: the judge is
+    asked again.
+    """
+    is_sound = pl.col("score").is_between(LOWEST_SCORE, HIGHEST_SCORE)
+    judged = previous.filter(pl.col("status") == "judged", is_sound, pl.col("axis").is_in(AXES))
+    found: dict[str, dict[str, int]] = {}
+    rationales: dict[str, str] = {}
+    columns = ("judging_key", "axis", "score", "rationale")
+    for key, axis, score, rationale in judged.select(columns).iter_rows():
+        found.setdefault(key, {})[axis] = score
+        rationales[key] = rationale or ""
+    whole = {key: scores for key, scores in found.items() if len(scores) == len(AXES)}
+    return {
+        position: Judgement(scores=whole[key], rationale=rationales[key])
+        for position, key in enumerate(judging_keys)
+        if key in whole
+    }
+
+
 @dataclass(kw_only=True)
 class _Doubts:
     """Counts what is inconclusive, and stops the run when it is more than chance explains."""
 
     item_count: int
+    allowed: int
     patience: int
     count: int = 0
     in_a_row: int = 0
@@ -121,8 +184,7 @@ class _Doubts:
     def _add(self, error: Exception) -> None:
         self.count += 1
         self.in_a_row += 1
-        allowed = max(1, int(self.item_count * STOP_INCONCLUSIVE_RATIO))
-        if self.count > allowed or self.in_a_row >= self.patience:
+        if self.count > self.allowed or self.in_a_row >= self.patience:
             raise error
 
 
@@ -145,6 +207,7 @@ def tabulate_ratings(
             "judge_epoch": ruler.epoch,
             "rubric_version": ruler.rubric_version,
             "rationale": rating.rationale if isinstance(rating, Judgement) else rating.detail,
+            "judging_key": identity["judging_key"],
         }
         for identity, rating in zip(ids, ratings, strict=True)
         for axis in AXES

@@ -13,12 +13,12 @@ import polars as pl
 from assets.expectations import (
     CLOCK_SKEW,
     EARLIEST_DATE,
-    EMBEDDED_CHARS,
     SuiteOutcome,
     evaluate_suite,
+    expect_askable,
     expect_no_nulls,
+    expect_read_whole,
 )
-from serving.schemas import MAXIMUM_QUESTION_CHARS
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -65,15 +65,7 @@ def _expect_sound_rows(now: datetime) -> list["Expectation"]:
     from great_expectations.expectations.row_conditions import Column
 
     return [
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="text",
-            min_value=1,
-            max_value=MAXIMUM_QUESTION_CHARS,
-            description=f"every seed has 1 to {MAXIMUM_QUESTION_CHARS} characters, like /ask",
-        ),
-        gxe.ExpectColumnValuesToMatchRegex(
-            column="text", regex=r"\w", description="every seed has a letter or a digit in it"
-        ),
+        *expect_askable("text", "seed"),
         gxe.ExpectColumnValuesToBeInSet(
             column="source",
             value_set=["handwritten", "harvested"],
@@ -105,12 +97,7 @@ def _expect_useful_set() -> list["Expectation"]:
     low, high = OUT_OF_SCOPE_LIMITS
     span = f"{low:.0%} to {high:.0%}"
     return [
-        gxe.ExpectColumnValueLengthsToBeBetween(
-            column="text",
-            max_value=EMBEDDED_CHARS,
-            severity="warning",
-            description="the guard's embedder reads every seed to its end",
-        ),
+        expect_read_whole("text", "seed"),
         gxe.ExpectTableRowCountToBeBetween(
             min_value=MINIMUM_SEEDS,
             severity="warning",

@@ -220,6 +220,7 @@ def test_each_broken_example_breaks_its_own_promise(examples):
         "every weight is above 0 and at most 10": ["weightless"],
         "every example names the licence of its answer": ["unlicensed", "unknown-licence"],
         "every question has 1 to 4000 characters, like /ask": ["unasked"],
+        "every question has a letter or a digit in it": ["unasked"],
         "every prompt is a system and a user message, as production writes it": ["turns"],
         "every prompt asks the question that the guard has kept": ["other", "rewritten", "leaked"],
         "every refusal is the bare word REFUSE": ["long-refusal"],

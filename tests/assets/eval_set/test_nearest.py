@@ -63,16 +63,16 @@ def blas_threads() -> list[int]:
 
 
 def test_callers_who_overlap_wait_and_blas_has_its_threads_back(monkeypatch):
-    compare, running, seen_together = nearest._compare_span, [], set()
+    compare, running, seen_together = nearest._compare_tiles, [], set()
 
-    def watch(vectors, case_vectors, rows, cosines):
+    def watch(starts, vectors, case_vectors, found):
         running.append(id(case_vectors))
         seen_together.add(len(set(running)))
         time.sleep(0.01)
-        compare(vectors, case_vectors, rows, cosines)
+        compare(starts, vectors, case_vectors, found)
         running.remove(id(case_vectors))
 
-    monkeypatch.setattr(nearest, "_compare_span", watch)
+    monkeypatch.setattr(nearest, "_compare_tiles", watch)
     cases = [unit_rows(3, caller) for caller in range(4)]
     with threadpool_limits(limits=2, user_api="blas"), ThreadPoolExecutor(4) as callers:
         before = blas_threads()

@@ -3,7 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from assets.labels.answering import AskedQuestion, label_questions
+from assets import tables
+from assets.labels.answering import AskedQuestion, keep_answers, label_questions
 from resources.chat_models import CachedChatModel
 from resources.pacing import Pace
 from serving.models.openai_chat import connect
@@ -40,7 +41,11 @@ def label_to_the_end(url: str, folder: Path, count: int) -> None:
     ]
     frame = asyncio.run(
         label_questions(
-            questions, pipeline=pipeline, concurrency=CONCURRENCY, progress=NoProgress()
+            questions,
+            pipeline=pipeline,
+            kept=keep_answers(tables.TEACHER_ANSWERS.to_frame(), "test"),
+            concurrency=CONCURRENCY,
+            progress=NoProgress(),
         )
     )
     frame.write_parquet(folder / "answers.parquet")

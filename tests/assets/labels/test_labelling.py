@@ -10,6 +10,7 @@ from assets import tables
 from assets.labels.answering import (
     ROWS_PER_FRAME,
     AskedQuestion,
+    keep_answers,
     label_questions,
 )
 from assets.labels.assets import LabellingPlan, judged_answers
@@ -23,6 +24,7 @@ from assets.labels.checks import (
 from assets.labels.judging import AXES, Ruler
 from assets.labels.selection import TeacherTerms, select_examples
 from assets.losses import allowed_losses
+from resources.last_tables import NoTables
 from serving.errors import DeadlineExceededError, UpstreamError, UpstreamRejectedError
 from serving.models.protocols import ChatRequest, NoProgress, Price
 from serving.pipeline.answer import AnswerPipeline
@@ -70,7 +72,11 @@ def label(*texts: str, concurrency: int = 4) -> pl.DataFrame:
     ]
     return asyncio.run(
         label_questions(
-            questions, pipeline=pipeline, concurrency=concurrency, progress=NoProgress()
+            questions,
+            pipeline=pipeline,
+            kept=keep_answers(tables.TEACHER_ANSWERS.to_frame(), "test"),
+            concurrency=concurrency,
+            progress=NoProgress(),
         )
     )
 
@@ -84,7 +90,8 @@ def judge(answers: pl.DataFrame) -> pl.DataFrame:
         minimum_score=4,
     )
     rate = judged_answers.op.compute_fn.decorated_fn
-    return rate(answers, CannedChatModel("judge-1", RATING), plan, NoProgress()).value
+    last = NoTables(tables.BY_KEY)
+    return rate(answers, CannedChatModel("judge-1", RATING), plan, last, NoProgress()).value
 
 
 def test_a_refused_question_gets_a_row_and_stops_nobody():

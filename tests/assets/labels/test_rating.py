@@ -120,7 +120,8 @@ RULER = Ruler(rater_id="judge-1", epoch="2026-11", rubric_version="r1")
 
 
 def tabulate(*ratings, ruler: Ruler = RULER) -> pl.DataFrame:
-    ids = [{"content_key": f"k{n}", "question_id": f"q{n}"} for n in range(len(ratings))]
+    names = ("content_key", "question_id", "judging_key")
+    ids = [{name: f"{name}{n}" for name in names} for n in range(len(ratings))]
     return pl.DataFrame(tabulate_ratings(ids, ratings, ruler=ruler), schema=tables.JUDGED_ANSWERS)
 
 
