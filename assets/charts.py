@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PAGE, INK, SOFT, LINE = "#faf9f6", "#21201d", "#67635b", "#e3dfd6"
 BLUE, ORANGE, RED = "#1765a8", "#b8500c", "#b3321f"
 DOTS_PER_INCH = 110
+MARKED_COUNT = 12
 
 Floats = npt.NDArray[np.float64]
 
@@ -90,6 +91,89 @@ def draw_heat_map(
     axes.set(xticks=range(len(columns)), xticklabels=columns, xlabel=axis_label,
              yticks=range(len(rows)), yticklabels=rows)  # fmt: skip
     axes.tick_params(length=0)
+    return _close_figure(figure, axes, title)
+
+
+def draw_shares(
+    shares: Mapping[str, Sequence[float]],
+    *,
+    colours: Sequence[str],
+    rows: Sequence[str],
+    rest: tuple[str, str],
+    title: str,
+) -> bytes:
+    """Return a PNG of horizontal bars that each fill 0-1: the shares, then the rest.
+
+    Args:
+        shares: name -> its share of each row, left first.
+        colours: one per name.
+        rows: names of the bars, top first.
+        rest: name and colour of what no share covers.
+        title: over the chart.
+    """
+    figure, axes = _open_figure(height=1.3 + 0.42 * len(rows))
+    left = np.zeros(len(rows))
+    parts = [*zip(shares.items(), colours, strict=True)]
+    for (name, values), colour in parts:
+        axes.barh(range(len(rows)), values, left=left, height=0.62, color=colour, label=name)
+        left += np.asarray(values)
+    axes.barh(range(len(rows)), 1 - left, left=left, height=0.62, color=rest[1], label=rest[0])
+    for row, covered in enumerate(left):
+        axes.annotate(write_percent(covered), (1, row), (6, 0), textcoords="offset points",
+                      va="center", color=INK, fontsize=9, annotation_clip=False)  # fmt: skip
+    axes.set(xlim=(0, 1), xticks=[], yticks=range(len(rows)), yticklabels=rows)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    figure.legend(loc="outside lower left", ncols=len(parts) + 1, frameon=False, labelcolor=INK)
+    return _close_figure(figure, axes, title)
+
+
+def draw_reliability(
+    series: Mapping[str, Sequence[tuple[float, float, int]]], *, title: str
+) -> bytes:
+    """Return a PNG of how often answers are right against how sure they are; the diagonal is ideal.
+
+    Args:
+        series: name -> (confidence, accuracy, count) of each bin; at most two, the better one last.
+        title: over the chart.
+    """
+    figure, axes = _open_figure(height=4.2)
+    axes.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (4, 3)), linewidth=1)
+    for (name, bins), colour in zip(series.items(), (ORANGE, BLUE), strict=False):
+        confidence, accuracy, counts = zip(*bins, strict=True)
+        axes.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.5)
+        axes.scatter(confidence, accuracy, s=[8 + 6 * c for c in counts], color=colour, label=name)
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="share that agrees")
+    axes.yaxis.label.set_color(SOFT)
+    axes.grid(color=LINE, linewidth=0.8)
+    figure.legend(loc="outside upper right", ncols=len(series), frameon=False, labelcolor=INK)
+    return _close_figure(figure, axes, title)
+
+
+def draw_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    colours: Sequence[str],
+    title: str,
+    axis_label: str,
+) -> bytes:
+    """Return a PNG of values along one axis; a line of few values shows each as a dot.
+
+    Args:
+        lines: name -> (places on the axis, values), of equal length.
+        colours: one per line.
+        title: over the chart.
+        axis_label: under it.
+    """
+    figure, axes = _open_figure(height=3.4)
+    for (name, (places, values)), colour in zip(lines.items(), colours, strict=True):
+        marker = "o" if len(places) <= MARKED_COUNT else None
+        axes.plot(places, values, color=colour, linewidth=1.6, marker=marker, markersize=5,
+                  label=name)  # fmt: skip
+    axes.set(xlabel=axis_label)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    figure.legend(loc="outside upper right", ncols=len(lines), frameon=False, labelcolor=INK)
     return _close_figure(figure, axes, title)
 
 

@@ -73,6 +73,11 @@ class CachedChatModel:
         return self._inner.name
 
     @property
+    def identity(self) -> str:
+        """What decides an answer beside the name and the request; empty: nothing does."""
+        return self._identity
+
+    @property
     def price(self) -> Price:
         """The inner model's price."""
         return self._inner.price
@@ -108,6 +113,14 @@ class CachedChatModel:
             return completion
         finally:
             del flights[key]
+
+    def find(self, request: ChatRequest) -> Completion | None:
+        """Return the kept answer to a request, or None; nothing is bought.
+
+        Raises:
+            AnswersUnreadableError, InvalidInputError: as `complete`.
+        """
+        return self._find(self._key(request))
 
     def close(self) -> None:
         """Close the store; the next call opens it again."""

@@ -2,32 +2,47 @@
 
 What is not kept as a labelled example is a rejected one. Belongs here: declarations. Does not
 belong here: how a question is answered (`serving`), which answers teach (`selection`), what the
-rubric asks (`judging`), how answers are scored (`scoring`).
+rubric asks (`judging`), where soft targets come from (`soft_targets`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets import keys, tables
 from assets.labels.answering import (
+    ANSWERING_VERSION,
     WITHOUT_ANSWER,
     AskedQuestion,
     embed_ahead,
+    fingerprint_rows,
+    keep_answers,
     label_questions,
 )
+from assets.labels.coverage import describe_coverage, draw_charts
 from assets.labels.judging import RUBRIC_VERSION, Inconclusive, Ruler
-from assets.labels.rating import rate_answers, read_rateables, tabulate_ratings
+from assets.labels.rating import (
+    RATING_VERSION,
+    keep_judgements,
+    key_judgements,
+    rate_answers,
+    read_rateables,
+    tabulate_ratings,
+)
 from assets.labels.rejecting import describe_rejected, draw_scores
-from assets.labels.scoring import TokenScorer, score_answers
+from assets.labels.scoring import TokenScorer
 from assets.labels.selection import Selection, TeacherTerms, select_examples
+from assets.labels.soft_targets import gather_soft_targets
+from assets.labels.teacher_tokens import KeptAnswers
 from assets.losses import UNANSWERED
+from assets.reuse import LastTables
 from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.models.protocols import ChatModel, Progress
-from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
 
@@ -45,9 +60,15 @@ class LabellingPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerPlan:
-    """Who scores the answers token by token; nobody to open means no soft targets."""
+    """Who supplies soft targets: a scorer, the teacher's kept answers, or nobody (both None).
+
+    `open_tokenizer` is the student's; `max_answer_tokens` is what the teacher was asked with.
+    """
 
     open_scorer: Callable[[], TokenScorer] | None
+    open_kept: Callable[[], KeptAnswers] | None = None
+    open_tokenizer: Callable[[], Any]
+    max_answer_tokens: int
     context_tokens: int
     top_k: int = 20
     maximum_examples: int | None = None
@@ -60,7 +81,7 @@ class ScorerPlan:
         "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
     },
     kinds={"openai", "lancedb", "polars"},
-    code_version=f"1+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"{ANSWERING_VERSION}+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="teacher",
 )
 def teacher_answers(
@@ -68,22 +89,32 @@ def teacher_answers(
     vector_index: pl.DataFrame,
     pipeline_parts: dg.ResourceParam[PipelineParts],
     labelling_plan: dg.ResourceParam[LabellingPlan],
+    last_tables: dg.ResourceParam[LastTables],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The teacher's answer to every kept question, through the pipeline production runs."""
-    kept = guarded_questions.filter(pl.col("verdict") == "kept")
-    questions = [AskedQuestion(**row) for row in kept.select(
+    """The teacher's answer to every kept question, through the pipeline production runs.
+
+    A question that this very pipeline has answered before keeps its row.
+    """
+    guarded = guarded_questions.filter(pl.col("verdict") == "kept")
+    questions = [AskedQuestion(**row) for row in guarded.select(
         "question_id", "seed_id", "text"
     ).iter_rows(named=True)]  # fmt: skip
+    index = vector_index["index_fingerprint"].item()
+    last = last_tables.read(keys.TEACHER_ANSWERS.path)
+    kept = keep_answers(last, fingerprint_rows(pipeline_parts, index))
+    new = [question for question in questions if not kept.has(question)]
+    # No route is chosen here, so a count decides nothing, and the tokenizer takes seconds to load.
+    parts = replace(pipeline_parts, count_tokens=estimate_tokens)
 
-    embed_ahead(questions, pipeline_parts.embedder)
+    embed_ahead(new, pipeline_parts.embedder)
     before = read_spending(pipeline_parts.teacher)
 
     async def label() -> pl.DataFrame:
-        pipeline = await pipeline_parts.assemble(vector_index["index_fingerprint"].item())
         return await label_questions(
             questions,
-            pipeline=pipeline,
+            pipeline=await parts.assemble(index),
+            kept=kept,
             concurrency=labelling_plan.concurrency,
             progress=progress,
         )
@@ -97,6 +128,7 @@ def teacher_answers(
             "refused_count": int(frame["refused"].sum()),
             "invalid_count": int((~verdict.is_in(["valid", *WITHOUT_ANSWER])).sum()),
             "unanswered_count": int((verdict == UNANSWERED).sum()),
+            "kept_count": len(questions) - len(new),
             "value_usd": float(frame["cost_usd"].sum()),
             **describe_spending(pipeline_parts.teacher, since=before),
         },
@@ -107,32 +139,43 @@ def teacher_answers(
     key=keys.JUDGED_ANSWERS,
     ins={"teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS)},
     kinds={"openai", "polars"},
-    code_version=f"2+rubric.{RUBRIC_VERSION}",
+    code_version=f"{RATING_VERSION}+rubric.{RUBRIC_VERSION}",
     pool="judge",
 )
 def judged_answers(
     teacher_answers: pl.DataFrame,
     judge: dg.ResourceParam[ChatModel],
     labelling_plan: dg.ResourceParam[LabellingPlan],
+    last_tables: dg.ResourceParam[LastTables],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Five rubric axes for every valid answer; what the judge could not decide is null, never 0."""
+    """Five rubric axes for every valid answer; what the judge could not decide is null, never 0.
+
+    A judgement of the same answer, by the same judge under the same ruler, is kept.
+    """
     valid = teacher_answers.filter(pl.col("validator_verdict") == "valid")
     items = read_rateables(valid)
+    judging_keys = key_judgements(items, judge=judge, ruler=labelling_plan.ruler)
+    kept = keep_judgements(last_tables.read(keys.JUDGED_ANSWERS.path), judging_keys)
     before = read_spending(judge)
     ratings = run_blocking(
         rate_answers(
-            items, judge=judge, concurrency=labelling_plan.judge_concurrency, progress=progress
+            items,
+            judge=judge,
+            concurrency=labelling_plan.judge_concurrency,
+            progress=progress,
+            kept=kept,
         )
     )
-    ids = valid.select("content_key", "question_id").rows(named=True)
-    rows = tabulate_ratings(ids, ratings, ruler=labelling_plan.ruler)
+    ids = valid.select("content_key", "question_id", pl.Series("judging_key", judging_keys))
+    rows = tabulate_ratings(ids.rows(named=True), ratings, ruler=labelling_plan.ruler)
     frame = pl.DataFrame(rows, schema=tables.JUDGED_ANSWERS)
     means = frame.group_by("axis").agg(pl.col("score").mean()).sort("axis")
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "judged_count": len(ratings),
+            "kept_count": len(kept),
             "inconclusive_count": sum(isinstance(rating, Inconclusive) for rating in ratings),
             **describe_spending(judge, since=before),
             "mean_by_axis": {axis: round(mean or 0.0, 2) for axis, mean in means.iter_rows()},
@@ -213,32 +256,39 @@ def _select(answers: pl.DataFrame, judged: pl.DataFrame, plan: LabellingPlan) ->
     key=keys.TEACHER_LOGPROBS,
     ins={"labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES)},
     kinds={"pytorch", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def teacher_logprobs(
     labelled_examples: pl.DataFrame,
     scorer_plan: dg.ResourceParam[ScorerPlan],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Top-K log-probabilities of training answers under the scorer, by example and token hash."""
-    if scorer_plan.open_scorer is None:
+    """Top-K log-probabilities of training answers: a scorer's, else the teacher's own, else none.
+
+    One row per training example, found again by example and token hash.
+    """
+    plan = scorer_plan
+    if plan.open_scorer is None and plan.open_kept is None:
         return dg.MaterializeResult(
-            value=tables.TEACHER_LOGPROBS.to_frame(), metadata={"scored_count": 0}
+            value=tables.TEACHER_LOGPROBS.to_frame(), metadata={"example_count": 0}
         )
-    scorer = scorer_plan.open_scorer()
-    frame = score_answers(
+    scorer = plan.open_scorer() if plan.open_scorer else None
+    soft = gather_soft_targets(
         labelled_examples.filter(pl.col("split") == "train"),
-        scorer,
-        top_k=scorer_plan.top_k,
-        context_tokens=scorer_plan.context_tokens,
-        maximum_examples=scorer_plan.maximum_examples,
+        scorer=scorer,
+        kept=plan.open_kept() if plan.open_kept else None,
+        tokenizer=scorer.tokenizer if scorer else plan.open_tokenizer(),
+        max_answer_tokens=plan.max_answer_tokens,
+        context_tokens=plan.context_tokens,
+        top_k=plan.top_k,
+        maximum_examples=plan.maximum_examples,
         progress=progress,
     )
+    charts = draw_charts(soft.frame)
     return dg.MaterializeResult(
-        value=frame,
+        value=soft.frame,
         metadata={
-            "scored_count": frame.height,
-            "scorer_id": scorer.scorer_id,
-            "mean_tail_mass": float(frame["tail_logp"].explode().exp().mean() or 0.0),
+            **describe_coverage(soft),
+            **{name: dg.MetadataValue.md(chart) for name, chart in charts.items()},
         },
     )

@@ -7,11 +7,14 @@ from assets import keys
 from assets.check_results import report_outcome
 from assets.labels.answering import MAXIMUM_LOST_RATIO, WITHOUT_ANSWER
 from assets.labels.assets import LabellingPlan
+from assets.labels.coverage import measure_coverage
 from assets.labels.expectations import evaluate_examples
 from assets.labels.judging import AXES
+from assets.labels.logprob_rows import PER_TOKEN
 from assets.losses import REJECTED_BY_TEACHER, UNANSWERED, allowed_losses
 
 MAXIMUM_INCONCLUSIVE_RATIO = 0.02
+MINIMUM_SOFT_TOKEN_RATIO = 0.5  # of the tokens of answers that a source was asked about
 
 
 @dg.asset_check(asset=keys.TEACHER_ANSWERS, blocking=True)
@@ -213,15 +216,43 @@ def logprob_rows_match_their_tokens(
     """Row j predicts answer token j: as many rows as tokens, of training examples only."""
     lengths = pl.col("token_ids").list.len()
     wrong = teacher_logprobs.filter(
-        (pl.col("top_ids").list.len() != lengths) | (pl.col("top_logprobs").list.len() != lengths)
+        pl.any_horizontal(pl.col(name).list.len() != lengths for name in PER_TOKEN)
     )
     training = set(labelled_examples.filter(pl.col("split") == "train")["example_id"])
     strangers = set(teacher_logprobs["example_id"]) - training
     return dg.AssetCheckResult(
         passed=wrong.is_empty() and not strangers,
         metadata={
-            "scored_count": teacher_logprobs.height,
+            "example_count": teacher_logprobs.height,
             "rows_of_wrong_length": wrong["example_id"].to_list()[:20],
             "not_training_examples": sorted(strangers)[:20],
+        },
+    )
+
+
+@dg.asset_check(asset=keys.TEACHER_LOGPROBS)
+def soft_targets_cover_the_answers(teacher_logprobs: pl.DataFrame) -> dg.AssetCheckResult:
+    """Of the answers that a source was asked about, at least half the tokens have a soft target.
+
+    It does not block: a token without one is trained on the teacher's text, which is poorer and not
+    wrong. Answers beyond the scorer's sample are not counted, since nobody was asked about them.
+    """
+    found = measure_coverage(teacher_logprobs)
+    passed = not found.asked_token_count or found.asked_soft_ratio >= MINIMUM_SOFT_TOKEN_RATIO
+    asked = teacher_logprobs.filter(pl.col("source") != "none")
+    worst = asked.sort("soft_token_ratio", "example_id").head(20)
+    return dg.AssetCheckResult(
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=None
+        if passed
+        else "most tokens are trained hard: look at the reasons, or configure a scorer that shares "
+        "the student's tokenizer",
+        metadata={
+            "soft_token_ratio": found.asked_soft_ratio,
+            "minimum_soft_token_ratio": MINIMUM_SOFT_TOKEN_RATIO,
+            "asked_token_count": found.asked_token_count,
+            "hard_only_answers_by_reason": dict(found.hard_reasons),
+            "least_covered": dict(worst.select("example_id", "soft_token_ratio").iter_rows()),
         },
     )

@@ -9,22 +9,15 @@ belong here: asking a teacher (`resources`), the loss over the groups (`assets.s
 """
 
 import math
-import operator
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from serving.errors import InvalidInputError
-from serving.hashing import content_hash
+from assets.labels.byte_vocabulary import ByteVocabulary
 
 UNKNOWN_LOGPROB = -9000.0  # at or below: OpenAI's -9999 sentinel, "not among the likely ones"
 MAXIMUM_TAIL = 0.5  # above: the candidates say too little about the row; it stays hard
 TAIL_FLOOR = 1e-7
+TEXTS_DIFFER = "the texts differ"
 SUM_TOLERANCE = 1e-3  # servers round logprobs; more than this over 1 is no distribution
 
 
@@ -68,86 +61,6 @@ class Projection:
         return sum(row is not None for row in self.rows)
 
 
-class ByteVocabulary:
-    """A tokenizer's vocabulary sorted by bytes; special tokens come last and are in no event.
-
-    `order[p]` is the id at sorted position p, a permutation of all ids.
-    """
-
-    def __init__(self, token_bytes: Sequence[bytes | None]) -> None:
-        """Take the bytes of each id in id order; None marks a special token."""
-        regular = [(text, i) for i, text in enumerate(token_bytes) if text]
-        regular.sort()
-        special = [i for i, text in enumerate(token_bytes) if not text]
-        self.token_bytes = tuple(token_bytes)
-        self.order: npt.NDArray[np.int32] = np.array(
-            [i for _, i in regular] + special, dtype=np.int32
-        )
-        self._sorted = [text for text, _ in regular]
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> "ByteVocabulary":
-        """Read a Hugging Face tokenizer.
-
-        Raises:
-            InvalidInputError: it is neither byte-level nor SentencePiece with byte fallback, so its
-                tokens have no bytes of their own.
-        """
-        return cls(read_token_bytes(tokenizer))
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identity of the sort: intervals are meaningless under another."""
-        return content_hash([(t or b"").hex() for t in self.token_bytes])
-
-    def starting_with(self, text: bytes) -> tuple[int, int]:
-        """Return the interval of tokens that begin with `text`."""
-        low = bisect_left(self._sorted, text)
-        end = _successor(text)
-        return low, (bisect_left(self._sorted, end) if end is not None else len(self._sorted))
-
-    def equal_to(self, text: bytes) -> tuple[int, int]:
-        """Return the interval of tokens that are `text`."""
-        return bisect_left(self._sorted, text), bisect_right(self._sorted, text)
-
-    def longest_prefix(self, text: bytes) -> bytes:
-        """Return the longest token that `text` begins with, empty if there is none."""
-        lengths = range(len(text), 0, -1)
-        return next((text[:n] for n in lengths if operator.lt(*self.equal_to(text[:n]))), b"")
-
-
-def read_token_bytes(tokenizer: Any) -> list[bytes | None]:
-    """Return the bytes each id of a Hugging Face tokenizer stands for; None for special tokens.
-
-    Raises:
-        InvalidInputError: tokens without bytes of their own (WordPiece, Unigram without fallback).
-    """
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-    description = str(getattr(tokenizer, "backend_tokenizer", tokenizer).decoder)
-    added = {
-        index: token.content.encode() for index, token in tokenizer.added_tokens_decoder.items()
-    }
-    special = set(tokenizer.all_special_ids) | {
-        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    if "ByteLevel" in description:
-        plain = [bytes(byte_of[c] for c in piece) if i not in added else b""
-                 for i, piece in enumerate(pieces)]  # fmt: skip
-    elif "ByteFallback" in description:
-        plain = [_read_sentencepiece(piece) for piece in pieces]
-    else:
-        raise InvalidInputError(
-            "reading the bytes of a tokenizer's tokens",
-            expected="a byte-level or byte-fallback tokenizer",
-            found=f"{type(tokenizer).__name__} with decoder {description[:80]}",
-            next_step="use hard targets (alpha 1) or a scorer that shares the student's tokenizer",
-        )
-    return [None if i in special else added.get(i, text) for i, text in enumerate(plain)]
-
-
 def project_answer(
     teacher: Sequence[TeacherToken], student_ids: Sequence[int], vocabulary: ByteVocabulary
 ) -> Projection:
@@ -162,16 +75,21 @@ def project_answer(
         One entry per student id. When the two texts differ by a byte, no row is projected: which
         logprob belongs to which token would be a guess.
     """
-    texts = [vocabulary.token_bytes[token] for token in student_ids]
-    if b"".join(t or b"" for t in texts) != b"".join(token.text for token in teacher):
-        return Projection(rows=(None,) * len(texts), reason="the texts differ")
+    texts = [vocabulary.token_bytes[token] or b"" for token in student_ids]
+    spoken = b"".join(token.text for token in teacher)
+    # SentencePiece writes a space before the first word: that token is not what the teacher wrote.
+    is_spaced = b"".join(texts) == b" " + spoken
+    if is_spaced:
+        texts[0] = texts[0][1:]
+    if b"".join(texts) != spoken:
+        return Projection(rows=(None,) * len(texts), reason=TEXTS_DIFFER)
     starts = dict(zip(_offsets(token.text for token in teacher), range(len(teacher)), strict=True))
     rows: list[ProjectedRow | None] = []
-    for text, offset in zip(texts, _offsets(t or b"" for t in texts), strict=True):
+    for number, (text, offset) in enumerate(zip(texts, _offsets(texts), strict=True)):
         first = starts.get(offset)
-        is_aligned = bool(text) and first is not None
+        is_own = bool(text) and not (is_spaced and number == 0)
         rows.append(
-            _project_row(teacher, first or 0, text or b"", vocabulary) if is_aligned else None
+            _project_row(teacher, first, text, vocabulary) if is_own and first is not None else None
         )
     return Projection(rows=tuple(rows))
 
@@ -302,15 +220,3 @@ def _offsets(texts: Iterable[bytes]) -> list[int]:
         starts.append(offset)
         offset += len(text)
     return starts
-
-
-def _successor(text: bytes) -> bytes | None:
-    """Return the least bytes above everything that begins with `text`; None: there are none."""
-    trimmed = text.rstrip(b"\xff")
-    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
-
-
-def _read_sentencepiece(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace("\u2581", " ").encode()

@@ -6,18 +6,22 @@ scores (`local_scoring`, `resources/scorers`), what the table refuses (`logprob_
 that reads the table (`assets.students`).
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
-from assets import tables
-from assets.labels.answer_tokens import AnswerTokens, encode_answer, token_hash
 from assets.labels.logprob_rows import MINIMUM_MEAN_PROBABILITY, check_logprob_rows
+from assets.labels.logprob_table import (
+    AnswerTargets,
+    Supplier,
+    TokenisedExample,
+    tabulate_targets,
+    tokenise_examples,
+)
 from serving.hashing import content_hash
-from serving.models.chat_tokens import ChatTokens, split_chat, tokenizer_fingerprint
 from serving.models.protocols import NoProgress, Progress, ScoreRequest, TokenScores
 
 TAIL_FLOOR = 1e-7
@@ -51,21 +55,6 @@ class TokenScorer(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Fitting:
-    example_id: str
-    chat: ChatTokens
-    answer: AnswerTokens
-
-    @property
-    def request(self) -> ScoreRequest:
-        return ScoreRequest(
-            prefix_ids=self.chat.prefix_ids,
-            suffix_ids=self.chat.suffix_ids,
-            answer_ids=self.answer.ids,
-        )
-
-
 def score_answers(
     examples: pl.DataFrame,
     scorer: TokenScorer,
@@ -92,14 +81,21 @@ def score_answers(
     Raises:
         InvalidInputError: a row breaks a rule of `check_logprob_rows`.
     """
-    fingerprint = tokenizer_fingerprint(scorer.tokenizer)
-    fitting = _tokenise(examples, scorer.tokenizer, context_tokens, maximum_examples, seed)
+    fitting = _choose(examples, scorer.tokenizer, context_tokens, maximum_examples, seed)
     scored = scorer.score((item.request for item in fitting), top_k=top_k)
-    rows = []
-    for done, (item, scores) in enumerate(zip(fitting, scored, strict=True), start=1):
-        rows.append(_tabulate(item, scores, scorer, fingerprint))
-        (progress or NoProgress()).advance("scoring answers", done, len(fitting))
-    frame = pl.DataFrame(rows, schema=tables.TEACHER_LOGPROBS).sort("example_id")
+
+    def read() -> Iterator[tuple[TokenisedExample, AnswerTargets]]:
+        for done, (item, scores) in enumerate(zip(fitting, scored, strict=True), start=1):
+            yield item, _read_targets(scores, item.answer.ids)
+            (progress or NoProgress()).advance("scoring answers", done, len(fitting))
+
+    supplier = Supplier(
+        source="scorer",
+        supplier_id=scorer.scorer_id,
+        supplier_hash=scorer.scorer_hash,
+        dtype=scorer.scorer_dtype,
+    )
+    frame = tabulate_targets(read(), supplier, tokenizer=scorer.tokenizer).sort("example_id")
     check_logprob_rows(
         frame,
         completions=dict(zip(examples["example_id"], examples["completion"], strict=True)),
@@ -109,51 +105,35 @@ def score_answers(
     return frame
 
 
-def _tokenise(
+def _choose(
     examples: pl.DataFrame,
     tokenizer: Any,
     context_tokens: int,
     maximum_examples: int | None,
     seed: int,
-) -> list[_Fitting]:
+) -> list[TokenisedExample]:
     """Tokenise a seeded sample of what fits, in prefix order: equal prefixes are neighbours."""
-    rows = sorted(
-        examples.select("example_id", "messages", "completion").iter_rows(named=True),
-        key=lambda row: content_hash(seed, row["example_id"]),
+    order = pl.Series(
+        "order", [content_hash(seed, i) for i in examples["example_id"]], dtype=pl.String
     )
-    chosen: list[_Fitting] = []
-    for row in rows:
-        if maximum_examples is not None and len(chosen) == maximum_examples:
-            break
-        chat = split_chat(tokenizer, row["messages"])
-        answer = encode_answer(tokenizer, row["completion"])
-        if len(chat) + len(answer.ids) <= context_tokens:
-            chosen.append(_Fitting(example_id=row["example_id"], chat=chat, answer=answer))
+    drawn = examples.with_columns(order).sort("order")
+    fitting = tokenise_examples(drawn, tokenizer, context_tokens=context_tokens)
+    chosen = itertools.islice(fitting, maximum_examples)
     return sorted(chosen, key=lambda item: (item.chat.prefix_ids, item.example_id))
 
 
-def _tabulate(
-    item: _Fitting, scores: TokenScores, scorer: TokenScorer, fingerprint: str
-) -> dict[str, Any]:
-    answer, y_logp = item.answer, scores.y_logprobs
-    return {
-        "example_id": item.example_id,
-        "token_hash": token_hash(fingerprint, item.chat.whole, answer.ids),
-        "tokenizer_id": fingerprint,
-        "token_ids": list(answer.ids),
-        "top_ids": scores.top_ids.tolist(),
-        "top_logprobs": scores.top_logprobs.tolist(),
-        "y_logp": y_logp.tolist(),
-        "tail_logp": find_tail(scores, answer.ids).tolist(),
-        "soft_ok": np.isfinite(y_logp).tolist(),
-        "cite": list(answer.cite_mask),
-        "source": "scorer",
-        "alignment": "exact",
-        "temperature": 1.0,
-        "scorer_id": scorer.scorer_id,
-        "scorer_hash": scorer.scorer_hash,
-        "scorer_dtype": scorer.scorer_dtype,
-    }
+def _read_targets(scores: TokenScores, answer_ids: tuple[int, ...]) -> AnswerTargets:
+    return AnswerTargets(
+        alignment="exact",
+        y_logp=scores.y_logprobs.tolist(),
+        tail_logp=find_tail(scores, answer_ids).tolist(),
+        top=[
+            list(zip(ids, logprobs, strict=True))
+            for ids, logprobs in zip(
+                scores.top_ids.tolist(), scores.top_logprobs.tolist(), strict=True
+            )
+        ],
+    )
 
 
 def find_tail(scores: TokenScores, answer_ids: tuple[int, ...]) -> np.ndarray[Any, Any]:

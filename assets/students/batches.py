@@ -1,45 +1,45 @@
 """Training examples with their soft targets, and the seeded order in which batches meet the model.
 
 Belongs here: which token gets which alpha, joining logprobs to examples, bucketing by length,
-turning a batch into tensors. Does not belong here: forward passes (`training`), the loss (`loss`).
+turning a batch into tensors. Does not belong here: how soft targets are packed (`soft_rows`),
+forward passes (`training`), the loss (`loss`).
 """
 
+import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from assets.students.recipe import Recipe
+from assets.students.soft_rows import ByteOrder, GroupRows, SoftRows, pack_soft, read_soft
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 
 if TYPE_CHECKING:
     import torch
 
-    from assets.students.loss import SoftTargets
+    from assets.students.loss import GroupTargets, SoftTargets
 
 FULL_TRUST_PROBABILITY = 0.1
-"""A teacher that gives its own token less than this is trusted less, in proportion."""
+"""A scorer that gives the teacher's token less than this is trusted less, in proportion."""
 
 BUCKET_BATCHES = 8  # batches sorted by length together: less padding, order still nearly random
-
-SoftRow = tuple[tuple[int, ...], tuple[float, ...], float]
-"""Ids (top ids and the realised token), their logprobs, the log of the remaining mass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One example ready for batching. `soft[j]` is None where token j is hard only (alpha 1)."""
+    """One example ready for batching. Token j has a soft target only where alpha[j] is below 1."""
 
     example_id: str
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     alpha: tuple[float, ...]
-    soft: tuple[SoftRow | None, ...]
+    soft: SoftRows | GroupRows | None = field(default=None, compare=False, repr=False)
     weight: float = 1.0
 
     @property
@@ -50,7 +50,7 @@ class Example:
     @property
     def has_soft(self) -> bool:
         """Whether any token has a soft target."""
-        return any(row is not None for row in self.soft)
+        return self.soft is not None and any(value < 1 for value in self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +62,42 @@ class BatchTargets:
 
     positions: "torch.Tensor"
     targets: "torch.Tensor"
-    soft: "SoftTargets | None"
+    soft: "SoftTargets | GroupTargets | None"
     alpha: "torch.Tensor"
     weight: "torch.Tensor"
 
 
 def make_examples(
-    frame: pl.DataFrame, logprobs: pl.DataFrame | None, recipe: Recipe, base_hash: str
+    frame: pl.DataFrame,
+    logprobs: pl.DataFrame | None,
+    recipe: Recipe,
+    base_hash: str,
+    *,
+    byte_order: ByteOrder | None = None,
 ) -> list[Example]:
     """Return the frame's rows as examples in id order, joined to logprobs by id and token hash.
 
+    Args:
+        frame: rows of a training set.
+        logprobs: rows of `labels/teacher_logprobs`, or None for hard targets only.
+        recipe: alpha, boost and top-k.
+        base_hash: identity of the student's base, to know a scorer that is the base itself.
+        byte_order: needed where a row's targets are groups of tokens (`find_byte_order`).
+
     Raises:
-        InvalidInputError: no examples, an empty answer, or logprobs that know the examples' ids but
-            none of their tokens (another tokenizer or prompt).
+        InvalidInputError: no examples, an empty answer, logprobs that know the examples' ids but
+            none of their tokens (another tokenizer or prompt), or groups over another vocabulary.
     """
     rows = list(frame.sort("example_id").iter_rows(named=True))
-    known = _index_logprobs(logprobs) if recipe.alpha < 1 and logprobs is not None else {}
-    matched = [known.get((row["example_id"], row["token_hash"])) for row in rows]
+    usable = logprobs if recipe.alpha < 1 and logprobs is not None else None
+    known = _index_logprobs(usable)
+    places = [known.get((row["example_id"], row["token_hash"])) for row in rows]
     stale = {example_id for example_id, _ in known} & {row["example_id"] for row in rows}
-    if stale and not any(matched):
+    if stale and all(place is None for place in places):
         raise InvalidInputError(
             "joining teacher logprobs to the training set",
             expected="logprobs of the very tokens in the training set",
-            found=f"{len(stale)} examples scored, all with another token hash",
+            found=f"{len(stale)} examples with soft targets, all with another token hash",
             next_step="materialize labels/teacher_logprobs again",
         )
     empty = [row["example_id"] for row in rows if not row["answer_ids"]]
@@ -95,10 +108,11 @@ def make_examples(
             found=f"{empty[0]} has none" if empty else "no examples",
             next_step="materialize students/training_set again",
         )
-    return [
-        _make_example(row, found, recipe, base_hash)
-        for row, found in zip(rows, matched, strict=True)
-    ]
+    examples = []
+    for row, place in zip(rows, places, strict=True):
+        found = None if usable is None or place is None else usable.row(place, named=True)
+        examples.append(_make_example(row, found, recipe, base_hash, byte_order))
+    return examples
 
 
 def choose_validation(examples: Sequence[Example], maximum: int, seed: int) -> list[Example]:
@@ -124,10 +138,11 @@ def plan_epoch(
 
 
 def make_targets(batch: Sequence[Example], *, hard_only: bool = False) -> BatchTargets:
-    """Turn a batch into target tensors, padded to the widest soft row."""
-    import torch
+    """Turn a batch into target tensors, padded to the widest soft row.
 
-    from assets.students.loss import SoftTargets
+    Examples with tokens, with groups of tokens and without soft targets may meet in one batch.
+    """
+    import torch
 
     width = max(e.trained_tokens for e in batch)
     positions = [
@@ -137,73 +152,91 @@ def make_targets(batch: Sequence[Example], *, hard_only: bool = False) -> BatchT
     ]
     weights = [example.weight for example in batch for _ in example.answer_ids]
     alpha = [1.0 if hard_only else value for example in batch for value in example.alpha]
-    soft_rows = [None if hard_only else row for example in batch for row in example.soft]
-    slots = max((len(row[0]) for row in soft_rows if row is not None), default=0)
-    soft = None
-    if slots:
-        nothing: SoftRow = ((), (), 0.0)
-        filled = [row or nothing for row in soft_rows]
-        soft = SoftTargets(
-            torch.tensor([[*ids, *[-1] * (slots - len(ids))] for ids, _, _ in filled]),
-            torch.tensor([[*logp, *[0.0] * (slots - len(logp))] for _, logp, _ in filled]),
-            torch.tensor([tail for _, _, tail in filled]),
-        )
+    soft = [(None if hard_only else example.soft, len(example.answer_ids)) for example in batch]
     return BatchTargets(
         positions=torch.tensor(positions),
         targets=torch.tensor([token for example in batch for token in example.answer_ids]),
-        soft=soft,
+        soft=pack_soft(soft),
         alpha=torch.tensor(alpha),
         weight=torch.tensor(weights),
     )
 
 
-def _index_logprobs(logprobs: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(r["example_id"], r["token_hash"]): r for r in logprobs.iter_rows(named=True)}
+def _index_logprobs(logprobs: pl.DataFrame | None) -> dict[tuple[str, str], int]:
+    """Return where the rows with a soft target lie; the others say no more than their absence."""
+    if logprobs is None:
+        return {}
+    keys = logprobs.select("example_id", "token_hash", pl.col("soft_ok").list.any()).rows()
+    return {
+        (example_id, key): place
+        for place, (example_id, key, has_soft) in enumerate(keys)
+        if has_soft
+    }
 
 
 def _make_example(
-    row: Mapping[str, Any], found: Mapping[str, Any] | None, recipe: Recipe, base_hash: str
+    row: Mapping[str, Any],
+    found: Mapping[str, Any] | None,
+    recipe: Recipe,
+    base_hash: str,
+    byte_order: ByteOrder | None,
 ) -> Example:
     answer = tuple(row["answer_ids"])
     alpha = [1.0] * len(answer)
-    soft: list[SoftRow | None] = [None] * len(answer)
+    soft = None
     if found is not None:
-        is_own_base = found["scorer_hash"] == base_hash
-        for j, is_cite in enumerate(row["cite_mask"]):
-            alpha[j] = _choose_alpha(recipe, found, j, is_cite=is_cite, is_own_base=is_own_base)
-            if alpha[j] < 1:
-                soft[j] = _coarsen(found, j, answer[j], recipe.top_k)
+        boosted = choose_boosted(row["cite_mask"], recipe, example_id=row["example_id"])
+        silent = row["cite_mask"] if found["scorer_hash"] == base_hash else [False] * len(answer)
+        for j, (is_boosted, is_silent) in enumerate(zip(boosted, silent, strict=True)):
+            if not is_silent:
+                alpha[j] = _choose_alpha(recipe, found, j, is_boosted=is_boosted)
+        is_soft = [value < 1 for value in alpha]
+        soft = read_soft(found, answer, is_soft, top_k=recipe.top_k, byte_order=byte_order)
     return Example(
         example_id=row["example_id"],
         prefix_ids=tuple(row["prefix_ids"]),
         suffix_ids=tuple(row["suffix_ids"]),
         answer_ids=answer,
         alpha=tuple(alpha),
-        soft=tuple(soft),
+        soft=soft,
         weight=row["weight"],
     )
 
 
-def _choose_alpha(
-    recipe: Recipe, found: Mapping[str, Any], j: int, *, is_cite: bool, is_own_base: bool
-) -> float:
-    """Return the hard share of one token: boosted in citations, 1 where soft targets teach nothing.
+def choose_boosted(cite_mask: Sequence[bool], recipe: Recipe, *, example_id: str) -> list[bool]:
+    """Return the tokens whose alpha is boosted: the citations, or the placebo's spans.
 
-    A scorer that is only the student's own base does not know citations. Where a scorer finds the
-    realised token unlikely, its weight moves to the hard side in proportion.
+    A placebo boosts as many spans of the same lengths, anywhere in the answer but on its end of
+    turn: what it changes is owed to boosting as such, not to citations.
     """
-    if not found["soft_ok"][j] or (is_cite and is_own_base):
+    if recipe.citation_boost_on == "citations":
+        return list(cite_mask)
+    lengths = _measure_runs(cite_mask)
+    generator = random.Random(f"{recipe.seed}/{example_id}")  # noqa: S311 - spans, not a secret
+    generator.shuffle(lengths)
+    free = len(cite_mask) - 1 - sum(lengths)
+    boosted, used = [False] * len(cite_mask), 0
+    for start in sorted(generator.randint(0, free) for _ in lengths):
+        length = lengths.pop()
+        boosted[start + used : start + used + length] = [True] * length
+        used += length
+    return boosted
+
+
+def _measure_runs(mask: Sequence[bool]) -> list[int]:
+    return [len(list(run)) for value, run in itertools.groupby(mask) if value]
+
+
+def _choose_alpha(recipe: Recipe, found: Mapping[str, Any], j: int, *, is_boosted: bool) -> float:
+    """Return the hard share of one token, 1 where it has no usable soft target.
+
+    A scorer that finds the realised token unlikely is trusted less: its weight moves to the hard
+    side in proportion. A teacher does not disagree with its own text, so it is trusted fully.
+    """
+    if not found["soft_ok"][j]:
         return 1.0
-    alpha = min(1.0, recipe.alpha * recipe.citation_boost) if is_cite else recipe.alpha
+    alpha = min(1.0, recipe.alpha * recipe.citation_boost) if is_boosted else recipe.alpha
+    if found["source"] == "teacher":
+        return alpha
     trust = min(1.0, math.exp(found["y_logp"][j]) / FULL_TRUST_PROBABILITY)
     return 1.0 - (1.0 - alpha) * trust
-
-
-def _coarsen(found: Mapping[str, Any], j: int, realised: int, top_k: int) -> SoftRow:
-    """Keep the first `top_k` ids and the realised one; the mass of the others joins the tail."""
-    stored = dict(zip(found["top_ids"][j], found["top_logprobs"][j], strict=True))
-    kept = {token: stored[token] for token in found["top_ids"][j][:top_k]}
-    kept[realised] = found["y_logp"][j]
-    dropped = sum(math.exp(value) for token, value in stored.items() if token not in kept)
-    tail = math.log(math.exp(found["tail_logp"][j]) + dropped)
-    return tuple(kept), tuple(kept.values()), tail

@@ -5,7 +5,13 @@ import base64
 import numpy as np
 import pytest
 
-from assets.charts import draw_heat_map, draw_histogram, embed_png, write_percent
+from assets.charts import (
+    draw_heat_map,
+    draw_histogram,
+    draw_reliability,
+    embed_png,
+    write_percent,
+)
 
 
 def read_pixels(png: bytes) -> np.ndarray:
@@ -46,6 +52,21 @@ def test_cells_are_darker_the_larger_the_ratio_and_empty_without_one():
 
     assert draw(1.0) < draw(0.5) < draw(0.0)
     assert draw(float("nan")) > draw(0.5)
+
+
+def test_bins_of_more_answers_are_larger_dots_and_right_ones_stand_higher():
+    def draw(accuracy: float, count: int) -> bytes:
+        bins = {"raw": [(0.5, accuracy, count)], "calibrated": [(0.2, 0.2, 1)]}
+        return draw_reliability(bins, title="t")
+
+    orange = (0xB8, 0x50, 0x0C)
+    few, many = draw(0.5, 2), draw(0.5, 30)
+    assert share_of(many, orange) > 2 * share_of(few, orange) > 0
+    rows = [
+        np.argwhere(np.abs((read_pixels(png) * 255).round() - orange).max(axis=2) <= 2)[:, 0]
+        for png in (draw(0.9, 30), draw(0.1, 30))
+    ]
+    assert np.median(rows[0]) < np.median(rows[1])
 
 
 def test_the_same_data_gives_the_same_bytes():

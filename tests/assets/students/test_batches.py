@@ -1,9 +1,16 @@
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 
-from assets.students.batches import choose_validation, make_examples, make_targets, plan_epoch
+from assets.students.batches import (
+    choose_boosted,
+    choose_validation,
+    make_examples,
+    make_targets,
+    plan_epoch,
+)
 from assets.students.recipe import Recipe
 from serving.errors import InvalidInputError
 
@@ -28,7 +35,9 @@ def frame(count=3, *, answer=(7, 8, 9, 2), cite=(False, True, True, False)):
     )
 
 
-def logprobs(*, scorer="other", key="h0", soft_ok=(True,) * 4, y=(-0.1, -0.2, -3.0, -5.0)):
+def logprobs(
+    *, scorer="other", source="scorer", key="h0", soft_ok=(True,) * 4, y=(-0.1, -0.2, -3.0, -5.0)
+):
     """Stored top 3 ids per row; row 0 holds the realised id 7 among them, the others do not."""
     probabilities = [[math.exp(-0.1), 0.02, 0.01]] + [[0.1, 0.04, 0.01]] * 3
     ids = [[7, 40, 41]] + [[40, 41, 42]] * 3
@@ -43,6 +52,8 @@ def logprobs(*, scorer="other", key="h0", soft_ok=(True,) * 4, y=(-0.1, -0.2, -3
             "tail_logp": [[math.log(max(1e-7, p)) for p in outside]],
             "soft_ok": [list(soft_ok)],
             "scorer_hash": [scorer],
+            "source": [source],
+            "alignment": ["exact"],
         }
     )
 
@@ -80,8 +91,8 @@ def test_the_students_own_base_teaches_no_citations():
 def test_rows_that_are_not_ok_are_hard():
     example = first(logprobs(soft_ok=(False, True, True, True)))
     assert example.alpha[0] == 1.0
-    assert example.soft[0] is None
-    assert example.soft[1] is not None
+    assert (example.soft.ids[0] == -1).all()
+    assert (example.soft.ids[1] >= 0).all()
 
 
 def test_a_hard_only_recipe_has_no_soft_targets():
@@ -93,13 +104,12 @@ def test_a_hard_only_recipe_has_no_soft_targets():
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_the_mass_of_dropped_ids_joins_the_tail(top_k):
     stored = logprobs()
-    for j, row in enumerate(first(stored, top_k=top_k).soft):
-        ids, values, tail = row
-        kept = dict(zip(ids, values, strict=True))
-        assert (7, 8, 9, 2)[j] in kept
-        assert len(ids) == len(set(ids)) == top_k + (j > 0)
-        total = sum(math.exp(v) for v in values) + math.exp(tail)
-        assert total == pytest.approx(1.0, abs=1e-6)
+    soft = first(stored, top_k=top_k).soft
+    for j, (row, values, tail) in enumerate(zip(soft.ids, soft.logp, soft.tail_logp, strict=True)):
+        is_real = row >= 0
+        assert (7, 8, 9, 2)[j] in row
+        assert is_real.sum() == len(set(row[is_real].tolist())) == top_k + (j > 0)
+        assert math.exp(tail) + np.exp(values[is_real]).sum() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_stale_logprobs_are_refused():
@@ -152,3 +162,30 @@ def test_validation_is_a_bounded_seeded_choice():
     assert len(chosen) == 10
     assert choose_validation(examples[::-1], 10, seed=1) == chosen
     assert choose_validation(examples, 10, seed=2) != chosen
+
+
+def test_a_teacher_is_trusted_in_its_own_text_and_boosted_in_citations():
+    alpha = first(logprobs(source="teacher")).alpha
+    assert alpha == pytest.approx((0.3, 0.6, 0.6, 0.3)), "no doubt, at 0.007 as at 0.9"
+
+
+def test_a_placebo_boosts_spans_of_the_same_lengths_elsewhere():
+    cite = [False, True, True, False, True] + [False] * 30
+    placebo = recipe(citation_boost_on="placebo")
+    spans = {tuple(choose_boosted(cite, placebo, example_id=f"e{n}")) for n in range(20)}
+    assert len(spans) > 10
+    for boosted in spans:
+        assert len(boosted) == len(cite)
+        assert sum(boosted) == 3
+        assert not boosted[-1], "the end of turn is no place for a citation"
+    assert choose_boosted(cite, recipe(), example_id="e0") == cite
+    assert choose_boosted(cite, placebo, example_id="e0") == choose_boosted(
+        cite, placebo, example_id="e0"
+    )
+    full = [True] * 5 + [False]
+    assert choose_boosted(full, placebo, example_id="e0") == full
+
+
+def test_answers_that_nobody_scored_are_not_stale():
+    unscored = logprobs(key="old", soft_ok=(False,) * 4)
+    assert not any(e.has_soft for e in make_examples(frame(), unscored, recipe(), BASE))

@@ -1,0 +1,104 @@
+"""What the writer refuses of rows that a teacher's logprobs gave."""
+
+import math
+
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.labels.logprob_rows import check_logprob_rows
+from assets.labels.logprob_table import (
+    AnswerTargets,
+    Supplier,
+    leave_hard,
+    tabulate_targets,
+    tokenise_examples,
+)
+from serving.errors import InvalidInputError
+from tests.tiny_student import make_labelled, make_tokenizer
+
+GROUPS = ((0, 5, 0), (5, 9, 1), (9, 20, 0))
+MASSES = (math.log(0.5), math.log(0.2))
+
+
+def tabulate(logp: float = math.log(0.5)) -> pl.DataFrame:
+    """Two answers with groups at their first token, and one that is hard only."""
+    items = list(tokenise_examples(make_labelled(3), make_tokenizer(), context_tokens=512))
+    found = []
+    for item in items[:2]:
+        rest = len(item.answer.ids) - 1
+        found.append(
+            AnswerTargets(
+                alignment="bytes",
+                y_logp=[logp, *[None] * rest],
+                tail_logp=[math.log(0.3), *[None] * rest],
+                groups=[GROUPS, *[()] * rest],
+                group_logprobs=[MASSES, *[()] * rest],
+                vocabulary_id="v",
+            )
+        )
+    found.append(leave_hard(len(items[2].answer.ids), reason="the texts differ"))
+    supplier = Supplier(source="teacher", supplier_id="m", supplier_hash="h")
+    return tabulate_targets(zip(items, found, strict=True), supplier, tokenizer=make_tokenizer())
+
+
+def check(frame: pl.DataFrame, **options) -> None:
+    examples = make_labelled(3)
+    completions = dict(zip(examples["example_id"], examples["completion"], strict=True))
+    check_logprob_rows(frame, completions=completions, tokenizer=make_tokenizer(), **options)
+
+
+def test_rows_with_groups_and_without_any_target_are_taken():
+    frame = tabulate()
+    assert frame.schema == tables.TEACHER_LOGPROBS
+    assert frame["soft_token_ratio"][0] == pytest.approx(1 / len(frame["token_ids"][0]))
+    assert frame["soft_token_ratio"][2] == 0
+    check(frame)
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"group_low": lambda v: v[1:]}, "one per answer token"),
+        ({"group_logprobs": lambda v: [*v, []]}, "one per answer token"),
+        ({"temperature": lambda _: 0.0}, "temperature 0"),
+        ({"token_ids": lambda v: [v[0], 9, *v[2:]]}, "tokens of"),
+        ({"group_low": lambda v: [[0, 4, 9], *v[1:]]}, "disjoint intervals"),
+        ({"group_low": lambda v: [[0, 6, 5], *v[1:]]}, "disjoint intervals"),
+        ({"group_high": lambda v: [[0, 9, 20], *v[1:]]}, "disjoint intervals"),
+        ({"group_low": lambda v: [[-1, 5, 9], *v[1:]]}, "disjoint intervals"),
+        ({"group_number": lambda v: [[0, 0, 0], *v[1:]]}, "an interval for each of 2"),
+        ({"group_number": lambda v: [[0, 1, 2], *v[1:]]}, "an interval for each of 2"),
+        ({"group_number": lambda v: [[0, 1], *v[1:]]}, "as many lows"),
+        ({"group_logprobs": lambda v: [[-0.1, -0.2], *v[1:]]}, "sum to 1"),
+        ({"group_logprobs": lambda v: [[-3.0, -3.0], *v[1:]]}, "sum to 1"),
+        ({"group_logprobs": lambda v: [[math.nan, -3.0], *v[1:]]}, "sum to 1"),
+        ({"tail_logp": lambda v: [math.log(0.9), *v[1:]]}, "sum to 1"),
+        ({"tail_logp": lambda v: [None, *v[1:]]}, "y_logp and tail_logp"),
+        ({"y_logp": lambda v: [None, *v[1:]]}, "y_logp and tail_logp"),
+        ({"soft_ok": lambda v: [True, True, *v[2:]]}, "a soft target wherever"),
+    ],
+)
+def test_the_writer_refuses(columns, match):
+    rows = tabulate().to_dicts()
+    for name, change in columns.items():
+        rows[1][name] = change(rows[1][name])
+    with pytest.raises(InvalidInputError, match=match) as caught:
+        check(pl.DataFrame(rows, schema=tables.TEACHER_LOGPROBS))
+    assert "e001" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("probability", "match"), [(0.01, "at least 0.02"), (0.99999, "before sampling")]
+)
+def test_a_teacher_that_finds_its_own_text_unlikely_or_certain_is_refused(probability, match):
+    check(tabulate(math.log(0.5)))
+    with pytest.raises(InvalidInputError, match=match):
+        check(tabulate(math.log(probability)))
+
+
+def test_the_floor_holds_for_each_source_apart():
+    likely, unlikely = tabulate(math.log(0.9)), tabulate(math.log(0.01))
+    mixed = pl.concat([likely.with_columns(source=pl.lit("scorer")), unlikely])
+    with pytest.raises(InvalidInputError, match="source teacher"):
+        check(mixed)

@@ -1,0 +1,47 @@
+"""A training with soft targets of a scorer, of a teacher with other tokens, and without any."""
+
+import polars as pl
+import pytest
+
+from assets.labels.local_scoring import LocalScorer
+from assets.students.soft_rows import find_byte_order
+from serving.errors import InvalidInputError
+from serving.models.protocols import ChatRequest
+from tests.assets.labels.test_soft_targets import LIMIT, Teacher, buy, gather, in_words
+from tests.assets.students.training_cases import SPLITS, train
+from tests.tiny_student import make_base, make_labelled, make_tokenizer
+
+SOFT = {"alpha": 0.0, "citation_boost": 1.0, "epochs": 6}  # all weight on what is tested here
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory):
+    """Four scored answers, ten in the teacher's words, the rest not kept."""
+    folder = tmp_path_factory.mktemp("other")
+    other = LocalScorer.load(make_base(folder / "base", seed=1), scorer_id="o", dtype="float32")
+    examples = make_labelled(24, splits=SPLITS).filter(pl.col("split") == "train")
+    keys = [
+        ChatRequest(messages=tuple(m), max_tokens=LIMIT).content_key("m")
+        for m in examples["messages"].to_list()
+    ]
+    examples = examples.with_columns(pl.Series("content_key", keys))
+    kept = buy(folder, Teacher(other, examples, in_words, top_k=150), examples.head(14))
+    return gather(other, examples, kept, scorer=other, maximum_examples=4).frame
+
+
+def test_all_sources_train_together(tiny_base, soft):
+    assert set(soft["source"]) == {"scorer", "teacher"}
+    assert set(soft["alignment"]) == {"exact", "bytes", "none"}
+    byte_order = find_byte_order(soft, make_tokenizer(), len(make_tokenizer()))
+    trained = train(tiny_base, logprobs=soft, byte_order=byte_order, keys=SOFT)
+    curve = trained.curve
+    assert trained.train_count == 20
+    assert trained.soft_count == soft["soft_ok"].list.any().sum()
+    assert curve["loss"].is_finite().all()
+    soft_losses = curve["soft_loss"].drop_nulls().to_list()
+    assert sum(soft_losses[-4:]) < sum(soft_losses[:4]), "the student moves towards the teacher"
+
+
+def test_groups_without_the_vocabulary_stop_the_training(tiny_base, soft):
+    with pytest.raises(InvalidInputError, match="intervals of"):
+        train(tiny_base, logprobs=soft, keys=SOFT)
