@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from assets.students.recipe import TRAINING_VERSION, Recipe
-from assets.students.training import TrainedAdapter
+from assets.students.training import DivergedError, TrainedAdapter
 from serving.errors import InvalidInputError
 from serving.files import atomic_folder
 from serving.hashing import content_hash, file_sha256
@@ -25,7 +25,7 @@ from serving.models.local_student import ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
-DAMAGED = ".damaged"
+DAMAGED, DIVERGED = ".damaged", ".diverged"
 
 REQUIRED_FACTS = (
     "base_model",
@@ -54,12 +54,22 @@ def hash_training_inputs(
 
 
 def make_training_key(
-    recipe: Recipe, *, data_hash: str, base_hash: str, logprobs_hash: str | None
+    recipe: Recipe,
+    *,
+    data_hash: str,
+    base_hash: str,
+    logprobs_hash: str | None,
+    teachers: Any = None,
 ) -> str:
-    """Return the identity of a training: equal keys give equal adapters, so one is trained once."""
+    """Return the identity of a training: equal keys give equal adapters, so one is trained once.
+
+    `teachers` are those of the labels with their licences: where another teacher says the same, its
+    adapter is another, because its provenance is.
+    """
     return content_hash(
-        recipe.fingerprint, data_hash, base_hash, logprobs_hash, TRAINING_VERSION, digits=32
-    )
+        recipe.fingerprint, data_hash, base_hash, logprobs_hash, teachers, TRAINING_VERSION,
+        digits=32,
+    )  # fmt: skip
 
 
 def find_adapter(adapters_folder: Path, student: str, training_key: str) -> Path | None:
@@ -149,6 +159,18 @@ def write_adapter(
     return target
 
 
+def keep_diverged(
+    adapters_folder: Path, student: str, error: DivergedError, provenance: Mapping[str, Any]
+) -> None:
+    """Keep the weights of a diverged run for whoever investigates; no student loads them."""
+    from safetensors.torch import save_file
+
+    target = adapters_folder / DIVERGED / f"{student}-{provenance['training_key'][:12]}"
+    with atomic_folder(target) as staging:
+        save_file(error.last_good, staging / "last_good.safetensors")
+        (staging / "error.txt").write_text(str(error), encoding="utf-8")
+
+
 def _set_aside_if_damaged(target: Path) -> None:
     """Move a damaged folder of this name to `.damaged/`: writing would keep it, as an equal one."""
     if target.is_dir() and not is_whole(target):
@@ -171,8 +193,8 @@ def hash_adapter(folder: Path) -> str:
 def write_config(model: Any, recipe: Recipe, tokenizer: Any, provenance: Mapping[str, Any]) -> str:
     """Return adapter_config.json: peft's, in canonical order, naming the base instead of a path.
 
-    With `activation: question` it records the tokens that switch the adapter on, so that peft and
-    vLLM load it as an activated LoRA.
+    Unless it acts on all tokens, the ones that switch it on are recorded, so that peft and vLLM
+    load it as an activated LoRA.
     """
     config = model.peft_config["default"].to_dict()
     config |= {
@@ -181,8 +203,8 @@ def write_config(model: Any, recipe: Recipe, tokenizer: Any, provenance: Mapping
         "inference_mode": True,
         "target_modules": sorted(recipe.target_modules),
     }
-    if recipe.activation == "question":
-        config["alora_invocation_tokens"] = invocation_tokens(tokenizer)
+    if recipe.activation != "all":
+        config["alora_invocation_tokens"] = invocation_tokens(tokenizer, recipe.activation)
     return json.dumps(config, indent=1, sort_keys=True, default=_to_plain) + "\n"
 
 
@@ -201,6 +223,9 @@ def describe_run(trained: TrainedAdapter, recipe: Recipe) -> dict[str, Any]:
             "validation": trained.validation_count,
         },
         "steps": trained.steps,
+        "is_stopped_early": trained.is_stopped_early,
+        "resumed_at_step": trained.resumed_at_step,
+        "process_count": trained.process_count,
         "best_epoch": trained.best_epoch + 1,
         "best_validation_loss": trained.best_validation_loss,
         "training_seconds": round(trained.seconds, 3),

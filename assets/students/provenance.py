@@ -10,8 +10,16 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from assets.students.recipe import Recipe
+from assets.students.recipe import AnyRecipe, Recipe
 from serving.hashing import folder_sha256
+from serving.models.prompted_student import PROMPT_FILE, TRAINED_KINDS, VECTORS_FILE
+
+COMMON_FILES = frozenset({"provenance.json", "recipe.yaml"})
+ADAPTER_FILES = frozenset(
+    {"adapter_config.json", "adapter_model.safetensors", "training_curve.parquet"}
+)
+OPTIONAL_FILES = frozenset({VECTORS_FILE, "search.parquet"})
+"""In the folder of a prompt: where the nearest examples are shown, where it was searched."""
 
 
 class PinnedBase(Protocol):
@@ -38,6 +46,9 @@ def gather_facts(
         "base_revision": base.revision,
         "example_counts": dict(training_set["split"].value_counts().sort("split").iter_rows()),
         "teacher_ids": distinct("teacher_id"),
+        "example_counts_by_teacher": dict(
+            used["teacher_id"].value_counts().sort("teacher_id").iter_rows()
+        ),
         "teacher_licenses": distinct("teacher_license"),
         "prompt_version": ",".join(distinct("prompt_version")),
         "index_fingerprint": index["index_fingerprint"],
@@ -46,20 +57,21 @@ def gather_facts(
 
 
 def tabulate_adapter(
-    recipe_name: str, folder: Path, recipe: Recipe, base: PinnedBase, training_set: pl.DataFrame
+    recipe_name: str, folder: Path, recipe: AnyRecipe, base: PinnedBase, training_set: pl.DataFrame
 ) -> dict[str, Any]:
-    """Return the student_adapter row of an adapter folder."""
+    """Return the student_adapter row of a student's folder."""
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     counts = dict(training_set["split"].value_counts().iter_rows())
     return {
         "recipe": recipe_name,
+        "kind": recipe.kind,
         "student": recipe.student,
         "adapter": folder.name,
         "adapter_sha256": folder_sha256(folder),
         "base_model": base.base_model,
         "base_revision": base.revision,
         "base_hash": provenance["base_hash"],
-        "activation": recipe.activation,
+        "activation": recipe.activation if isinstance(recipe, Recipe) else None,
         "training_key": provenance["training_key"],
         "train_count": counts.get("train", 0),
         "validation_count": counts.get("validation", 0),
@@ -67,18 +79,14 @@ def tabulate_adapter(
     }
 
 
-def find_foreign_files(folder: Path, expected_sha256: str) -> list[str]:
-    """Return what is wrong with an adapter folder; nothing when it is the recorded one."""
-    expected = {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "provenance.json",
-        "recipe.yaml",
-        "training_curve.parquet",
-    }
+def find_foreign_files(folder: Path, kind: str, expected_sha256: str) -> list[str]:
+    """Return what is wrong with a student's folder; nothing when it is the recorded one."""
+    is_adapter = kind in TRAINED_KINDS
+    expected = COMMON_FILES | (ADAPTER_FILES if is_adapter else {PROMPT_FILE})
+    optional = frozenset() if is_adapter else OPTIONAL_FILES
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     problems = [f"missing {name}" for name in sorted(expected - found)]
-    problems += [f"unexpected {name}" for name in sorted(found - expected)]
+    problems += [f"unexpected {name}" for name in sorted(found - expected - optional)]
     if not problems and folder_sha256(folder) != expected_sha256:
         problems.append("its content is not what was recorded")
     return problems

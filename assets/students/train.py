@@ -1,8 +1,9 @@
 """The training process: `python -m assets.students.train --spec spec.json`.
 
-Dagster starts it through Pipes, a person from a shell; the same spec gives the same adapter. It
-writes one folder at the end, so stopping it at any time leaves nothing behind. Belongs here: the
-spec, the process, progress. Does not belong here: the loop (`training`), the folder (`adapters`).
+Dagster starts it through Pipes, a person from a shell, torchrun several at once; the same spec
+gives the same adapter. It writes one folder at the end, and checkpoints before: killed at any time,
+it is started again and goes on. Belongs here: the process. Does not belong here: what starts it
+(`spec`), the loop (`training`), the folder (`adapters`), showing progress (`reporting`).
 """
 
 import argparse
@@ -11,39 +12,25 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster_pipes as pipes
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from assets.students.recipe import TRAINING_VERSION, Recipe
+from assets.students.checkpoints import CHECKPOINTS, Checkpoints, hold_folder
+from assets.students.recipe import TRAINING_VERSION
+from assets.students.reporting import forward_warnings, open_bar, report_to_file, report_to_log
+from assets.students.spec import TrainingSpec, read_spec
 from serving.errors import HashMismatchError, InvalidInputError, UnderstudyError
-from serving.files import atomic_folder
 
 if TYPE_CHECKING:
-    from assets.students.training import StepReport
+    from assets.students.distributed import Workers
+    from assets.students.progress import OnStep, StepReport
 
 logger = logging.getLogger("understudy.train")
-
-REPORTS_PER_RUN = 20
-
-
-class TrainingSpec(BaseModel):
-    """What one training needs. `facts` are what the caller knows for the provenance."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    training_set: Path
-    logprobs: Path | None = None
-    recipe: Recipe
-    base_folder: Path
-    base_hash: str
-    adapters_folder: Path
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +45,20 @@ class TrainingOutcome:
     best_validation_loss: float | None = None
 
 
-def read_spec(path: Path) -> TrainingSpec:
-    """Read a spec file.
-
-    Raises:
-        InvalidInputError: it is missing or wrong; every wrong key is named.
-    """
-    try:
-        return TrainingSpec.model_validate_json(path.read_bytes())
-    except OSError as error:
-        found = str(error)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    raise InvalidInputError(
-        f"reading the training spec {path}",
-        expected=f"a JSON object with {', '.join(TrainingSpec.model_fields)}",
-        found=found,
-        next_step="materialize students/student_adapter, which writes the spec",
-    )
+def make_command(spec: Path, processes: int) -> list[str]:
+    """Return the command that trains a spec, through torchrun where several processes train."""
+    module = ["-m", "assets.students.train", "--spec", str(spec)]
+    if processes == 1:
+        return [sys.executable, *module]
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *run, *module]
 
 
-def run_training(
-    spec: TrainingSpec, on_step: Callable[["StepReport"], None] = lambda _report: None
-) -> TrainingOutcome:
+def run_training(spec: TrainingSpec, on_step: "OnStep" = lambda _report: None) -> TrainingOutcome:
     """Return the adapter of a spec: found if an equal training made it, else trained and written.
+
+    An interrupted training of the spec is gone on with; one that runs elsewhere is waited for.
+    Under torchrun every process calls this, and the first one alone writes and tells.
 
     Raises:
         HashMismatchError: the base folder is not the base that the spec names.
@@ -89,35 +66,36 @@ def run_training(
         InvalidInputError: missing facts, an empty training set, an unfit model.
     """
     from assets.students import adapters
-    from serving.models.causal_lm import hash_base_model
+    from assets.students.distributed import join_workers
 
     adapters.check_facts(spec.facts)
     frame = pl.read_parquet(spec.training_set)
     logprobs = _read_logprobs(spec)
     data_hash, logprobs_hash = adapters.hash_training_inputs(frame, logprobs)
     key = adapters.make_training_key(
-        spec.recipe, data_hash=data_hash, base_hash=spec.base_hash, logprobs_hash=logprobs_hash
+        spec.recipe,
+        data_hash=data_hash,
+        base_hash=spec.base_hash,
+        logprobs_hash=logprobs_hash,
+        teachers=[spec.facts["teacher_ids"], spec.facts["teacher_licenses"]],
     )
-    found = adapters.find_adapter(spec.adapters_folder, spec.recipe.student, key)
-    if found is not None:
-        return TrainingOutcome(adapter=str(found), training_key=key, is_reused=True)
-    base_hash = hash_base_model(spec.base_folder)
-    if base_hash != spec.base_hash:
-        raise HashMismatchError(
-            f"opening the base model {spec.base_folder}",
-            expected=spec.base_hash,
-            found=base_hash,
-            next_step="prepare the base again, or compute base_hash with hash_base_model",
-        )
     provenance = spec.facts | {
-        "base_hash": base_hash,
+        "base_hash": spec.base_hash,
         "data_hash": data_hash,
         "logprobs_hash": logprobs_hash,
         "recipe_fingerprint": spec.recipe.fingerprint,
         "training_key": key,
         "training_code_version": TRAINING_VERSION,
     }
-    return _train_and_write(spec, frame, logprobs, provenance, on_step)
+    with join_workers() as workers, _hold(spec, key, workers) as folder:
+        found = workers.share(
+            lambda: _to_bytes(adapters.find_adapter(spec.adapters_folder, spec.recipe.student, key))
+        )
+        if found:
+            return TrainingOutcome(adapter=found.decode(), training_key=key, is_reused=True)
+        _check_base(spec)
+        tell = on_step if workers.is_first else lambda _report: None
+        return _train_and_write(spec, frame, logprobs, provenance, folder, tell, workers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,30 +109,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Dagster stops a step with it
+    loader = pipes.PipesEnvVarParamsLoader()  # type: ignore[no-untyped-call]
+    is_told = loader.is_dagster_pipes_process() and _is_first_process()
     try:
-        loader = pipes.PipesEnvVarParamsLoader()  # type: ignore[no-untyped-call]
-        if loader.is_dagster_pipes_process():
-            with pipes.open_dagster_pipes() as context, _open_bar() as draw:
-                log = _report_to(context.log.info)  # the event log keeps what a bar forgets
-
-                def on_step(report: "StepReport") -> None:
-                    log(report)
-                    draw(report)
-
-                outcome = run_training(read_spec(options.spec), on_step)
-                context.report_custom_message(asdict(outcome))
+        if is_told:
+            outcome = _run_under_dagster(read_spec(options.spec))
         else:
-            with _open_bar() as draw:
-                tell = draw if sys.stderr.isatty() else _report_to(logger.info)
-                outcome = run_training(read_spec(options.spec), tell)
+            outcome = _run_alone(read_spec(options.spec))
     except UnderstudyError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says what to do, a traceback does not
         return 1
+    except OSError as error:
+        logger.error("%s", _explain(error, options.spec))  # noqa: TRY400 - as above
+        return 1
     except KeyboardInterrupt:
-        logger.warning("stopped: nothing was written")
+        logger.warning("stopped: no adapter was written; the next start goes on from a checkpoint")
         return 130
-    sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
+    if _is_first_process():
+        sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
     return 0
+
+
+def _explain(error: OSError, spec: Path) -> UnderstudyError:
+    return InvalidInputError(
+        f"reading and writing the files of the training {spec}",
+        expected="files to read, and room and leave to write",
+        found=str(error),
+        next_step="mend what is named here, such as by freeing space, and start it again: it goes "
+        "on from its last checkpoint",
+    )
+
+
+def _run_under_dagster(spec: TrainingSpec) -> TrainingOutcome:
+    with (
+        pipes.open_dagster_pipes() as context,
+        forward_warnings(logger, context.log),
+        open_bar() as draw,
+    ):
+        # the event log keeps what a bar forgets
+        shown = [report_to_log(context.log.info), draw]
+        shown += [report_to_file(spec.reports)] if spec.reports else []
+
+        def on_step(report: "StepReport") -> None:
+            for show in shown:
+                show(report)
+
+        outcome = run_training(spec, on_step)
+        context.report_custom_message(asdict(outcome))
+        return outcome
+
+
+def _run_alone(spec: TrainingSpec) -> TrainingOutcome:
+    with open_bar() as draw:
+        return run_training(spec, draw if sys.stderr.isatty() else report_to_log(logger.info))
+
+
+def _is_first_process() -> bool:
+    """Return whether this process reports, before it has joined the others."""
+    from torch import distributed
+
+    is_one_of_many = distributed.is_available() and distributed.is_torchelastic_launched()
+    return not is_one_of_many or distributed.get_node_local_rank() == 0
 
 
 def _read_logprobs(spec: TrainingSpec) -> pl.DataFrame | None:
@@ -163,31 +178,69 @@ def _read_logprobs(spec: TrainingSpec) -> pl.DataFrame | None:
     return pl.read_parquet(spec.logprobs)
 
 
+@contextlib.contextmanager
+def _hold(spec: TrainingSpec, key: str, workers: "Workers") -> Iterator[Path]:
+    """Yield the folder of this training's checkpoints, the first process alone holding it."""
+    folder = spec.adapters_folder / CHECKPOINTS / f"{spec.recipe.student}-{key[:12]}"
+    with hold_folder(folder) if workers.is_first else contextlib.nullcontext():
+        yield folder
+
+
+def _check_base(spec: TrainingSpec) -> None:
+    from serving.models.causal_lm import hash_base_model
+
+    found = hash_base_model(spec.base_folder)
+    if found != spec.base_hash:
+        raise HashMismatchError(
+            f"opening the base model {spec.base_folder}",
+            expected=spec.base_hash,
+            found=found,
+            next_step="prepare the base again, or compute base_hash with hash_base_model",
+        )
+
+
 def _train_and_write(
     spec: TrainingSpec,
     frame: pl.DataFrame,
     logprobs: pl.DataFrame | None,
     provenance: dict[str, Any],
-    on_step: Callable[["StepReport"], None],
+    folder: Path,
+    on_step: "OnStep",
+    workers: "Workers",
 ) -> TrainingOutcome:
-    from assets.students.adapters import write_adapter
+    from assets.students.adapters import keep_diverged, write_adapter
+    from assets.students.soft_rows import find_byte_order
     from assets.students.training import DivergedError, train_adapter
-    from serving.models.causal_lm import load_causal_lm, load_tokenizer
+    from serving.models.causal_lm import load_tokenizer
 
-    base = load_causal_lm(spec.base_folder, spec.recipe.dtype)
-    tokenizer = load_tokenizer(spec.base_folder)
+    base, tokenizer = _load_base(spec), load_tokenizer(spec.base_folder)
+    vocabulary_size = base.get_output_embeddings().weight.shape[0]
+    checkpoints = Checkpoints(
+        folder,
+        f"{provenance['training_key']} {base.dtype}",  # `dtype: auto` follows the hardware
+        seconds=spec.checkpoint_seconds,
+        steps=spec.checkpoint_steps,
+    )
     try:
         trained = train_adapter(
-            base, frame, logprobs, spec.recipe, base_hash=spec.base_hash, on_step=on_step
-        )
+            base, frame, logprobs, spec.recipe,
+            base_hash=spec.base_hash, on_step=on_step, checkpoints=checkpoints, workers=workers,
+            byte_order=find_byte_order(logprobs, tokenizer, vocabulary_size),
+        )  # fmt: skip
     except DivergedError as error:
-        _keep_last_good(spec, error, provenance["training_key"])
+        if workers.is_first:
+            keep_diverged(spec.adapters_folder, spec.recipe.student, error, provenance)
         raise
-    folder = write_adapter(
-        spec.adapters_folder, trained, spec.recipe, tokenizer, provenance=provenance
-    )
+
+    def write() -> bytes:
+        adapter = write_adapter(
+            spec.adapters_folder, trained, spec.recipe, tokenizer, provenance=provenance
+        )
+        checkpoints.clear()
+        return _to_bytes(adapter)
+
     return TrainingOutcome(
-        adapter=str(folder),
+        adapter=workers.share(write).decode(),
         training_key=provenance["training_key"],
         is_reused=False,
         steps=trained.steps,
@@ -196,54 +249,16 @@ def _train_and_write(
     )
 
 
-def _keep_last_good(spec: TrainingSpec, error: Any, training_key: str) -> None:
-    """Keep the weights of a diverged run for whoever investigates; no student loads them."""
-    from safetensors.torch import save_file
+def _load_base(spec: TrainingSpec) -> Any:
+    from assets.students.quantised import load_quantised_lm
+    from serving.models.causal_lm import load_causal_lm
 
-    target = spec.adapters_folder / ".diverged" / f"{spec.recipe.student}-{training_key[:12]}"
-    with atomic_folder(target) as staging:
-        save_file(error.last_good, staging / "last_good.safetensors")
-        (staging / "error.txt").write_text(str(error), encoding="utf-8")
+    load = load_quantised_lm if spec.recipe.kind == "qlora" else load_causal_lm
+    return load(spec.base_folder, spec.recipe.dtype)
 
 
-def _report_to(log: Callable[[str], Any]) -> Callable[["StepReport"], None]:
-    """Return a callback that logs about every 5 % of the steps, and every validation."""
-
-    def on_step(report: "StepReport") -> None:
-        every = max(1, report.total_steps // REPORTS_PER_RUN)
-        is_last = report.step == report.total_steps
-        if report.step % every == 0 or is_last or report.validation_loss is not None:
-            log(report.to_line())
-
-    return on_step
-
-
-@contextlib.contextmanager
-def _open_bar() -> Iterator[Callable[["StepReport"], None]]:
-    """Yield a callback that moves a progress bar on a terminal, and does nothing elsewhere.
-
-    The bar is first drawn with the first step: until then the process that started this one may
-    still be writing to the same terminal.
-    """
-    if not sys.stderr.isatty():
-        yield lambda _report: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    progress = Progress(console=Console(stderr=True), transient=True)
-    task = progress.add_task("training", total=None)
-
-    def draw(report: "StepReport") -> None:
-        progress.start()  # does nothing once it is started
-        progress.update(
-            task, completed=report.step, total=report.total_steps, description=report.to_line()
-        )
-
-    try:
-        yield draw
-    finally:
-        progress.stop()
+def _to_bytes(path: Path | None) -> bytes:
+    return b"" if path is None else str(path).encode()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 import asyncio
 import json
 import os
+import resource
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -12,8 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from assets import tables
+from assets.labels.local_scoring import LocalScorer
+from assets.labels.scoring import score_answers
 from assets.students import train as entry
-from assets.students import training
+from assets.students import weights
 from assets.students.adapters import (
     REQUIRED_FACTS,
     hash_adapter,
@@ -21,7 +25,8 @@ from assets.students.adapters import (
     make_training_key,
 )
 from assets.students.recipe import Recipe, load_recipe
-from assets.students.train import TrainingSpec, main, read_spec, run_training
+from assets.students.spec import TrainingSpec, read_spec
+from assets.students.train import main, run_training
 from assets.students.training import DivergedError
 from assets.students.training_set import build_training_set
 from serving.errors import HashMismatchError, InvalidInputError
@@ -193,7 +198,7 @@ def test_missing_facts_are_named_before_training(spec):
 
 
 def test_a_diverged_run_keeps_the_last_good_weights_apart(spec, monkeypatch):
-    monkeypatch.setattr(training, "MAXIMUM_GRADIENT_NORM", float("nan"))
+    monkeypatch.setattr(weights, "MAXIMUM_GRADIENT_NORM", float("nan"))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
     with pytest.raises(DivergedError, match="gradient norm inf on the batch of examples e0"):
         run_training(spec)
@@ -281,26 +286,63 @@ def test_under_dagster_it_reports_through_pipes(spec, tmp_path):
     assert Path(event.materialization.metadata["folder"].value).is_dir()
 
 
-def test_on_a_terminal_it_draws_a_bar(monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    report = training.StepReport(
-        step=1, total_steps=2, loss=1.0, hard_loss=1.0, soft_loss=0.5, grad_norm=1.0,
-        tokens_per_second=9.0, peak_memory_mb=1.0, eta_seconds=2.0, validation_loss=1.5,
-    )  # fmt: skip
-    with entry._open_bar() as on_step:
-        on_step(report)
-    assert "validation 1.500" in report.to_line()
-    assert "soft 0.500" in report.to_line()
+@pytest.mark.usefixtures("keep_sigterm")
+def test_a_full_disk_is_a_message_and_the_next_start_makes_the_adapter(spec, tmp_path, caplog):
+    """The system refuses the adapter's bytes, as it does on a full disk."""
+    path = write(spec, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        assert main(["--spec", str(path)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "File too large" in caplog.text
+    assert "room and leave to write" in caplog.text
+    assert not list(spec.adapters_folder.glob("*")), "not half of it"
+    assert not run_training(spec).is_reused
 
 
-def test_reports_are_about_every_five_percent():
-    lines = []
-    on_step = entry._report_to(lines.append)
-    for step in range(1, 101):
-        values = dict.fromkeys(
-            ("loss", "hard_loss", "grad_norm", "tokens_per_second", "peak_memory_mb",
-             "eta_seconds"), 1.0,
-        )  # fmt: skip
-        on_step(training.StepReport(step=step, total_steps=100, soft_loss=None, **values))
-    assert len(lines) == 20
-    assert lines[-1].startswith("step 100/100")
+def test_a_base_that_is_not_there_is_named(spec, tmp_path):
+    missing = spec.model_copy(update={"base_folder": tmp_path / "nowhere"})
+    with pytest.raises(InvalidInputError, match=r"nowhere.*found no folder"):
+        run_training(missing)
+
+
+def test_an_empty_training_set_is_an_error_and_leaves_nothing(spec):
+    pl.read_parquet(spec.training_set).clear().write_parquet(spec.training_set)
+    with pytest.raises(InvalidInputError, match="no examples"):
+        run_training(spec)
+    assert not list(spec.adapters_folder.glob("*"))
+
+
+def test_logprobs_of_another_tokenizer_are_refused(spec, tiny_base, tmp_path):
+    scorer = LocalScorer.load(tiny_base, scorer_id="tiny", dtype="float32")
+    logprobs = score_answers(make_labelled(16), scorer, minimum_mean_probability=0.0)
+    path = tmp_path / "logprobs.parquet"
+    logprobs.with_columns(token_hash=pl.lit("of other tokens")).write_parquet(path)
+    soft = change(spec, alpha=0.3).model_copy(update={"logprobs": path})
+    with pytest.raises(InvalidInputError, match="all with another token hash"):
+        run_training(soft)
+
+
+def test_two_trainings_of_one_spec_at_once_train_it_once(spec, tmp_path):
+    command = [sys.executable, "-m", "assets.students.train", "--spec", str(write(spec, tmp_path))]
+    pipe = subprocess.PIPE
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
+    ]
+    ends = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    outcomes = [json.loads(out) for out, _ in ends]
+    assert sorted(outcome["is_reused"] for outcome in outcomes) == [False, True]
+    assert len({outcome["adapter"] for outcome in outcomes}) == 1
+    assert list(spec.adapters_folder.iterdir()) == [Path(outcomes[0]["adapter"])]
+
+
+def test_another_teacher_makes_another_adapter_even_of_equal_labels(spec):
+    """Its provenance and its terms are others, and an adapter tells where it comes from."""
+    first = run_training(spec)
+    changed = spec.model_copy(update={"facts": spec.facts | {"teacher_ids": ["another"]}})
+    assert run_training(changed).training_key != first.training_key

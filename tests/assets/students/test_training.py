@@ -7,7 +7,7 @@ import torch
 from assets import tables
 from assets.labels.local_scoring import LocalScorer
 from assets.labels.scoring import score_answers
-from assets.students import training
+from assets.students import prefixes, steps, training, weights
 from assets.students.loss import DistillationLossError
 from assets.students.recipe import Recipe
 from assets.students.training import (
@@ -83,14 +83,14 @@ def test_the_frozen_base_reads_the_prefix_and_only_the_suffix_is_adapted(tiny_ba
     """The first loss equals a plain forward of the base over whole prompts, example by example."""
     frame = tokenise(count=4)
     seen = {}
-    read = training.read_prefix
+    read = prefixes.read_prefix
 
     def spy(model, ids):
         assert not any("lora" in name for name, _ in model.named_modules())
         seen["states"] = read(model, ids)
         return seen["states"]
 
-    monkeypatch.setattr(training, "read_prefix", spy)
+    monkeypatch.setattr(prefixes, "read_prefix", spy)
     trained = train(tiny_base, frame=frame, keys={"epochs": 1, "max_steps": 1})
     row = frame.filter(pl.col("split") == "train").row(0, named=True)
     ids = row["prefix_ids"] + row["suffix_ids"] + row["answer_ids"]
@@ -134,9 +134,9 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_does_not(tiny_b
 
 def test_prefixes_beyond_the_memory_are_read_again_and_change_nothing(tiny_base, monkeypatch):
     reads = []
-    read = training.read_prefix
+    read = prefixes.read_prefix
     monkeypatch.setattr(
-        training, "read_prefix", lambda model, ids: reads.append(tuple(ids)) or read(model, ids)
+        prefixes, "read_prefix", lambda model, ids: reads.append(tuple(ids)) or read(model, ids)
     )
     kept = weights_of(train(tiny_base))
     assert len(reads) == len(set(reads)), "each prefix is read once across epochs and examples"
@@ -171,9 +171,9 @@ def test_the_best_epoch_is_kept(tiny_base, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(training._Run, "_validate", lambda *_: next(losses))
     kept = []
-    copy_weights = training._Run._copy_weights
+    copy = weights.TrainedWeights.copy
     monkeypatch.setattr(
-        training._Run, "_copy_weights", lambda run: kept.append(copy_weights(run)) or kept[-1]
+        weights.TrainedWeights, "copy", lambda held: kept.append(copy(held)) or kept[-1]
     )
     trained = train(tiny_base)
     assert (trained.best_epoch, trained.best_validation_loss) == (1, 1.0)
@@ -191,19 +191,19 @@ def test_without_validation_examples_the_last_epoch_is_kept(tiny_base):
 def test_a_loss_that_is_no_number_stops_with_the_batch_and_the_weights_before(
     tiny_base, monkeypatch
 ):
-    steps = []
-    real = training.distillation_loss
+    told = []
+    real = steps.distillation_loss
 
     def poisoned(*arguments, **options):
         loss = real(*arguments, **options)
-        if len(steps) == 3:  # the third step was reported, so this is the fourth
+        if len(told) == 3:  # the third step was reported, so this is the fourth
             loss.total.data.fill_(math.nan)
         return loss
 
-    monkeypatch.setattr(training, "distillation_loss", poisoned)
+    monkeypatch.setattr(steps, "distillation_loss", poisoned)
     with pytest.raises(DivergedError, match=r"step 4 of 15.*examples e0\d\d, e0\d\d") as caught:
-        train(tiny_base, on_step=lambda report: steps.append(report.step))
-    assert steps == [1, 2, 3]
+        train(tiny_base, on_step=lambda report: told.append(report.step))
+    assert told == [1, 2, 3]
     good = caught.value.last_good
     assert good
     assert all(torch.isfinite(value).all() for value in good.values())
