@@ -222,8 +222,12 @@ TEACHER_ANSWERS = pl.Schema(
         "cost_usd": FLOAT,
         "latency_ms": FLOAT,
         "content_key": TEXT,
+        "pipeline_fingerprint": TEXT,
     }
 )
+"""`pipeline_fingerprint`: identity of all that decides a row beside its question; under the same
+one a row is kept by the next run."""
+
 JUDGED_ANSWERS = pl.Schema(
     {
         "content_key": TEXT,
@@ -236,9 +240,12 @@ JUDGED_ANSWERS = pl.Schema(
         "judge_epoch": TEXT,
         "rubric_version": TEXT,
         "rationale": TEXT,
+        "judging_key": TEXT,
     }
 )
-"""`status` is `judged`, or why there is no score: `unreadable`, `rejected`, `unreachable`."""
+"""`status` is `judged`, or why there is no score: `unreadable`, `rejected`, `unreachable`.
+`judging_key`: identity of judge, ruler and all that the judge read; under the same one a judgement
+is kept by the next run."""
 
 LABELLED_EXAMPLES = pl.Schema(
     {
@@ -313,6 +320,7 @@ ARM_ANSWERS = pl.Schema(
 STUDENT_ADAPTER = pl.Schema(
     {
         "recipe": TEXT,
+        "kind": TEXT,
         "student": TEXT,
         "adapter": TEXT,
         "adapter_sha256": TEXT,
@@ -326,6 +334,8 @@ STUDENT_ADAPTER = pl.Schema(
         "final_validation_loss": FLOAT,
     }
 )
+"""`activation` and `final_validation_loss` are null where `kind` trains nothing."""
+
 RELEASE_BUNDLE = pl.Schema(
     {
         "release_id": TEXT,
@@ -356,9 +366,20 @@ TEACHER_LOGPROBS = pl.Schema(
         "scorer_id": TEXT,
         "scorer_hash": TEXT,
         "scorer_dtype": TEXT,
+        "group_low": pl.List(pl.List(INT)),
+        "group_high": pl.List(pl.List(INT)),
+        "group_number": pl.List(pl.List(INT)),
+        "group_logprobs": pl.List(pl.List(pl.Float32())),
+        "vocabulary_id": TEXT,
+        "soft_token_ratio": FLOAT,
+        "reason": TEXT,
     }
 )
-"""`tail_logp` is the log of the mass outside the top ids and the realised token together."""
+"""One row per training example. `tail_logp` is the log of the mass outside the top ids and the
+realised token together, or outside all groups. `source` is `scorer`, `teacher` or `none`;
+`alignment` says what the targets are: `exact` (student tokens, `top_*`), `bytes` (intervals of the
+vocabulary sorted by bytes, `group_*`, under the sort `vocabulary_id`) or `none` (hard only, see
+`reason`). `scorer_*` is who supplied the numbers, the teacher too."""
 
 TRAINING_SET = pl.Schema(
     {
@@ -373,7 +394,9 @@ TRAINING_SET = pl.Schema(
         "token_hash": TEXT,
     }
 )
-"""`token_hash` is over the ids of prompt and answer: where the prompt is split does not matter."""
+"""`token_hash` is over the ids of prompt and answer: where the prompt is split does not matter. A
+recipe whose kind trains nothing has no tokens: the lists are null, the hash is the answer's key.
+"""
 
 TRAINING_CURVE = pl.Schema(
     {
@@ -383,13 +406,111 @@ TRAINING_CURVE = pl.Schema(
         "soft_loss": FLOAT,
         "grad_norm": FLOAT,
         "tokens_per_second": FLOAT,
+        "step_seconds": FLOAT,
+        "floor_flops": FLOAT,
         "peak_memory_mb": FLOAT,
         "validation_loss": FLOAT,
     }
 )
-"""One row per optimizer step. `hard_loss` is mean cross-entropy, `soft_loss` mean T^2 KL over the
+"""One row per optimizer step. `floor_flops` is the least floating-point work the step can do
+(`assets/students/flops`). `hard_loss` is mean cross-entropy, `soft_loss` mean T^2 KL over the
 tokens that have a soft target (null without any), `validation_loss` mean cross-entropy on held-out
 examples, at the last step of each epoch."""
+
+HELD_OUT_ANSWERS = pl.Schema(
+    {
+        "arm": TEXT,
+        "example_id": TEXT,
+        "seed_id": TEXT,
+        "split": TEXT,
+        "question": TEXT,
+        "is_out_of_scope": FLAG,
+        "label_answer": TEXT,
+        "label_citations": TEXTS,
+        "label_refused": FLAG,
+        "raw": TEXT,
+        "answer": TEXT,
+        "citations": TEXTS,
+        "refused": FLAG,
+        "verdict": TEXT,
+        "retrieved": RETRIEVED,
+        "model": TEXT,
+        "prompt_tokens": INT,
+        "completion_tokens": INT,
+        "latency_ms": FLOAT,
+        "mean_logprob": FLOAT,
+        "raw_logit": FLOAT,
+        "citation_logprob": FLOAT,
+        "first_margin": FLOAT,
+        "mean_margin": FLOAT,
+        "retrieval_score": FLOAT,
+        "retrieval_margin": FLOAT,
+        "is_refusal": FLOAT,
+        "adapter_sha256": TEXT,
+        "engine": TEXT,
+        "dtype": TEXT,
+        "error": TEXT,
+    }
+)
+"""`refused` is what the model itself decided: an invalid answer is not one. The columns from
+`raw_logit` to `is_refusal` are the signals of `serving.pipeline.confidence`."""
+
+VALIDATION_REPORT = pl.Schema(
+    {
+        "kind": TEXT,
+        "arm": TEXT,
+        "metric": TEXT,
+        "value": FLOAT,
+        "lower": FLOAT,
+        "upper": FLOAT,
+        "n": INT,
+        "numerator": FLOAT,
+        "denominator": FLOAT,
+        "method": TEXT,
+        "n10": INT,
+        "n01": INT,
+        "mcnemar_p": FLOAT,
+    }
+)
+"""`kind`: `arm` or `difference` (arm = `student-top1`: first minus second, on the same cases). No
+evidence: value and limits null, n 0."""
+
+_MEASURES = (
+    "brier", "ece", "ece_lower", "ece_upper", "aurc", "risk_at_80", "risk_at_90",
+)  # fmt: skip
+CALIBRATION = pl.Schema(
+    {
+        "recipe": TEXT,
+        "adapter_sha256": TEXT,
+        "engine": TEXT,
+        "dtype": TEXT,
+        "method": TEXT,
+        "temperature": FLOAT,
+        "asked_count": INT,
+        "invalid_count": INT,
+        "fit_count": INT,
+        "certify_count": INT,
+        "validation_count": INT,
+        **{f"{measure}_{when}": FLOAT for when in ("before", "after") for measure in _MEASURES},
+        "thresholds": pl.List(
+            pl.Struct(
+                {
+                    "risk_limit_ratio": FLOAT,
+                    "threshold": FLOAT,
+                    "accepted_count": INT,
+                    "wrong_count": INT,
+                    "coverage_ratio": FLOAT,
+                    "risk_upper_ratio": FLOAT,
+                }
+            )
+        ),
+        "calibration_seeds": TEXTS,
+        "calibrator": TEXT,
+        "calibrator_hash": TEXT,
+    }
+)
+"""One row. The measures are of valid validation answers; `calibrator` is the JSON that a release
+carries, null where there was nothing to fit."""
 
 GRADED_ANSWERS = pl.Schema(
     {
@@ -467,6 +588,9 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("students", "training_set"): TRAINING_SET,
     ("students", "student_adapter"): STUDENT_ADAPTER,
     ("students", "training_curve"): TRAINING_CURVE,
+    ("students", "held_out_answers"): HELD_OUT_ANSWERS,
+    ("students", "validation_report"): VALIDATION_REPORT,
+    ("students", "calibration"): CALIBRATION,
     ("parity", "arm_answers"): ARM_ANSWERS,
     ("parity", "graded_answers"): GRADED_ANSWERS,
     ("parity", "parity_report"): PARITY_REPORT,

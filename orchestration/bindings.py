@@ -4,7 +4,7 @@ Belongs here: which resource fills which role with which settings. Does not belo
 resource does (`resources`), the schema of the configuration (`config`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ from assets.labels.selection import TeacherTerms
 from assets.paraphrases.assets import RewritingPlan
 from assets.releases.bundling import ReleaseTerms, StudentTerms
 from assets.releases.gate import GatePolicy
+from assets.students.held_out import HeldOutPlan
 from orchestration.config import Config, RemoteSection, ScorerSection, read_secret
 from resources.chat_models import CachedChatModel
 from resources.corpus import CorpusFolder
 from resources.embeddings import CachedEmbedder
 from resources.input_files import GoldenFile, HarvestedFile, SeedFile
 from resources.lake import LakeIOManager
+from resources.last_tables import LastTables
 from resources.pacing import Pace
 from resources.providers import connect_chat_model, identify_provider
 from resources.scorers import VLLMScorer
@@ -36,7 +38,7 @@ from serving.home import Home
 from serving.models.embedded import resolve_model
 from serving.models.embedder import load_embedder
 from serving.models.protocols import Price, Progress, Reranker
-from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
@@ -166,12 +168,19 @@ class Bindings:
         )
 
     def count_student_tokens(self, text: str) -> int:
-        """Count with the first student's tokenizer: the unit of `router.long_context_tokens`."""
+        """Count with the first student's tokenizer: the unit of `router.long_context_tokens`.
+
+        A product whose students are all behind servers has no tokenizer: there it is an estimate.
+        """
+        if all(section.provider != "local" for section in self.config.students.values()):
+            return estimate_tokens(text)
         return len(self._student_tokenizer.encode(text, add_special_tokens=False))
 
     @cached_property
     def _student_tokenizer(self) -> Any:
-        return self.students.tokenizer(next(iter(self.config.students)))
+        students = self.config.students
+        local = (name for name, section in students.items() if section.provider == "local")
+        return self.students.tokenizer(next(local, next(iter(students))))
 
     @cached_property
     def students(self) -> Students:
@@ -179,8 +188,10 @@ class Bindings:
         return Students(
             settings={
                 name: StudentSettings(
+                    provider=section.provider,
                     base_model=section.base_model,
-                    revision=section.revision,
+                    revision=section.revision if section.provider == "local" else "remote",
+                    base_url=section.base_url,
                     context_tokens=section.context_tokens,
                     max_answer_tokens=section.max_answer_tokens,
                     price=Price(**section.price.model_dump()),
@@ -190,20 +201,33 @@ class Bindings:
             recipes_folder=self.config.recipes,
             home=self.home,
             progress=self.progress,
+            connect=self._connect_student,
+            open_embedder=lambda: self.embedder,
         )
+
+    def _connect_student(self, name: str) -> CachedChatModel:
+        section = self.config.students[name]
+        return self._connect(section.to_remote(), section.budget_usd)
 
     @cached_property
     def scorer_plan(self) -> ScorerPlan:
         """Who supplies soft targets, if the configuration names anyone."""
-        section = self.config.scorer
-        longest = max(student.context_tokens for student in self.config.students.values())
+        section, students = self.config.scorer, self.config.students.values()
+        is_told = self.config.teacher.top_logprobs and any(s.provider == "local" for s in students)
+        plan = ScorerPlan(
+            open_scorer=None,
+            open_kept=(lambda: self.teacher) if is_told else None,
+            open_tokenizer=lambda: self._student_tokenizer,
+            max_answer_tokens=self.prompt.max_answer_tokens,
+            context_tokens=max(s.context_tokens for s in students),
+        )
         if section is None:
-            return ScorerPlan(open_scorer=None, context_tokens=longest)
-        return ScorerPlan(
+            return plan
+        return replace(
+            plan,
             open_scorer=lambda: self._open_scorer(section),
             top_k=section.top_k,
             maximum_examples=section.maximum_examples,
-            context_tokens=longest,
         )
 
     @cached_property
@@ -232,6 +256,10 @@ class Bindings:
             validator=self.validator,
             students={
                 name: StudentTerms(
+                    engine=section.provider,
+                    base_url=section.base_url,
+                    api_key_env=section.api_key_env,
+                    timeout_seconds=section.timeout_seconds,
                     context_tokens=section.context_tokens,
                     max_answer_tokens=section.max_answer_tokens,
                     price=Price(**section.price.model_dump()),
@@ -276,6 +304,11 @@ class Bindings:
         """What a student must prove."""
         return GatePolicy(**self.config.gates.model_dump())
 
+    @cached_property
+    def held_out_plan(self) -> HeldOutPlan:
+        """How many held-out questions a student is asked."""
+        return HeldOutPlan(**self.config.held_out.model_dump())
+
     def to_resources(self) -> dict[str, object]:
         """Return a code location's resources. Models are built when a step first needs them."""
 
@@ -289,6 +322,7 @@ class Bindings:
             "io_manager": LakeIOManager(
                 self.home.lake, tables.BY_KEY, private_stages=tables.PRIVATE_STAGES
             ),
+            "last_tables": LastTables(self.home, tables.BY_KEY),
             "home": self.home,
             "corpus": self.corpus,
             "traces": self.traces,
@@ -301,6 +335,7 @@ class Bindings:
             "rewriting_plan": self.rewriting_plan,
             "labelling_plan": self.labelling_plan,
             "gate_policy": self.gate_policy,
+            "held_out_plan": self.held_out_plan,
             "pipes": dg.PipesSubprocessClient(),
             "release_terms": self.release_terms,
             "scorer_plan": self.scorer_plan,

@@ -26,7 +26,7 @@ from pydantic import (
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.concessions import StructuredOutput
-from serving.models.remote import NEEDS_BASE_URL, OFFERS_LOGPROBS, Provider
+from serving.models.remote import NEEDS_BASE_URL, OFFERS_LOGPROBS, Provider, RemoteProvider
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = PROJECT_ROOT / "config" / "understudy.yaml"
@@ -283,13 +283,51 @@ class ScorerSection(Section):
 
 
 class StudentSection(Section):
-    """A base model that is adapted."""
+    """A base model that students are made of: here, or behind a server (then it is not trained)."""
 
+    provider: Literal["local"] | RemoteProvider = "local"
     base_model: str
     revision: Pinned = "embedded"
     context_tokens: Positive = 2048
     max_answer_tokens: Positive = 120
     price: PriceSection = PriceSection()
+    pinned: bool = False
+    base_url: BaseUrl | None = None
+    api_key_env: VariableName | None = None
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    concurrency: Positive = 8
+    budget_usd: Annotated[float, Field(ge=0)] = 5.0
+
+    @model_validator(mode="after")
+    def _is_served(self) -> Self:
+        if self.provider == "local" and self.base_url:
+            raise ValueError("base_url needs a provider: openai, vllm or anthropic")
+        if self.provider in NEEDS_BASE_URL and not self.base_url:
+            raise ValueError(
+                f"provider {self.provider} needs base_url, for example https://host/v1"
+            )
+        if self.provider != "local":
+            _refuse_alias(self.base_model)
+            if not self.pinned:
+                _refuse_floating(self.base_model)
+        return self
+
+    def to_remote(self) -> RemoteSection:
+        """Return how the model behind a server is asked."""
+        if self.provider == "local":
+            raise ValueError("a local student is not asked through a server")
+        return RemoteSection(
+            provider=self.provider,
+            model=self.base_model,
+            pinned=self.pinned,
+            base_url=self.base_url,
+            api_key_env=self.api_key_env,
+            price=self.price,
+            timeout_seconds=self.timeout_seconds,
+            deadline_seconds=self.deadline_seconds,
+            concurrency=self.concurrency,
+        )
 
 
 class RouterSection(Section):
@@ -297,6 +335,7 @@ class RouterSection(Section):
 
     long_context_tokens: Positive = 6000
     min_retrieval_score: Ratio = 0.55
+    maximum_risk_ratio: Ratio | None = 0.05
 
 
 class ValidatorSection(Section):
@@ -316,6 +355,14 @@ class GatesSection(Section):
     slice_floor_ratio: Ratio = 0.50
     minimum_refusal_recall_ratio: Ratio = 0.85
     maximum_cost_ratio: Annotated[float, Field(gt=0)] = 0.60
+
+
+class HeldOutSection(Section):
+    """How many validation and calibration questions a student is asked."""
+
+    validation_cases: Positive = 60
+    calibration_cases: Positive = 60
+    base_cases: Positive = 20
 
 
 class ServingSection(Section):
@@ -342,6 +389,7 @@ class Config(Section):
     router: RouterSection = RouterSection()
     validator: ValidatorSection = ValidatorSection()
     gates: GatesSection = GatesSection()
+    held_out: HeldOutSection = HeldOutSection()
     serving: ServingSection = ServingSection()
     recipes: Path = PROJECT_ROOT / "config" / "recipes"
     default_recipe: str = "compact"

@@ -19,6 +19,16 @@ from serving.hashing import content_hash
 
 OWNERS = ["team:understudy"]
 
+STUDENT_KEYS = (
+    "students.*.provider",
+    "students.*.base_model",
+    "students.*.revision",
+    "students.*.base_url",
+    "students.*.context_tokens",
+    "students.*.max_answer_tokens",
+    "students.*.price",
+)
+
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "corpus": ("product.corpus.include", "product.corpus.url", "embedder", "chunking"),
     "traces": (),
@@ -56,13 +66,13 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "students.*.max_answer_tokens",  # the longest is the limit of every answer
         "students.*.context_tokens",  # the longest is what the scorer reads
     ),
-    "students": ("students",),
+    "students": ("embedder", "held_out", *STUDENT_KEYS),
     "parity": (
         "retrieval",
         "prompt",
         "router",
         "validator",
-        "students",
+        *STUDENT_KEYS,
         "teacher.provider",
         "teacher.model",
         "teacher.base_url",
@@ -81,7 +91,9 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "validator",
         "gates",
         "serving",
-        "students",
+        *STUDENT_KEYS,
+        "students.*.api_key_env",
+        "students.*.timeout_seconds",
         "teacher.provider",
         "teacher.model",
         "teacher.base_url",

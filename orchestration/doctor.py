@@ -113,6 +113,7 @@ def examine_embedded_models() -> Iterator[Finding]:
 
 def examine_inputs(config: Config) -> Iterator[Finding]:
     """The hand-written files, read as a run would read them."""
+    from assets.students.factory import refuse_unfit
     from assets.students.recipe import load_recipe
     from orchestration.bindings import Bindings
     from orchestration.running import list_recipes
@@ -123,7 +124,10 @@ def examine_inputs(config: Config) -> Iterator[Finding]:
     def read_recipes() -> str:
         names = list_recipes(config)
         for name in {config.default_recipe, *names}:
-            bindings.students.find(load_recipe(bindings.students.recipe_path(name)).student)
+            recipe = load_recipe(bindings.students.recipe_path(name))
+            provider = bindings.students.find(recipe.student).provider
+            if recipe.kind != "qlora" or name == config.default_recipe:  # may be meant for a GPU
+                refuse_unfit(name, recipe, provider=provider)
         return ", ".join(names)
 
     readers: dict[str, Callable[[], str]] = {
@@ -154,8 +158,9 @@ def examine_inputs(config: Config) -> Iterator[Finding]:
 def examine_keys(config: Config) -> Iterator[Finding]:
     """Every API key a config section names is set; its value is never shown."""
     environment = read_environment()
-    for section in (config.teacher, config.judge):
-        variable = section.api_key_env
+    remote = [section.api_key_env for section in (config.teacher, config.judge)]
+    students = [section.api_key_env for section in config.students.values()]
+    for variable in dict.fromkeys(remote + students):  # once each, in this order
         if not variable:
             continue
         is_set = bool(environment.get(variable))

@@ -13,7 +13,8 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets import keys
+from assets import keys, tables
+from assets.students.factory import refuse_unfit
 from assets.students.recipe import load_recipe
 from orchestration.bindings import Bindings
 from orchestration.config import PROJECT_ROOT, Config, prepare_environment
@@ -26,9 +27,10 @@ from orchestration.planning import (
     plan_run,
     read_states,
 )
+from resources.last_tables import NoTables
 from serving.errors import InvalidInputError
 from serving.home import Home
-from serving.models.protocols import Progress
+from serving.models.protocols import NoProgress, Progress
 
 Announce = Callable[[Sequence[PlannedAsset]], None]
 FOLDERS: dict[str, Callable[[Home, dict[str, str]], Path]] = {
@@ -72,7 +74,7 @@ def run_chain(
         progress: told how far long steps are.
         recipe: the recipe, and so the partition of students, parity and releases.
         select: stages (`labels`) or assets (`labels/teacher_answers`); empty is the whole chain.
-        force: run the selection even if nothing changed.
+        force: run the selection even if nothing changed, and make its rows anew.
         dry_run: plan and announce, and make nothing.
         announce: told the plan before anything is made.
         instance: Dagster's storage; by default the one under the home.
@@ -86,6 +88,8 @@ def run_chain(
     prepare_environment(config)
     instance = instance or dg.DagsterInstance.get()
     instance.add_dynamic_partitions("recipes", list_recipes(config))
+    if force:  # on purpose means anew: no row is carried over, though no answer is bought twice
+        overrides = {"last_tables": NoTables(tables.BY_KEY), **overrides}
     definitions = build_defs(config, progress=progress, **overrides)
     states = _observe(config, definitions, instance, progress, recipe)
     planned = choose_plan(states, select, force=force)
@@ -96,6 +100,7 @@ def run_chain(
 
 
 def _check_recipe(config: Config, recipe: str) -> None:
+    """Refuse a recipe that cannot be made, before a label is bought for it."""
     recipes = list_recipes(config)
     if recipe not in recipes:
         raise InvalidInputError(
@@ -104,6 +109,9 @@ def _check_recipe(config: Config, recipe: str) -> None:
             found=repr(recipe),
             next_step="name an existing recipe with --recipe, or add a YAML file",
         )
+    made_by = load_recipe(config.recipes / f"{recipe}.yaml")
+    student = Bindings(config, NoProgress()).students.find(made_by.student)
+    refuse_unfit(recipe, made_by, provider=student.provider)
 
 
 def _observe(

@@ -17,6 +17,7 @@ from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, Embedder, Reranker
 from serving.pipeline.answer import AnswerPipeline, Mode
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
+from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import Phase
 from serving.pipeline.validator import VALIDATOR_VERSION
@@ -27,6 +28,9 @@ from serving.tracing.record import TraceOrigin
 
 if TYPE_CHECKING:
     from serving.models.local_student import LocalStudent
+    from serving.models.prompted_student import OpenedBase, PromptedStudent
+
+    ServedStudent = LocalStudent | PromptedStudent
 
 WARM_UP_QUESTION = "What is this documentation about?"
 _LOG = logging.getLogger(__name__)
@@ -61,11 +65,12 @@ class ServingEngine:
 
     @cached_property
     def snapshot_hash(self) -> str:
-        """Identity of what decides an answer: prompt, index, retrieval, policies, adapters."""
+        """Identity of what decides an answer: prompt, index, retrieval, policies, students."""
         content = self.manifest.model_dump(mode="json")
         return content_hash(
             *(content[part] for part in ("prompt", "index", "retrieval", "validator", "router")),
             sorted(student.adapter_sha256 for student in self.manifest.students.values()),
+            {name: entry["calibration"] for name, entry in content["students"].items()},
         )
 
     def trace_origin(self, env: str) -> TraceOrigin:
@@ -119,7 +124,7 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
     embedder = _load_embedder(manifest, settings.models_folder)
     reranker = _load_reranker(manifest, settings.models_folder)
     teacher, close = _connect_teacher(manifest, settings, embedder)
-    student = await asyncio.to_thread(_load_student, release, settings.models_folder)
+    student = await asyncio.to_thread(_load_student, release, settings, embedder)
     parts = PipelineParts(
         index_folder=(settings.home / manifest.index.uri).parent,
         embedder=embedder,
@@ -132,15 +137,28 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
         reranker=reranker,
     )
     pipeline = await parts.assemble(
-        manifest.index.fingerprint, student=student, phase=_choose_phase(manifest, settings)
+        manifest.index.fingerprint,
+        student=student,
+        calibration=choose_calibration(manifest, student),
+        phase=_choose_phase(manifest, settings),
     )
     return ServingEngine(
         pipeline=pipeline,
         manifest=manifest,
         sequence=release.sequence,
         parent=release.parent,
-        close=close,
+        close=_close_both(close, student),
     )
+
+
+def _close_both(
+    close_teacher: Callable[[], Awaitable[None]], student: "ServedStudent | None"
+) -> Callable[[], Awaitable[None]]:
+    async def close() -> None:
+        await close_teacher()
+        await getattr(student, "close", _close_nothing)()
+
+    return close
 
 
 def _choose_phase(manifest: ReleaseManifest, settings: ServerSettings) -> Phase:
@@ -154,6 +172,24 @@ def _choose_phase(manifest: ReleaseManifest, settings: ServerSettings) -> Phase:
             manifest.gate.verdict,
         )
     return phase
+
+
+def choose_calibration(
+    manifest: ReleaseManifest, student: "ServedStudent | None"
+) -> ConfidenceCalibration | None:
+    """Return the student's calibration, unless it was fitted to numbers of another precision."""
+    entry = next(iter(manifest.students.values()), None)
+    if student is None or entry is None or entry.calibration is None:
+        return None
+    if entry.calibration.dtype != student.dtype:
+        _LOG.warning(
+            "serving %s in %s without confidences: they were calibrated in %s",
+            entry.adapter,
+            student.dtype,
+            entry.calibration.dtype,
+        )
+        return None
+    return entry.calibration
 
 
 def _prompt(manifest: ReleaseManifest) -> PromptFormat:
@@ -223,27 +259,75 @@ def _connect_teacher(
     return teacher, getattr(teacher, "close", _close_nothing)
 
 
-def _load_student(release: VerifiedRelease, models_folder: Path) -> "LocalStudent | None":
-    from serving.models.causal_lm import hash_base_model
-    from serving.models.embedded import resolve_model
-    from serving.models.local_student import LocalStudent
+def _load_student(
+    release: VerifiedRelease, settings: ServerSettings, embedder: Embedder
+) -> "ServedStudent | None":
+    from serving.models.prompted_student import load_prompted_student
 
     for name, entry in release.manifest.students.items():
-        base = resolve_model(entry.base_model, entry.base_revision, models_folder).path
-        _expect_base(release.manifest, entry, hash_base_model(base))
-        return LocalStudent.load(
-            base,
-            release.adapter_folder(name),
+        folder = release.adapter_folder(name)
+        if entry.is_trained:
+            return _load_local(release.manifest, entry, settings.models_folder, folder)
+        return load_prompted_student(
+            folder,
+            _open_base(release.manifest, entry, settings),
             name=entry.adapter,
-            price=entry.price,
-            activation=entry.activation,
-            context_tokens=entry.context_tokens,
+            base_identity=entry.base_hash,
+            open_embedder=lambda: embedder,
         )
     return None
 
 
-def _expect_base(manifest: ReleaseManifest, entry: StudentEntry, found: str) -> None:
+def _load_local(
+    manifest: ReleaseManifest, entry: StudentEntry, models_folder: Path, folder: Path | None
+) -> "LocalStudent":
+    """Load the base of a student, with the adapter in `folder` unless that is None."""
+    from serving.models.causal_lm import hash_base_model
+    from serving.models.embedded import resolve_model
+    from serving.models.local_student import LocalStudent
+
+    base = resolve_model(entry.base_model, entry.base_revision, models_folder).path
+    found = hash_base_model(base)
     _expect(manifest, f"hash of the base model {entry.base_model}", entry.base_hash, found)
+    return LocalStudent.load(
+        base,
+        folder,
+        name=entry.adapter,
+        price=entry.price,
+        activation=entry.activation or "question",  # without an adapter: where a prefix is shared
+        context_tokens=entry.context_tokens,
+    )
+
+
+def _open_base(
+    manifest: ReleaseManifest, entry: StudentEntry, settings: ServerSettings
+) -> "OpenedBase":
+    from serving.models.prompted_student import OpenedBase
+    from serving.models.remote import connect_remote, hash_remote_model
+
+    if entry.engine == "local":
+        local = _load_local(manifest, entry, settings.models_folder, None)
+        return OpenedBase(
+            model=local,
+            identity=entry.base_hash,
+            count_tokens=local.count_prompt_tokens,
+            context_tokens=entry.context_tokens,
+            dtype=local.dtype,
+        )
+    remote = connect_remote(
+        provider=entry.engine,
+        base_url=entry.base_url,
+        api_key=settings.read_secret(entry.api_key_env),
+        model=entry.base_model,
+        price=entry.price,
+        timeout_seconds=entry.timeout_seconds,
+    )
+    return OpenedBase(
+        model=remote,
+        identity=hash_remote_model(entry.engine, entry.base_model, entry.base_url),
+        count_tokens=estimate_tokens,
+        context_tokens=entry.context_tokens,
+    )
 
 
 def _expect(manifest: ReleaseManifest, what: str, expected: str, found: str) -> None:

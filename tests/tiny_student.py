@@ -117,7 +117,7 @@ def make_adapter(folder: Path, base_folder: Path, *, activation: str = "question
     from serving.models.causal_lm import hash_base_model, load_causal_lm
     from serving.models.chat_tokens import invocation_tokens
 
-    tokens = invocation_tokens(make_tokenizer()) if activation == "question" else None
+    tokens = None if activation == "all" else invocation_tokens(make_tokenizer(), activation)
     config = LoraConfig(
         r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
         task_type="CAUSAL_LM", alora_invocation_tokens=tokens,

@@ -60,8 +60,8 @@ async def answer_cases(
         identity = {"arm": arm, "case_id": case_id, "repeat": repeat, "question": question}
         try:
             answered = await pipeline.answer(question, mode=ARM_MODES[arm], seed=repeat)
-            if answered.last.raised:
-                raise answered.last.raised
+            if failed := answered.attempts[-1].raised:
+                raise failed
         except BudgetExceededError:
             raise
         except ModelError as error:

@@ -19,6 +19,7 @@ from assets.parity.ledger import record_read
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
+from assets.students.calibration import read_calibrator
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.protocols import ChatModel, Progress
@@ -41,6 +42,7 @@ class StudentLoader(Protocol):
         "golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES),
         "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
         "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
+        "calibration": dg.AssetIn(key=keys.CALIBRATION),
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
@@ -52,6 +54,7 @@ def arm_answers(
     golden_cases: pl.DataFrame,
     vector_index: pl.DataFrame,
     student_adapter: pl.DataFrame,
+    calibration: pl.DataFrame,
     pipeline_parts: dg.ResourceParam[PipelineParts],
     students: dg.ResourceParam[StudentLoader],
     home: dg.ResourceParam[Home],
@@ -67,7 +70,9 @@ def arm_answers(
 
     async def answer_all() -> list[dict[str, Any]]:
         pipeline = await pipeline_parts.assemble(
-            vector_index["index_fingerprint"].item(), student=student
+            vector_index["index_fingerprint"].item(),
+            student=student,
+            calibration=read_calibrator(calibration.row(0, named=True)),
         )
         rows = []
         for arm in ARM_MODES:

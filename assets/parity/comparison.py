@@ -13,7 +13,7 @@ import polars as pl
 
 from assets import tables
 from assets.parity.exposure import SEEN, UNSEEN
-from assets.parity.statistics import (
+from assets.statistics import (
     BOOTSTRAP_RESAMPLES,
     BOOTSTRAP_SEED,
     bootstrap_percentile,

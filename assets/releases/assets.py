@@ -20,6 +20,7 @@ from assets.releases.gate import GatePolicy, decide, state_losses
 from assets.releases.integrity import gather_integrity
 from assets.releases.publishing import publish_release
 from assets.releases.reporting import write_report
+from assets.students.calibration import read_calibrator
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
@@ -40,6 +41,7 @@ GOLDEN_PROMPT_COUNT = 4
         "chunks": dg.AssetIn(key=keys.CHUNKS),
         "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
         "training_curve": dg.AssetIn(key=keys.TRAINING_CURVE),
+        "calibration": dg.AssetIn(key=keys.CALIBRATION),
     },
     partitions_def=RECIPES,
     kinds={"polars", "html"},
@@ -55,6 +57,7 @@ def gate_verdict(
     chunks: pl.DataFrame,
     student_adapter: pl.DataFrame,
     training_curve: pl.DataFrame,
+    calibration: pl.DataFrame,
     gate_policy: dg.ResourceParam[GatePolicy],
     release_terms: dg.ResourceParam[ReleaseTerms],
     golden: dg.ResourceParam[Golden],
@@ -64,7 +67,11 @@ def gate_verdict(
     verdict = decide(
         parity_report,
         integrity=gather_integrity(
-            golden_cases, guarded_questions, locked_sha256=golden.verify_lock()
+            golden_cases,
+            guarded_questions,
+            locked_sha256=golden.verify_lock(),
+            calibration=calibration.row(0, named=True),
+            adapter=student_adapter.row(0, named=True),
         ),
         policy=gate_policy,
     )
@@ -107,6 +114,7 @@ def gate_verdict(
         "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
         "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
         "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
+        "calibration": dg.AssetIn(key=keys.CALIBRATION),
     },
     partitions_def=RECIPES,
     kinds={"json", "safetensors"},
@@ -118,6 +126,7 @@ def release_bundle(
     student_adapter: pl.DataFrame,
     vector_index: pl.DataFrame,
     seed_questions: pl.DataFrame,
+    calibration: pl.DataFrame,
     pipeline_parts: dg.ResourceParam[PipelineParts],
     release_terms: dg.ResourceParam[ReleaseTerms],
     home: dg.ResourceParam[Home],
@@ -144,6 +153,7 @@ def release_bundle(
         gates=gate_verdict.to_dicts(),
         losses=state_losses(parity_report),
         adapter=adapter,
+        calibration=read_calibrator(calibration.row(0, named=True)),
         index=index,
         golden_prompts=run_blocking(sample_retrieval()),
     )

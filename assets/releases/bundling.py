@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from serving.models.protocols import Price
+from serving.models.remote import RemoteProvider
+from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.router import Phase, RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
 from serving.releases.manifest import (
@@ -34,6 +36,10 @@ class StudentTerms:
     context_tokens: int
     max_answer_tokens: int
     price: Price
+    engine: Literal["local"] | RemoteProvider = "local"
+    base_url: str | None = None
+    api_key_env: str | None = None
+    timeout_seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +69,8 @@ class ReleaseTerms:
             "prompt_version": self.prompt_version,
             "retrieved_chunks": str(self.k),
             "router": f"long_context > {self.router.long_context_tokens} tokens, "
-            f"low_retrieval < {self.router.min_retrieval_score}",
+            f"low_retrieval < {self.router.min_retrieval_score}, "
+            f"low_confidence past a certified risk of {self.router.maximum_risk_ratio}",
         }
 
 
@@ -73,6 +80,7 @@ def write_manifest(
     gates: Sequence[Mapping[str, Any]],
     losses: Sequence[str],
     adapter: Mapping[str, Any],
+    calibration: ConfidenceCalibration | None,
     index: Mapping[str, Any],
     golden_prompts: Sequence[GoldenPrompt],
 ) -> ReleaseManifest:
@@ -86,6 +94,7 @@ def write_manifest(
         gates: rows of gate_verdict, the evidence.
         losses: what the student is known to do worse.
         adapter: the student_adapter row.
+        calibration: of this student's confidence, where there was anything to fit.
         index: the vector_index row.
         golden_prompts: questions whose retrieved chunks a server checks before it is ready.
     """
@@ -96,6 +105,7 @@ def write_manifest(
         phase=terms.promoted_phase if verdict == "PROMOTE" else "hitchhiker",
         students={
             adapter["student"]: StudentEntry(
+                kind=adapter["kind"],
                 adapter=adapter["adapter"],
                 adapter_sha256=adapter["adapter_sha256"],
                 base_model=adapter["base_model"],
@@ -104,7 +114,12 @@ def write_manifest(
                 activation=adapter["activation"],
                 context_tokens=student.context_tokens,
                 max_answer_tokens=student.max_answer_tokens,
+                engine=student.engine,
+                base_url=student.base_url,
+                api_key_env=student.api_key_env,
+                timeout_seconds=student.timeout_seconds,
                 price=student.price,
+                calibration=calibration,
             )
         },
         teacher=terms.teacher,

@@ -25,7 +25,7 @@ from assets.parity.comparison import (
     format_limits,
     format_value,
 )
-from assets.parity.statistics import mcnemar_exact, tango_interval, wilson_interval
+from assets.statistics import mcnemar_exact, tango_interval, wilson_interval
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Decision = Literal["PROMOTE", "HOLD", "INCONCLUSIVE"]
@@ -59,6 +59,8 @@ class IntegrityEvidence:
     golden_case_count: int
     training_question_count: int
     leaked_question_count: int
+    calibrated_case_count: int
+    calibration_is_of_student: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,7 @@ def decide(
     gates = (
         check_golden_lock(integrity),
         check_no_leak(integrity),
+        check_calibration(integrity),
         check_refusal_recall(recall, policy),
         *(check_slice(row, policy) for row in slices),
         check_non_inferiority(pooled, policy),
@@ -150,6 +153,19 @@ def check_no_leak(integrity: IntegrityEvidence) -> GateResult:
     detail = f"{leaked} of {n} training questions stand too near a golden case"
     gate = _describe("no_leaked_training_text", unit="count", relation="at most", limit=0.0, n=n)
     return GateResult(**gate, outcome=outcome, number=float(leaked), detail=detail)
+
+
+def check_calibration(integrity: IntegrityEvidence) -> GateResult:
+    """The student's confidence was calibrated, on this very student's answers.
+
+    A student without a valid answer to calibrate on leaves it open.
+    """
+    n, is_own = integrity.calibrated_case_count, integrity.calibration_is_of_student
+    outcome: Outcome = "FAIL" if not is_own else "PASS" if n else "INCONCLUSIVE"
+    whose = "this student" if is_own else "another student"
+    detail = f"confidence fitted and certified on {n} valid answers of {whose}"
+    gate = _describe("calibration", unit="flag", relation="at least", limit=1.0, n=n)
+    return GateResult(**gate, outcome=outcome, number=float(is_own), detail=detail)
 
 
 def check_refusal_recall(row: dict[str, Any], policy: GatePolicy) -> GateResult:

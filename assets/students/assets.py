@@ -1,11 +1,16 @@
-"""Student assets: training_set -> student_adapter -> training_curve, one partition per recipe.
+"""Student assets: training_set -> student_adapter -> training_curve, and how good it is.
+
+The latter: held_out_answers -> validation_report and calibration. One partition per recipe.
+
+The recipe's kind decides what a student is: an adapter that a process trains, or a prompt that the
+factory writes.
 
 Belongs here: declarations. Does not belong here: tokenisation, the loss, the loop, the process.
 """
 
 import json
-import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,20 +19,49 @@ import polars as pl
 
 from assets import keys, tables
 from assets.partitions import RECIPES
+from assets.students.agreement import build_validation_report, find_metric
+from assets.students.calibration import Engine, calibrate, draw_reliability
+from assets.students.curve_chart import describe_speed, draw_curve
+from assets.students.factory import (
+    FACTORY_VERSION,
+    FactoryParts,
+    list_examples,
+    make_student,
+    refuse_unfit,
+)
+from assets.students.held_out import (
+    ARMS,
+    BASE,
+    STUDENT,
+    HeldOutCase,
+    HeldOutPlan,
+    answer_cases,
+    draw_cases,
+)
 from assets.students.provenance import gather_facts, tabulate_adapter
-from assets.students.recipe import TRAINING_VERSION, load_recipe
-from assets.students.training_set import build_training_set
+from assets.students.recipe import TRAINING_VERSION, AnyRecipe, Recipe, load_recipe
+from assets.students.reporting import follow_reports
+from assets.students.train import make_command
+from assets.students.training_set import TrainingSet, build_training_set, choose_teachers
+from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.causal_lm import hash_base_model
 from serving.models.embedded import ResolvedModel
+from serving.models.prompted_student import TRAINED_KINDS, OpenedBase
+from serving.models.protocols import ChatModel, Embedder, Progress
+from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.prompt import PROMPT_WORDING
+from serving.pipeline.validator import VALIDATOR_VERSION
 
 
 class StudentSettings(Protocol):
     """What the configuration says of one student."""
 
+    provider: str
     base_model: str
     revision: str
     context_tokens: int
+    max_answer_tokens: int
 
 
 class StudentBases(Protocol):
@@ -47,6 +81,18 @@ class StudentBases(Protocol):
 
     def tokenizer(self, student: str) -> Any:
         """Return the tokenizer of its base model."""
+        ...
+
+    def open_base(self, student: str) -> OpenedBase:
+        """Return its base model ready to answer, its answers kept and budgeted."""
+        ...
+
+    def open_embedder(self) -> Embedder:
+        """Return the product's embedder, by which examples are chosen."""
+        ...
+
+    def load(self, adapter: dict[str, Any]) -> ChatModel:
+        """Return the student of a student_adapter row, its answers kept by content key."""
         ...
 
 
@@ -74,16 +120,14 @@ def training_set(
     labelled_examples: pl.DataFrame,
     students: dg.ResourceParam[StudentBases],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The labelled examples as the student's tokens: prompt, answer, citation spans."""
+    """The labelled examples as the student's tokens: prompt, answer, citation spans.
+
+    A kind that trains nothing has ids and splits alone.
+    """
     recipe = load_recipe(students.recipe_path(context.partition_key))
-    built = build_training_set(
-        labelled_examples,
-        students.tokenizer(recipe.student),
-        context_tokens=students.find(recipe.student).context_tokens,
-        activation=recipe.activation,
-        max_examples=recipe.max_examples,
-        seed=recipe.seed,
-    )
+    provider = students.find(recipe.student).provider
+    refuse_unfit(context.partition_key, recipe, provider=provider)
+    built = _build_set(recipe, labelled_examples, students)
     frame = built.frame
     prompt_tokens = frame["prefix_ids"].list.len() + frame["suffix_ids"].list.len()
     return dg.MaterializeResult(
@@ -94,6 +138,7 @@ def training_set(
             "refusal_ratio": built.refusal_ratio,
             "too_long_count": len(built.too_long),
             "not_sampled_count": built.not_sampled,
+            "other_teachers_count": built.other_teachers,
             f"input_version/{keys.RECIPE_FILE.to_user_string()}": recipe.fingerprint,
         },
     )
@@ -109,7 +154,7 @@ def training_set(
     deps=[keys.TEACHER_LOGPROBS],
     partitions_def=RECIPES,
     kinds={"pytorch", "safetensors"},
-    code_version=f"1+{TRAINING_VERSION}",
+    code_version=f"2+{TRAINING_VERSION}+{FACTORY_VERSION}",
     pool="training",
 )
 def student_adapter(
@@ -120,15 +165,71 @@ def student_adapter(
     students: dg.ResourceParam[StudentBases],
     home: dg.ResourceParam[Home],
     pipes: dg.PipesSubprocessClient,
+    progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The LoRA adapter, trained in a subprocess; an equal training is found, not repeated."""
+    """The student: an adapter trained in a subprocess, or a prompt; an equal one is found again."""
     recipe = load_recipe(students.recipe_path(context.partition_key))
-    settings, base = students.find(recipe.student), students.base(recipe.student)
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "spec.json"
-        facts = gather_facts(
-            training_set, labelled_examples, vector_index.row(0, named=True), settings
+    settings = students.find(recipe.student)
+    refuse_unfit(context.partition_key, recipe, provider=settings.provider)
+    facts = gather_facts(training_set, labelled_examples, vector_index.row(0, named=True), settings)
+    if isinstance(recipe, Recipe):
+        outcome = _train(context, pipes, recipe, students=students, home=home, facts=facts)
+    else:
+        used = labelled_examples.join(training_set, on="example_id", how="semi")
+        parts = FactoryParts(
+            base=students.open_base(recipe.student),
+            open_embedder=students.open_embedder,
+            max_answer_tokens=settings.max_answer_tokens,
+            progress=progress,
         )
+        outcome = asdict(
+            make_student(recipe, used, parts=parts, facts=facts, adapters_folder=home.adapters)
+        )
+    row = tabulate_adapter(
+        context.partition_key, Path(outcome["adapter"]), recipe, settings, training_set
+    )
+    return dg.MaterializeResult(
+        value=pl.DataFrame([row], schema=tables.STUDENT_ADAPTER),
+        metadata={
+            "kind": recipe.kind,
+            "adapter": row["adapter"],
+            "is_reused": outcome["is_reused"],
+            "training_seconds": outcome["seconds"],
+            "final_validation_loss": row["final_validation_loss"],
+        },
+    )
+
+
+def _build_set(
+    recipe: AnyRecipe, labelled_examples: pl.DataFrame, students: StudentBases
+) -> TrainingSet:
+    if not isinstance(recipe, Recipe):
+        chosen = choose_teachers(labelled_examples, recipe.teachers)
+        return list_examples(chosen, max_examples=recipe.max_examples, seed=recipe.seed)
+    return build_training_set(
+        labelled_examples,
+        students.tokenizer(recipe.student),
+        context_tokens=students.find(recipe.student).context_tokens,
+        activation=recipe.activation,
+        max_examples=recipe.max_examples,
+        seed=recipe.seed,
+        teachers=recipe.teachers,
+    )
+
+
+def _train(
+    context: dg.AssetExecutionContext,
+    pipes: dg.PipesSubprocessClient,
+    recipe: Recipe,
+    *,
+    students: StudentBases,
+    home: Home,
+    facts: dict[str, Any],
+) -> Any:
+    """Train in a process of its own, and return what it says of its outcome."""
+    base = students.base(recipe.student)
+    with tempfile.TemporaryDirectory() as folder:
+        spec, reports = Path(folder) / "spec.json", Path(folder) / "reports.jsonl"
         spec.write_text(
             json.dumps(
                 {
@@ -139,26 +240,28 @@ def student_adapter(
                     "base_hash": hash_base_model(base.path),
                     "adapters_folder": str(home.adapters),
                     "facts": facts,
+                    "reports": str(reports),
                 }
             ),
             encoding="utf-8",
         )
-        invocation = pipes.run(
-            context=context,
-            command=[sys.executable, "-m", "assets.students.train", "--spec", str(spec)],
+        with follow_reports(reports, lambda report: _observe(context, report)):
+            invocation = pipes.run(context=context, command=make_command(spec, recipe.processes))
+    return invocation.get_custom_messages()[-1]
+
+
+def _observe(context: dg.AssetExecutionContext, report: dict[str, Any]) -> None:
+    """Show a step as an observation of the adapter: the UI plots these while training runs.
+
+    What a run yields is stored when the asset returns; this is stored at once.
+    """
+    shown = {name: value for name, value in report.items() if value is not None}
+    context.instance.report_runless_asset_event(
+        dg.AssetObservation(
+            asset_key=keys.STUDENT_ADAPTER,
+            partition=context.partition_key,
+            metadata=shown | {"run_id": context.run.run_id},
         )
-    outcome = invocation.get_custom_messages()[-1]
-    row = tabulate_adapter(
-        context.partition_key, Path(outcome["adapter"]), recipe, settings, training_set
-    )
-    return dg.MaterializeResult(
-        value=pl.DataFrame([row], schema=tables.STUDENT_ADAPTER),
-        metadata={
-            "adapter": row["adapter"],
-            "is_reused": outcome["is_reused"],
-            "training_seconds": outcome["seconds"],
-            "final_validation_loss": row["final_validation_loss"],
-        },
     )
 
 
@@ -172,14 +275,149 @@ def student_adapter(
 def training_curve(
     student_adapter: pl.DataFrame, home: dg.ResourceParam[Home]
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Loss, gradient norm, speed and memory, step by step, as stored beside the adapter."""
-    folder = home.adapters / student_adapter["adapter"].item()
-    frame = pl.read_parquet(folder / "training_curve.parquet")
+    """Loss, gradient norm, speed and memory, step by step, as stored beside the adapter.
+
+    Empty for a kind that trains nothing.
+    """
+    frame = pl.DataFrame(schema=tables.TRAINING_CURVE)
+    if student_adapter["kind"].item() in TRAINED_KINDS:
+        folder = home.adapters / student_adapter["adapter"].item()
+        frame = pl.read_parquet(folder / "training_curve.parquet")
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "step_count": frame.height,
             "first_loss": float(frame["loss"].head(5).mean() or 0),
             "last_loss": float(frame["loss"].tail(5).mean() or 0),
+            **describe_speed(frame),
+            **({} if frame.is_empty() else {"losses": dg.MetadataValue.md(draw_curve(frame))}),
+        },
+    )
+
+
+@dg.asset(
+    key=keys.HELD_OUT_ANSWERS,
+    ins={
+        "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
+        "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
+        "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
+        "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
+        "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
+    },
+    partitions_def=RECIPES,
+    kinds={"pytorch", "lancedb", "polars"},
+    code_version=f"1+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    pool="student",
+)
+def held_out_answers(
+    labelled_examples: pl.DataFrame,
+    teacher_answers: pl.DataFrame,
+    seed_questions: pl.DataFrame,
+    vector_index: pl.DataFrame,
+    student_adapter: pl.DataFrame,
+    held_out_plan: dg.ResourceParam[HeldOutPlan],
+    pipeline_parts: dg.ResourceParam[PipelineParts],
+    students: dg.ResourceParam[StudentBases],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Validation and calibration questions answered through the production pipeline.
+
+    By the student, and validation questions by the baselines: the base model, the best chunk.
+    """
+    adapter = student_adapter.row(0, named=True)
+    cases = draw_cases(labelled_examples, teacher_answers, seed_questions, held_out_plan)
+    validation = [case for case in cases if case.split == "validation"]
+    base = students.open_base(adapter["student"])
+    asked = [
+        (STUDENT, students.load(adapter), cases),
+        (BASE, base.model, validation[: held_out_plan.base_cases]),
+    ]
+
+    async def answer_all() -> list[dict[str, Any]]:
+        rows = []
+        for arm, model, chosen in asked:
+            pipeline = await pipeline_parts.assemble(
+                vector_index["index_fingerprint"].item(), student=model
+            )
+            rows += await answer_cases(chosen, arm=arm, pipeline=pipeline, progress=progress)
+        return rows
+
+    engine = {
+        "adapter_sha256": adapter["adapter_sha256"],
+        "engine": students.find(adapter["student"]).provider,
+        "dtype": base.dtype,
+    }
+    rows = [row | engine for row in run_blocking(answer_all())]
+    frame = pl.DataFrame(rows, schema=tables.HELD_OUT_ANSWERS)
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "cases_by_split": _count_splits(cases),
+            "answers_by_arm": {arm: int((frame["arm"] == arm).sum()) for arm in ARMS},
+            "error_count": frame["error"].len() - frame["error"].null_count(),
+        },
+    )
+
+
+def _count_splits(cases: list[HeldOutCase]) -> dict[str, int]:
+    return {
+        split: sum(case.split == split for case in cases) for split in ("validation", "calibration")
+    }
+
+
+@dg.asset(
+    key=keys.VALIDATION_REPORT,
+    ins={"held_out_answers": dg.AssetIn(key=keys.HELD_OUT_ANSWERS)},
+    partitions_def=RECIPES,
+    kinds={"scipy", "polars"},
+    code_version="1",
+)
+def validation_report(held_out_answers: pl.DataFrame) -> dg.MaterializeResult[pl.DataFrame]:
+    """How near the student and the baselines come to the teacher's labels on validation questions.
+
+    Recipes are chosen by these numbers, and never by the golden set's.
+    """
+    frame = build_validation_report(held_out_answers)
+    shown = ("agreement", "same_citations", "valid_answerable", "refusal_recall", "answer_f1")
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            f"{metric}_ratio": find_metric(frame, STUDENT, metric)["value"] for metric in shown
+        },
+    )
+
+
+@dg.asset(
+    key=keys.CALIBRATION,
+    ins={"held_out_answers": dg.AssetIn(key=keys.HELD_OUT_ANSWERS)},
+    partitions_def=RECIPES,
+    kinds={"scikitlearn", "scipy"},
+    code_version="1",
+)
+def calibration(
+    context: dg.AssetExecutionContext, held_out_answers: pl.DataFrame
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """How the student's confidence is computed, how good it is, and the thresholds it certifies.
+
+    Fitted and certified on the calibration split, measured on the validation split. It holds for
+    this adapter, engine and precision.
+    """
+    engine = Engine(
+        **held_out_answers.select("adapter_sha256", "engine", "dtype").row(0, named=True)
+    )
+    row = {"recipe": context.partition_key, **calibrate(held_out_answers, engine)}
+    certified = [limit["risk_limit_ratio"] for limit in row.get("thresholds", [])
+                 if limit["threshold"] is not None]  # fmt: skip
+    return dg.MaterializeResult(
+        value=pl.DataFrame([row], schema=tables.CALIBRATION),
+        metadata={
+            "method": row["method"],
+            "case_count": row["fit_count"] + row["certify_count"],
+            "brier_before": row.get("brier_before"),
+            "brier_after": row.get("brier_after"),
+            "ece_before": row.get("ece_before"),
+            "ece_after": row.get("ece_after"),
+            "smallest_certified_risk_ratio": min(certified, default=None),
+            "reliability": dg.MetadataValue.md(draw_reliability(row, held_out_answers)),
         },
     )

@@ -210,6 +210,8 @@ class Generation:
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    """How much more probable each token was than the runner-up, in natural log."""
     first_token_at: float = 0.0
     """`time.perf_counter` when the first token was known."""
     finish_reason: str = "length"
@@ -240,9 +242,12 @@ def decode_greedily(
             logits = head(run_decoder(model, batch)[:, -1]).float()
             tokens = logits.argmax(dim=-1)
             logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+            best_two = logits.topk(2, dim=-1).values
+            margins = best_two[:, 0] - best_two[:, 1]
             now = time.perf_counter()
-            for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-                _append(results[row], token, logprob, now, stop_ids)
+            steps = zip(tokens.tolist(), logprobs.tolist(), margins.tolist(), strict=True)
+            for row, step in zip(rows, steps, strict=True):
+                _append(results[row], step, now, stop_ids)
             keep = [
                 i
                 for i, row in enumerate(rows)
@@ -257,11 +262,13 @@ def decode_greedily(
 
 
 def _append(
-    result: Generation, token: int, logprob: float, now: float, stop_ids: frozenset[int]
+    result: Generation, step: tuple[int, float, float], now: float, stop_ids: frozenset[int]
 ) -> None:
+    token, logprob, margin = step
     result.first_token_at = result.first_token_at or now
     result.ids.append(token)
     result.logprobs.append(logprob)
+    result.margins.append(margin)
     if token in stop_ids:
         result.finish_reason = "stop"
 

@@ -1,9 +1,10 @@
 """From chat messages to the two runs of token ids a student reads: the prefix and the suffix.
 
-The prefix is everything before the last user message (rules and sources), the suffix is the rest
-with the generation prompt. The cut lies on a special token, so the two runs, encoded apart, are the
-ids of the whole prompt. Training, scoring and serving all split here. Belongs here: prompt ids,
-text made safe to encode, the tokenizer's identity. Does not belong here: models, answer masks.
+The prefix is everything before the last user message (rules and sources), or before the header of
+the answer; the suffix is the rest with the generation prompt. The cut lies on a special token, so
+the two runs, encoded apart, are the ids of the whole prompt. Training, scoring and serving all
+split here. Belongs here: prompt ids, text made safe to encode, the tokenizer's identity. Does not
+belong here: models, answer masks.
 """
 
 import json
@@ -15,8 +16,9 @@ from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.protocols import Message
 
-Activation = Literal["question", "all"]
-"""Where the adapter acts: from the user's question on (aLoRA), or everywhere (ordinary LoRA)."""
+Activation = Literal["question", "answer", "all"]
+"""Where the adapter acts: from the user's question on or from the answer's header on (both aLoRA),
+or everywhere (ordinary LoRA)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,11 @@ def split_chat(
 ) -> ChatTokens:
     """Tokenise messages with the tokenizer's chat template, split where the last user turn starts.
 
-    With `activation="all"` the prefix is empty and everything goes through the adapter.
+    With `activation="answer"` the split is where the answer starts; with `"all"` the prefix is
+    empty and everything goes through the adapter.
 
     Raises:
-        InvalidInputError: there is no user message, or the template does not open a user turn with
+        InvalidInputError: there is no user message, or the template does not open that turn with
             a special token (then ids encoded apart would differ from ids encoded together).
     """
     safe: list[Message] = [
@@ -62,24 +65,26 @@ def split_chat(
     whole = _render(tokenizer, safe, add_generation_prompt=True)
     if activation == "all":
         return ChatTokens(prefix_ids=(), suffix_ids=_encode(tokenizer, whole))
-    before = safe[: users[-1]]
+    before = safe if activation == "answer" else safe[: users[-1]]
     prefix = _render(tokenizer, before, add_generation_prompt=False) if before else ""
     if not whole.startswith(prefix):
-        raise _unsplittable(tokenizer, "the turns before the question to render as a prefix")
+        raise _unsplittable(tokenizer, f"the turns before the {activation} to render as a prefix")
     suffix_ids = _encode(tokenizer, whole[len(prefix) :])
     if not suffix_ids or suffix_ids[0] not in _special_tokens(tokenizer).values():
-        raise _unsplittable(tokenizer, "a user turn to open with a special token")
+        raise _unsplittable(tokenizer, f"the turn of the {activation} to open with a special token")
     return ChatTokens(prefix_ids=_encode(tokenizer, prefix), suffix_ids=suffix_ids)
 
 
-def invocation_tokens(tokenizer: Any) -> list[int]:
-    """Return the ids that open a user turn: the invocation sequence recorded for aLoRA loaders.
+def invocation_tokens(tokenizer: Any, activation: Activation = "question") -> list[int]:
+    """Return the ids that open the turn: the invocation sequence recorded for aLoRA loaders.
 
     The header's last token (a line break) is left out: it could merge with a question's first.
     """
     runs = [
         split_chat(
-            tokenizer, [{"role": "system", "content": "-"}, {"role": "user", "content": text}]
+            tokenizer,
+            [{"role": "system", "content": "-"}, {"role": "user", "content": text}],
+            activation=activation,
         )
         for text in ("-", "=")
     ]
@@ -132,8 +137,8 @@ def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 def _unsplittable(tokenizer: Any, expected: str) -> InvalidInputError:
     return InvalidInputError(
-        f"splitting a prompt of {type(tokenizer).__name__} at the question",
+        f"splitting the prompt of a {type(tokenizer).__name__}",
         expected=expected,
         found=f"the chat template {str(tokenizer.chat_template)[:120]!r}",
-        next_step="train this base model with `activation: all`",
+        next_step="train this base model with `kind: lora` (`activation: all`)",
     )

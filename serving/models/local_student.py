@@ -31,6 +31,7 @@ from serving.models.causal_lm import (
     read_prefix,
 )
 from serving.models.chat_tokens import Activation, ChatTokens, split_chat
+from serving.models.decoding_signs import read_signs
 from serving.models.protocols import ChatRequest, Completion, Price
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -129,6 +130,11 @@ class LocalStudent:
         return self._price
 
     @property
+    def dtype(self) -> str:
+        """The numbers it computes with, as `bfloat16`: what its confidence was calibrated for."""
+        return str(self._adapted.dtype).removeprefix("torch.")
+
+    @property
     def tokenizer(self) -> Any:
         """The base's tokenizer."""
         return self._tokenizer
@@ -182,8 +188,9 @@ class LocalStudent:
     def _describe(self, job: _Job, generation: Generation) -> Completion:
         ids = generation.ids
         text_ids = ids[:-1] if generation.finish_reason == "stop" else ids
+        text = self._tokenizer.decode(text_ids, skip_special_tokens=True)
         return Completion(
-            text=self._tokenizer.decode(text_ids, skip_special_tokens=True),
+            text=text,
             model=self._name,
             prompt_tokens=len(job.tokens),
             completion_tokens=len(ids),
@@ -192,6 +199,13 @@ class LocalStudent:
             first_token_ms=(generation.first_token_at - job.asked_at) * 1000,
             cost_usd=self._price.cost_usd(len(job.tokens), len(ids)),
             mean_logprob=sum(generation.logprobs) / len(ids),
+            signs=read_signs(
+                self._tokenizer,
+                text,
+                text_ids,
+                logprobs=generation.logprobs,
+                margins=generation.margins,
+            ),
         )
 
     def _enqueue(self, job: _Job) -> None:

@@ -91,6 +91,20 @@ class TokenLogprob(TopLogprob):
     top: list[TopLogprob]
 
 
+class DecodingSigns(TypedDict):
+    """How sure a model was while it wrote: natural logs at temperature 1, margins between them.
+
+    A margin is the logprob of the token chosen minus that of the runner-up. Plain values, so that a
+    kept answer is read back from JSON without loss.
+    """
+
+    minimum_citation_logprob: float | None
+    """The least sure token of all citations; None: nothing is cited."""
+    first_margin: float
+    """Of the first token, where a refusal and an answer part."""
+    mean_margin: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """What a model answered, and what that took. Times are milliseconds, costs US dollars."""
@@ -108,6 +122,8 @@ class Completion:
     is_cached: bool = False
     logprobs: list[TokenLogprob] | None = None
     """Per answer token, where they were asked for (`teacher.top_logprobs`); else None."""
+    signs: DecodingSigns | None = None
+    """What a student's confidence is read from beside `mean_logprob`, where the engine says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +171,21 @@ class ChatModel(Protocol):
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request. Raises `ModelError` (or a subclass) when no answer was produced."""
         ...
+
+
+@runtime_checkable
+class IdentifiedModel(Protocol):
+    """A chat model whose name alone does not say whose answers it gives."""
+
+    @property
+    def identity(self) -> str:
+        """What decides an answer beside the name and the request, such as where it is served."""
+        ...
+
+
+def identify_model(model: ChatModel) -> tuple[str, str]:
+    """Return a model's name and what else decides its answers; empty where the name says it all."""
+    return model.name, model.identity if isinstance(model, IdentifiedModel) else ""
 
 
 @runtime_checkable

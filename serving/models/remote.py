@@ -6,6 +6,7 @@ served. Belongs here: choosing. Does not belong here: what a client sends, the e
 
 from typing import Literal
 
+from serving.hashing import content_hash
 from serving.models.concessions import StructuredOutput
 from serving.models.protocols import ChatModel, Price
 
@@ -18,6 +19,14 @@ Provider = Literal["extractive", "openai", "vllm", "anthropic"]
 
 NEEDS_BASE_URL: frozenset[str] = frozenset({"openai", "vllm"})
 OFFERS_LOGPROBS: frozenset[str] = frozenset({"openai", "vllm"})
+
+
+def hash_remote_model(provider: str, model: str, base_url: str | None) -> str:
+    """Return the identity of what the owner says is served: weights behind a server have no hash.
+
+    Two servers may give one name to two models.
+    """
+    return content_hash(provider, model, (base_url or "").rstrip("/"), digits=64)
 
 
 def connect_remote(

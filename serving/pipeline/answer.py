@@ -19,16 +19,20 @@ from serving.models.protocols import (
     Retriever,
     ServedBy,
 )
+from serving.pipeline.confidence import (
+    ConfidenceCalibration,
+    estimate_confidence,
+    read_signals,
+)
 from serving.pipeline.prompt import DraftAnswer, PromptFormat, read_answer, write_refusal
 from serving.pipeline.questions import normalise_question
-from serving.pipeline.router import Phase, Route, RouterPolicy, choose_route
+from serving.pipeline.router import Phase, Route, RouterPolicy, choose_route, doubt_answer
 from serving.pipeline.validator import ValidatorPolicy, Verdict, validate
 
 Mode = Literal["routed", "teacher", "student"]
-"""`routed`: the router decides and invalid student answers fall back to the teacher. `teacher` and
-`student`: that model answers alone (the arms of the report); an invalid answer is shown as a
-refusal, as
-it would be to a user."""
+"""`routed`: the router decides, and student answers that are invalid or not sure enough fall back
+to the teacher. `teacher` and `student`: that model answers alone (the arms of the report); an
+invalid answer is shown as a refusal, as it would be to a user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class Attempt:
     model: str
     started_ms: float
     """Milliseconds from the start of the request."""
+    confidence: float | None = None
+    """Calibrated probability that a student's valid answer is the teacher's; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +76,16 @@ class Answered:
 
     @property
     def last(self) -> Attempt:
-        """The attempt whose text was used (or that failed last)."""
-        return self.attempts[-1]
+        """The attempt whose text was used (or that failed last).
+
+        A doubted answer of the student is valid: it is used where the teacher has none.
+        """
+        return choose_last(self.attempts)
+
+    @property
+    def confidence(self) -> float | None:
+        """How sure the student was, whoever's answer was used in the end."""
+        return self.attempts[0].confidence
 
     @property
     def cost_usd(self) -> float:
@@ -85,13 +99,16 @@ class Answered:
 
     @property
     def used_fallback(self) -> bool:
-        """True when a student attempt was replaced by the teacher's."""
+        """True when the teacher was asked after the student."""
         return len(self.attempts) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerPipeline:
-    """The assembled path. `count_tokens` counts with the student's tokenizer."""
+    """The assembled path. `count_tokens` counts with the student's tokenizer.
+
+    Without a `calibration` of the student its answers have no confidence, and none is doubted.
+    """
 
     retriever: Retriever
     teacher: ChatModel
@@ -101,6 +118,7 @@ class AnswerPipeline:
     validator: ValidatorPolicy
     phase: Phase = "switch"
     count_tokens: Callable[[str], int]
+    calibration: ConfidenceCalibration | None = None
 
     async def answer(
         self, question: str, *, prefer_quality: bool = False, mode: Mode = "routed", seed: int = 0
@@ -121,8 +139,11 @@ class AnswerPipeline:
         prompt_tokens = sum(self.count_tokens(m["content"]) for m in request.messages)
         route = self._choose_route(hits, prompt_tokens, prefer_quality=prefer_quality, mode=mode)
         attempts = [await self._attempt(route.to, request, hits, started)]
-        if mode == "routed" and route.to == "student" and not _is_usable(attempts[-1]):
-            attempts.append(await self._attempt("teacher", request, hits, started))
+        if mode == "routed" and route.to == "student":
+            if _is_usable(attempts[-1]):
+                route = doubt_answer(route, attempts[-1].confidence, self._find_threshold())
+            if route.reason == "low_confidence" or not _is_usable(attempts[-1]):
+                attempts.append(await self._attempt("teacher", request, hits, started))
         return self._conclude(
             question,
             hits=hits,
@@ -166,10 +187,25 @@ class AnswerPipeline:
                 model=model.name,
                 started_ms=began,
             )
-        verdict = validate(read_answer(completion.text, hits, self.prompt), hits, self.validator)
+        draft = read_answer(completion.text, hits, self.prompt)
+        verdict = validate(draft, hits, self.validator)
+        confidence = None
+        if role == "student" and verdict.is_valid and self.calibration is not None:
+            signals = read_signals(completion, hits, is_refusal=draft.refused)
+            confidence = estimate_confidence(signals, self.calibration)
         return Attempt(
-            role=role, completion=completion, verdict=verdict, model=model.name, started_ms=began
+            role=role,
+            completion=completion,
+            verdict=verdict,
+            model=model.name,
+            started_ms=began,
+            confidence=confidence,
         )
+
+    def _find_threshold(self) -> float | None:
+        if self.calibration is None:
+            return None
+        return self.calibration.find_threshold(self.router.maximum_risk_ratio)
 
     def _conclude(
         self,
@@ -183,10 +219,11 @@ class AnswerPipeline:
         retrieval_ms: float,
         started: float,
     ) -> Answered:
-        last = attempts[-1]
-        if all(a.completion is None for a in attempts) and last.raised is not None:
-            raise last.raised
+        raised = attempts[-1].raised
+        if all(a.completion is None for a in attempts) and raised is not None:
+            raise raised
         draft = DraftAnswer(text="", cited=(), refused=True)
+        last = choose_last(attempts)
         if last.completion is not None and _is_usable(last):
             draft = read_answer(last.completion.text, hits, self.prompt)
         return Answered(
@@ -204,6 +241,11 @@ class AnswerPipeline:
             retrieval_ms=retrieval_ms,
             total_ms=_elapsed_ms(started),
         )
+
+
+def choose_last(attempts: tuple[Attempt, ...]) -> Attempt:
+    """Return the last attempt that may be shown; where none may, the last one."""
+    return next(filter(_is_usable, reversed(attempts)), attempts[-1])
 
 
 def _is_usable(attempt: Attempt) -> bool:

@@ -5,15 +5,18 @@ releases).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from serving.models.protocols import ChatModel, Embedder, Reranker
+from serving.hashing import content_hash
+from serving.models.protocols import ChatModel, Embedder, Reranker, identify_model
 from serving.pipeline.answer import AnswerPipeline
+from serving.pipeline.confidence import ConfidenceCalibration
+from serving.pipeline.indexing import RETRIEVAL_VERSION
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.retrieval import LanceRetriever
 from serving.pipeline.router import Phase, RouterPolicy
-from serving.pipeline.validator import ValidatorPolicy
+from serving.pipeline.validator import VALIDATOR_VERSION, ValidatorPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +34,17 @@ class PipelineParts:
     reranker: Reranker | None = None
 
     async def assemble(
-        self, index_fingerprint: str, *, student: ChatModel | None = None, phase: Phase = "switch"
+        self,
+        index_fingerprint: str,
+        *,
+        student: ChatModel | None = None,
+        calibration: ConfidenceCalibration | None = None,
+        phase: Phase = "switch",
     ) -> AnswerPipeline:
-        """Open the index snapshot and return the pipeline over it."""
+        """Open the index snapshot and return the pipeline over it.
+
+        `calibration` is the student's, where it has one.
+        """
         retriever = await LanceRetriever.open(
             self.index_folder,
             fingerprint=index_fingerprint,
@@ -50,6 +61,22 @@ class PipelineParts:
             validator=self.validator,
             phase=phase,
             count_tokens=self.count_tokens,
+            calibration=calibration,
+        )
+
+    def fingerprint_answers(self, index_fingerprint: str) -> str:
+        """Return the identity of all that decides what the teacher answers to a given question.
+
+        It covers index, retrieval, prompt, sampling, teacher, price and validator. Whatever has the
+        same fingerprint answers the same, as often as it is asked; router and student have no part.
+        """
+        request = self.prompt.write_request("", ())  # its key holds wording, limit and sampling
+        return content_hash(
+            [index_fingerprint, self.embedder.fingerprint, RETRIEVAL_VERSION, self.k],
+            self.reranker.fingerprint if self.reranker else None,
+            [self.prompt.version, request.content_key(self.teacher.name)],
+            [*identify_model(self.teacher), asdict(self.teacher.price)],
+            [VALIDATOR_VERSION, asdict(self.validator)],
         )
 
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from serving.errors import ReleaseError
 from serving.files import atomic_folder, write_text_atomically
 from serving.hashing import file_sha256, folder_sha256
+from serving.models.prompted_student import PROMPT_FILE
 from serving.releases.manifest import RELEASE_ID_PATTERN, ReleaseManifest, StudentEntry
 from serving.releases.signing import (
     CurrentPointer,
@@ -233,8 +234,10 @@ def _read_manifest(folder: Path, files: set[str], release_id: str) -> ReleaseMan
 
 def _check_adapter(folder: Path, student: StudentEntry) -> None:
     files = _list_files(folder)
-    if not any(PurePosixPath(f).suffix == WEIGHTS_SUFFIX for f in files):
+    if student.is_trained and not any(PurePosixPath(f).suffix == WEIGHTS_SUFFIX for f in files):
         raise _untrusted(folder, f"weights in a {WEIGHTS_SUFFIX} file", str(sorted(files)))
+    if not student.is_trained and PROMPT_FILE not in files:
+        raise _untrusted(folder, f"a file {PROMPT_FILE}", str(sorted(files)))
     found = folder_sha256(folder)
     if found != student.adapter_sha256:
         raise _untrusted(folder, f"an adapter with folder sha256 {student.adapter_sha256}", found)

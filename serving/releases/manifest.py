@@ -15,8 +15,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from serving.hashing import content_hash
+from serving.models.chat_tokens import Activation
+from serving.models.prompted_student import TRAINED_KINDS, StudentKind
 from serving.models.protocols import Price
-from serving.models.remote import NEEDS_BASE_URL, Provider
+from serving.models.remote import NEEDS_BASE_URL, Provider, RemoteProvider
+from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.prompt import CitationIds
 from serving.pipeline.router import Phase, RouterPolicy
 from serving.pipeline.validator import VALIDATOR_VERSION, ValidatorPolicy
@@ -29,6 +32,7 @@ OUTSIDE_THE_HASH = frozenset({"release_id", "parent", "created_at", "sequence"})
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FolderName = Annotated[str, StringConstraints(pattern=rf"^{SAFE_NAME_PATTERN}$")]
 Positive = Annotated[int, Field(gt=0)]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class _Entry(BaseModel):
@@ -38,22 +42,50 @@ class _Entry(BaseModel):
 
 
 class StudentEntry(_Entry):
-    """A student: one adapter on one pinned base.
+    """A student: one folder (of an adapter, or of a prompt, as its kind says) on one pinned base.
 
     `adapter` is the folder's name (`compact@3f9c0a1b2c4d`), `adapter_sha256` its `folder_sha256`,
-    `base_hash` what `hash_base_model` says of the base.
+    `base_hash` what `hash_base_model` says of the base, or `hash_remote_model` of one behind the
+    server that `engine`, `base_url` and `api_key_env` (the name of a variable) name.
     """
 
+    kind: StudentKind = "alora"
     adapter: FolderName
     adapter_sha256: Sha256
     base_model: str
     base_revision: str
     base_hash: str
-    activation: Literal["question", "all"]
+    activation: Activation | None = None
     context_tokens: Positive
     max_answer_tokens: Positive
-    engine: Literal["local"] = "local"
+    engine: Literal["local"] | RemoteProvider = "local"
+    base_url: str | None = None
+    api_key_env: VariableName | None = None
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     price: Price = Price()
+    calibration: ConfidenceCalibration | None = None
+
+    @model_validator(mode="after")
+    def _calibration_is_its_own(self) -> Self:
+        calibration = self.calibration
+        if calibration and calibration.adapter_sha256 != self.adapter_sha256:
+            raise ValueError(
+                f"calibration was fitted for adapter {calibration.adapter_sha256}, "
+                f"not for {self.adapter_sha256}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_loaded(self) -> Self:
+        if self.is_trained and (self.engine != "local" or self.activation is None):
+            raise ValueError(f"a student of kind {self.kind} needs engine local and an activation")
+        _refuse_unreachable(self.engine, self.base_url)
+        return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its folder holds an adapter's weights; else it holds a prompt."""
+        return self.kind in TRAINED_KINDS
 
 
 class TeacherEntry(_Entry):
@@ -62,18 +94,13 @@ class TeacherEntry(_Entry):
     provider: Provider
     model: str
     base_url: str | None = None
-    api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = (
-        None
-    )
+    api_key_env: VariableName | None = None
     price: Price = Price()
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
 
     @model_validator(mode="after")
     def _is_reachable_without_secrets(self) -> Self:
-        if self.provider in NEEDS_BASE_URL and not self.base_url:
-            raise ValueError(f"provider {self.provider} needs base_url")
-        if self.base_url and re.search(r"://[^/]*@|[?&]", self.base_url):
-            raise ValueError("base_url must not carry credentials or a query")
+        _refuse_unreachable(self.provider, self.base_url)
         return self
 
 
@@ -183,6 +210,13 @@ class ReleaseManifest(_Entry):
         # Through the text that is stored: what JSON cannot say (NaN) hashes as it is read back.
         content = json.loads(self.model_dump_json(exclude=set(OUTSIDE_THE_HASH)))
         return hashlib.sha256(canonical_json(content)).hexdigest()[:12]
+
+
+def _refuse_unreachable(provider: str, base_url: str | None) -> None:
+    if provider in NEEDS_BASE_URL and not base_url:
+        raise ValueError(f"provider {provider} needs base_url")
+    if base_url and re.search(r"://[^/]*@|[?&]", base_url):
+        raise ValueError("base_url must not carry credentials or a query")
 
 
 def canonical_json(value: object) -> bytes:

@@ -74,7 +74,8 @@ def test_the_graph_is_the_one_the_documentation_lists(graph):
             "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
             "labels/rejected_examples", "labels/teacher_logprobs",
             "students/recipe_file", "students/training_set", "students/student_adapter",
-            "students/training_curve",
+            "students/training_curve", "students/held_out_answers", "students/validation_report",
+            "students/calibration",
             "parity/arm_answers", "parity/graded_answers", "parity/parity_report",
             "releases/gate_verdict", "releases/release_bundle",
         ]

@@ -148,6 +148,7 @@ def test_refusing_cases_have_no_gold(case: dict[str, Any]) -> None:
 
 # Pages that the frozen set cannot ask about; its next version does, and this is empty again.
 WRITTEN_AFTER_THE_FREEZE = {
+    "concepts/calibration",
     "concepts/cross-tokenizer",
     "concepts/retrieval",
     "how-to/hand-out-keys",

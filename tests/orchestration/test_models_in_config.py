@@ -1,9 +1,12 @@
-"""Teacher, judge and scorer in the config: which providers there are, which names are pinned."""
+"""Models in the config: which providers there are, which names are pinned."""
 
 import pytest
 
+from orchestration.bindings import Bindings
 from orchestration.config import read_config
 from serving.errors import InvalidInputError
+from serving.models.protocols import NoProgress
+from serving.models.remote import hash_remote_model
 
 FILE = """\
 home: ./made
@@ -90,3 +93,42 @@ def test_anthropic_needs_no_base_url_and_a_vllm_scorer_does(tmp_path):
     assert read(tmp_path, teacher="provider: anthropic, model: m-1").teacher.base_url is None
     with pytest.raises(InvalidInputError, match="vllm needs base_url"):
         read(tmp_path, scorer="scorer: {provider: vllm, model: some/base, revision: abc}")
+
+
+@pytest.mark.parametrize(
+    ("student", "match"),
+    [
+        ("abc, provider: openai", "openai needs base_url"),
+        ("abc, base_url: 'https://host/v1'", "base_url needs a provider"),
+        ("abc, provider: extractive", "provider"),
+        ("abc, provider: anthropic, budget_usd: -1", "greater than or equal to 0"),
+    ],
+)
+def test_a_student_behind_a_server_says_where(tmp_path, student, match):
+    with pytest.raises(InvalidInputError, match=match):
+        read(tmp_path, revision=student)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("gpt-4o-mini", "dated snapshot"), ("mine-latest", "alias")]
+)
+def test_a_student_behind_a_server_is_pinned_like_a_teacher(tmp_path, name, match):
+    path = tmp_path / "product.yaml"
+    read(tmp_path)
+    text = path.read_text().replace("some/base", name).replace("revision: 0123abc", OPENAI)
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=match):
+        read_config(path)
+
+
+def test_a_student_behind_a_server_is_counted_asked_and_released_without_a_tokenizer(tmp_path):
+    config = read(tmp_path, revision=f"abc, {OPENAI}, price: {{input_usd_per_mtok: 1.0}}")
+    bindings = Bindings(config, NoProgress())
+    assert bindings.count_student_tokens("a" * 40) == 10
+    base = bindings.students.open_base("compact")
+    assert base.identity == hash_remote_model("openai", "some/base", "https://host/v1")
+    assert (base.model.name, base.model.price.input_usd_per_mtok) == ("some/base", 1.0)
+    assert base.model.meter.budget_usd == 5.0
+    with pytest.raises(InvalidInputError, match=r"provider local.*found provider openai"):
+        bindings.students.tokenizer("compact")
+    assert bindings.students.find("compact").revision == "remote"

@@ -12,7 +12,9 @@ from serving.models.embedded import ResolvedModel
 from serving.models.protocols import ChatRequest, NoProgress, Price
 from tests.serving.fakes import CannedChatModel
 
-ADAPTER = {"student": "tiny", "adapter": "tiny@0123456789ab", "activation": "question"}
+ADAPTER = {
+    "student": "tiny", "kind": "alora", "adapter": "tiny@0123456789ab", "activation": "question",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -29,6 +31,8 @@ def students(tmp_path):
         recipes_folder=tmp_path,
         home=Home(tmp_path),
         progress=NoProgress(),
+        connect=lambda name: CannedChatModel(name),
+        open_embedder=lambda: None,
     )
 
 

@@ -5,13 +5,15 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 
-from serving.engine import load_engine
+from serving.engine import choose_calibration, load_engine
 from serving.errors import IndexMismatchError, ReleaseError
 from serving.hashing import folder_sha256
 from serving.models import embedder as embedder_module
@@ -19,6 +21,7 @@ from serving.releases.bundle import build_bundle, ensure_signing_key, publish
 from serving.settings import ServerSettings
 from serving.tracing.segments import read_segment
 from tests.serving.fakes import make_engine, make_manifest
+from tests.serving.pipeline.test_confidence import make_calibration
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,3 +148,19 @@ async def _ask_then_stop(server: "subprocess.Popen[str]", url: str) -> list[http
         responses = await asyncio.gather(*asked)
         assert time.monotonic() - stopped_at < 5
         return responses
+
+
+@pytest.mark.parametrize(("dtype", "is_used"), [("float32", True), ("bfloat16", False)])
+def test_a_calibration_is_used_in_the_precision_it_was_fitted_in(
+    dtype: str, is_used: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    students = make_manifest().model_dump()["students"]
+    calibration = make_calibration(adapter_sha256="0" * 64)
+    students["compact"]["calibration"] = asdict(calibration)
+    manifest = make_manifest(students=students)
+    found = choose_calibration(manifest, SimpleNamespace(dtype=dtype))
+    assert found == (calibration if is_used else None)
+    assert ("calibrated in float32" in caplog.text) != is_used
+    assert choose_calibration(make_manifest(), SimpleNamespace(dtype=dtype)) is None
+    plain = make_engine().snapshot_hash
+    assert make_engine(manifest=manifest).snapshot_hash != plain

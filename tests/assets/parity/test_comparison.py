@@ -14,7 +14,7 @@ from assets.parity.comparison import (
     render_parity_table_text,
 )
 from assets.parity.graders import grade_answers
-from assets.parity.statistics import mcnemar_exact, tango_interval, wilson_interval
+from assets.statistics import mcnemar_exact, tango_interval, wilson_interval
 from serving.errors import InvalidInputError
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from assets import tables
 from assets.parity.comparison import METRICS, SLICES
-from assets.parity.statistics import clustered_bootstrap, tango_interval, wilson_interval
 from assets.releases.gate import (
     GatePolicy,
     GateResult,
@@ -15,12 +14,15 @@ from assets.releases.gate import (
     IntegrityEvidence,
     decide,
 )
+from assets.statistics import clustered_bootstrap, tango_interval, wilson_interval
 
 SOUND = IntegrityEvidence(
     golden_lock_matches=True,
     golden_case_count=150,
     training_question_count=900,
     leaked_question_count=0,
+    calibrated_case_count=60,
+    calibration_is_of_student=True,
 )
 SLICE_SIZES = {
     "all": 150, "answerable": 90, "boundary": 30, "out_of_scope": 30, "seen_chunk": 75,
@@ -89,13 +91,13 @@ def test_promote_when_every_gate_passes() -> None:
     verdict = judge()
     assert verdict.verdict == "PROMOTE"
     assert [gate.name for gate in verdict.gates] == [
-        "golden_lock", "no_leaked_training_text", "refusal_recall", "slice_answerable",
-        "slice_boundary", "slice_out_of_scope", "pooled_non_inferiority", "cost_ratio",
-        "latency_p50",
+        "golden_lock", "no_leaked_training_text", "calibration", "refusal_recall",
+        "slice_answerable", "slice_boundary", "slice_out_of_scope", "pooled_non_inferiority",
+        "cost_ratio", "latency_p50",
     ]  # fmt: skip
     assert {gate.outcome for gate in verdict.gates} == {"PASS"}
     assert verdict.more_cases is None
-    assert verdict.statement.startswith("All 9 gates passed")
+    assert verdict.statement.startswith("All 10 gates passed")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,8 @@ def test_promote_when_every_gate_passes() -> None:
         ({"golden_case_count": 0}, "golden_lock", "INCONCLUSIVE"),
         ({"leaked_question_count": 1}, "no_leaked_training_text", "FAIL"),
         ({"training_question_count": 0}, "no_leaked_training_text", "INCONCLUSIVE"),
+        ({"calibration_is_of_student": False}, "calibration", "FAIL"),
+        ({"calibrated_case_count": 0}, "calibration", "INCONCLUSIVE"),
     ],
 )
 def test_broken_integrity_is_never_promoted(
@@ -266,7 +270,7 @@ def test_losses_are_sentences_with_numbers_and_silence_is_bounded() -> None:
 def test_the_verdict_becomes_one_row_per_gate() -> None:
     frame = judge().to_frame()
     assert frame.schema == tables.GATE_VERDICT
-    assert frame["position"].to_list() == list(range(1, 10))
+    assert frame["position"].to_list() == list(range(1, 11))
     assert set(frame["verdict"]) == {"PROMOTE"}
 
 

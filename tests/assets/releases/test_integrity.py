@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.releases.gate import IntegrityEvidence
 from assets.releases.integrity import gather_integrity
 
 CASES = pl.DataFrame(
@@ -16,7 +17,18 @@ def count_leaks(text: str, cosine: float | None, verdict: str = "kept") -> int:
         "text": text, "nearest_cosine": cosine, "verdict": verdict,
     }  # fmt: skip
     guarded = pl.DataFrame([row], schema=tables.GUARDED_QUESTIONS)
-    return gather_integrity(CASES, guarded, locked_sha256="abc").leaked_question_count
+    return gather(guarded).leaked_question_count
+
+
+def gather(guarded: pl.DataFrame, **calibration) -> IntegrityEvidence:
+    row = {"fit_count": 0, "certify_count": 0, "adapter_sha256": "a"}
+    return gather_integrity(
+        CASES,
+        guarded,
+        locked_sha256="abc",
+        calibration=row | calibration,
+        adapter={"adapter_sha256": "a"},
+    )
 
 
 @pytest.mark.parametrize("cosine", [0.92, 1.0, float("nan"), None])
@@ -28,3 +40,10 @@ def test_at_the_limit_or_without_a_number_a_kept_question_is_a_leak(cosine):
 def test_the_text_is_compared_as_the_student_sees_it():
     assert count_leaks("Where is the kiln?", 0.9199) == 0
     assert count_leaks("How do I re\u200bset the pass\u00adword?", 0.1) == 1
+
+
+def test_a_calibration_counts_its_cases_and_must_be_of_this_student():
+    nothing = pl.DataFrame(schema=tables.GUARDED_QUESTIONS)
+    found = gather(nothing, fit_count=30, certify_count=29)
+    assert (found.calibrated_case_count, found.calibration_is_of_student) == (59, True)
+    assert not gather(nothing, adapter_sha256="b").calibration_is_of_student

@@ -43,6 +43,18 @@ def test_the_prefix_does_not_depend_on_the_question():
     assert len(prefixes) == 1
 
 
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_activation_answer_splits_at_the_header_of_the_answer(question):
+    tokenizer = make_tokenizer()
+    messages = make_messages(question)
+    chat = split_chat(tokenizer, messages, activation="answer")
+    assert chat.whole == whole_ids(tokenizer, messages)
+    assert tokenizer.decode(chat.suffix_ids) == "<|im_start|>assistant\n"
+    opening = tuple(invocation_tokens(tokenizer, "answer"))
+    assert tokenizer.decode(opening) == "<|im_start|>assistant"
+    assert chat.suffix_ids[: len(opening)] == opening
+
+
 def test_activation_all_has_no_prefix():
     tokenizer = make_tokenizer()
     messages = make_messages("How?")
@@ -92,7 +104,7 @@ def test_a_template_that_cannot_be_split_is_refused(template):
 
     tokenizer = copy.deepcopy(make_tokenizer())
     tokenizer.chat_template = template
-    with pytest.raises(InvalidInputError, match="activation: all"):
+    with pytest.raises(InvalidInputError, match="kind: lora"):
         split_chat(tokenizer, make_messages("How?"))
     assert split_chat(tokenizer, make_messages("How?"), activation="all").prefix_ids == ()
 

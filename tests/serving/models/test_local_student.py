@@ -79,6 +79,19 @@ def test_the_merged_split_student_equals_pefts_own_unmerged_activated_lora(
         assert abs(plain.log_softmax(-1).max().item() - logprob) > 1e-3, "the adapter must matter"
 
 
+def test_activation_answer_equals_pefts_own_activated_lora(tiny_base, tmp_path):
+    folder = make_adapter(tmp_path / "answer", tiny_base, activation="answer")
+    student = load(tiny_base, folder, activation="answer")
+    for question in QUESTIONS:
+        chat = split_chat(make_tokenizer(), make_messages(question), activation="answer")
+        with torch.no_grad():
+            logits = unmerged(tiny_base, folder)(input_ids=torch.tensor([chat.whole])).logits[0, -1]
+        found = asyncio.run(student.complete(request(question, make_sources(), max_tokens=1)))
+        assert found.mean_logprob == pytest.approx(logits.log_softmax(-1).max().item(), abs=1e-4)
+    with pytest.raises(ReleaseError, match=r"'question'.*'answer'"):
+        load(tiny_base, folder, activation="question")
+
+
 def make_sources():
     return make_messages("x")[0]["content"].partition("Sources:\n")[2]
 

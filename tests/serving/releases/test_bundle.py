@@ -1,6 +1,7 @@
 import hashlib
 import shutil
 import threading
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from serving.errors import ReleaseError
 from serving.hashing import folder_sha256
+from serving.pipeline.confidence import RiskThreshold
 from serving.releases.bundle import (
     CHECKSUMS,
     CURRENT,
@@ -22,6 +24,7 @@ from serving.releases.bundle import (
 )
 from serving.releases.manifest import ReleaseManifest
 from tests.serving.fakes import make_manifest
+from tests.serving.pipeline.test_confidence import make_calibration
 
 KEY = Ed25519PrivateKey.generate()
 
@@ -289,3 +292,21 @@ def test_a_release_that_is_not_promoted_can_be_published_for_the_teacher() -> No
     manifest = make_manifest(phase="hitchhiker", gate={"verdict": "INCONCLUSIVE"})
     assert manifest.phase == "hitchhiker"
     assert set(manifest.prices) == {"teacher", "compact"}
+
+
+def test_a_release_carries_the_calibration_of_its_own_adapter_alone(
+    tmp_path: Path, adapter: Path
+) -> None:
+    limit = RiskThreshold(risk_limit_ratio=0.05, threshold=0.5, accepted_count=59)
+    calibration = make_calibration(
+        adapter_sha256=folder_sha256(adapter), thresholds=(limit,), knots=((0.0, 0.1), (1.0, 0.9))
+    )
+    students = _manifest(adapter).model_dump()["students"]
+    students["compact"]["calibration"] = asdict(calibration)
+    release_id = _build(tmp_path / "releases", adapter, students=students)
+    assert release_id != _build(tmp_path / "releases", adapter)
+    read = verify_bundle(tmp_path / "releases" / release_id).students["compact"].calibration
+    assert read == calibration
+    students["compact"]["calibration"]["adapter_sha256"] = "0" * 64
+    with pytest.raises(ValidationError, match="calibration was fitted for adapter 000"):
+        _build(tmp_path / "releases", adapter, students=students)

@@ -9,9 +9,9 @@ from serving.errors import UpstreamError
 from serving.models.protocols import Price
 from serving.tracing.record import (
     TRACE_FIELDS,
+    Escalation,
     TraceOrigin,
     TraceRecord,
-    Escalation,
     build_failure_record,
     build_record,
     new_trace_id,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from assets.parity.statistics import (
+from assets.statistics import (
     Interval,
     adjust_by_holm,
     bootstrap_percentile,
