@@ -4,11 +4,11 @@ Belongs here: arithmetic on ranks and scores of one question. Does not belong he
 (`retrieval`), storage (`indexing`).
 
 Ranks choose the candidates, for the lists' scores have no common scale yet. Scores order them, for
-ranks forget how much better one hit is than the next: relevance is the mean of a cosine and of the
-share of what BM25 can give to the question. Neither part depends on what else was found; scaling by
-the best hit (min-max) would call the best match of words a full one, even where a question shares
-one filler word with a chunk. Convex combinations: Bruch et al., "An Analysis of Fusion Functions
-for Hybrid Retrieval", TOIS 2023, section 4.
+ranks forget how much better one hit is than the next: relevance is the mean of nearness (of chunk
+and page, by cosine) and of the share of what BM25 can give to the question. Neither part depends on
+what else was found; scaling by the best hit (min-max) would call the best match of words a full
+one, even where a question shares one filler word with a chunk. Convex combinations: Bruch et al.,
+"An Analysis of Fusion Functions for Hybrid Retrieval", TOIS 2023, section 4.
 """
 
 import math

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from assets.students import loss_terms
 from assets.students.loss import DistillationLossError, GroupTargets, distillation_loss
 from tests.assets.students.test_loss import (
     HIDDEN,
@@ -108,6 +109,14 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(temperature)
 def test_chunks_do_not_matter(chunk_tokens):
     case = make_group_case(5)
     torch.testing.assert_close(gradient(case, chunk_tokens=chunk_tokens), gradient(case))
+
+
+def test_rows_labelled_a_few_at_a_time_are_the_same(monkeypatch):
+    case = make_group_case(5)
+    whole, exact = run(case), gradient(case)
+    monkeypatch.setattr(loss_terms, "GROUP_ROWS", 4)
+    assert run(case).total.item() == pytest.approx(whole.total.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(case), exact)
 
 
 def test_a_group_the_student_finds_impossible_gives_a_finite_gradient():

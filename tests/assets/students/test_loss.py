@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from assets.students import loss as loss_module
 from assets.students.loss import (
     DistillationLossError,
     SoftTargets,
@@ -199,6 +200,18 @@ def test_padding_of_soft_slots_does_not_matter():
     torch.testing.assert_close(gradient(case, soft=wide), gradient(case))
 
 
+def test_padding_may_stand_anywhere_in_a_row():
+    case = make_case(7)
+    soft = case["soft"]
+    front = SoftTargets(
+        torch.cat([torch.full((TOKENS, 2), -1), soft.ids], dim=1),
+        torch.cat([torch.full((TOKENS, 2), math.nan), soft.logp], dim=1),
+        soft.tail_logp,
+    )
+    assert run(case, soft=front).total.item() == pytest.approx(run(case).total.item())
+    torch.testing.assert_close(gradient(case, soft=front), gradient(case))
+
+
 def test_targets_shifted_by_one_raise_the_loss():
     case = make_case(8)
     head = case["head_weight"]
@@ -251,6 +264,21 @@ def test_bfloat16_weights_are_accumulated_in_float32():
     assert gradient(case).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_emulated", [True, False])
+def test_half_precision_is_the_float32_loss_of_the_same_numbers(dtype, is_emulated, monkeypatch):
+    """A head widened in tiles (where products in its dtype are slow) loses nothing to rounding."""
+    monkeypatch.setattr(loss_module, "_is_emulated", lambda _: is_emulated)
+    monkeypatch.setattr(loss_module, "TILE_BYTES", 4 * HIDDEN * 7)  # 60 rows: eight tiles and a bit
+    case = make_case(11, dtype=dtype)
+    wide = case | {name: case[name].float() for name in ("hidden", "head_weight")}
+    relative = 1e-6 if is_emulated else 2e-2
+    assert run(case).total.item() == pytest.approx(run(wide).total.item(), rel=relative)
+    found, exact = gradient(case), gradient(wide)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, rtol=2e-2, atol=2e-2 * exact.abs().max())
+
+
 def test_extreme_logits_stay_finite():
     case = make_case(12, dtype=torch.float32, scale=100.0)
     assert math.isfinite(run(case).total.item())
@@ -268,6 +296,11 @@ def test_extreme_logits_stay_finite():
         ({"head_weight": torch.zeros(VOCABULARY, HIDDEN, requires_grad=True)}, "frozen head"),
         ({"soft": None}, "alpha 1"),
         ({"vocabulary_size": 10}, "ids in 0..9"),
+        ({"temperature": 0.0}, "positive temperature"),
+        ({"alpha": torch.full((TOKENS,), 1.5)}, "alpha in 0..1"),
+        ({"alpha": torch.full((TOKENS,), math.nan)}, "alpha in 0..1"),
+        ({"weight": torch.full((TOKENS,), -1.0)}, "weights of 0 at least"),
+        ({"weight": torch.ones(TOKENS - 1)}, f"{TOKENS - 1} of weight"),
     ],
 )
 def test_guards(changes, match):
@@ -284,6 +317,22 @@ def test_soft_ids_past_the_vocabulary_are_refused():
         run(case, soft=case["soft"]._replace(ids=ids))
 
 
+def test_soft_rows_that_cannot_be_a_distribution_are_refused():
+    soft = make_case(0)["soft"]
+    ids, logp = soft.ids.clone(), soft.logp.clone()
+    ids[2, 1] = ids[2, 0]
+    logp[3, 0] = 0.5
+    unknown = torch.full_like(logp, math.nan)
+    for broken, match in [
+        (soft._replace(ids=ids), "1 that repeat"),
+        (soft._replace(logp=logp), "1 above 0"),
+        (soft._replace(logp=unknown), "no numbers"),
+        (SoftTargets(*(value[:-1] for value in soft)), f"{TOKENS - 1} of soft"),
+    ]:
+        with pytest.raises(DistillationLossError, match=match):
+            run(make_case(0), soft=broken)
+
+
 @pytest.fixture
 def model():
     config = LlamaConfig(
@@ -298,8 +347,10 @@ def test_a_plain_frozen_model_is_accepted(model):
 
 
 @pytest.mark.parametrize(
-    "name", ["final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"]
-)
+    "name",
+    ["final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier",
+     "output_multiplier"],
+)  # fmt: skip
 def test_models_that_transform_logits_are_refused(model, name):
     setattr(model.config, name, 30.0)
     with pytest.raises(DistillationLossError, match=name):
