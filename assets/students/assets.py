@@ -212,6 +212,7 @@ def _build_set(
         context_tokens=students.find(recipe.student).context_tokens,
         activation=recipe.activation,
         max_examples=recipe.max_examples,
+        maximum_refusal_ratio=recipe.maximum_refusal_ratio,
         seed=recipe.seed,
         teachers=recipe.teachers,
     )

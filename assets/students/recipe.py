@@ -92,6 +92,8 @@ class Recipe(CommonKeys):
         citation_boost_on: `citations`, or `placebo`: as many random spans of equal length.
         temperature: T of the soft targets.
         top_k: how many of a teacher's stored logprobs are used.
+        maximum_refusal_ratio: share of refusals in the sample above which refusals are left out; a
+            small student refuses whatever it is unsure of when it has seen many. Null keeps all.
         max_steps: stop after this many optimizer steps; null is all epochs.
         patience: stop after so many epochs in a row without a lower validation loss; null is never.
         max_validation_examples: size of the seeded sample that is validated on after each epoch.
@@ -111,6 +113,7 @@ class Recipe(CommonKeys):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1.0e-3
     batch_size: Positive = 8
     epochs: Positive = 2
+    maximum_refusal_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     max_steps: Positive | None = None
     patience: Positive | None = None
     max_validation_examples: Positive = 24

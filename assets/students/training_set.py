@@ -46,6 +46,7 @@ def build_training_set(
     context_tokens: int,
     activation: Activation = "question",
     max_examples: int | None = None,
+    maximum_refusal_ratio: float | None = None,
     seed: int = 0,
     teachers: Sequence[str] | None = None,
 ) -> TrainingSet:
@@ -57,7 +58,8 @@ def build_training_set(
         tokenizer: the student's.
         context_tokens: prompt and answer together must fit in it.
         activation: where the prompt is split (`question`) or that it is not (`all`).
-        max_examples: size of the train sample; the share of refusals is kept.
+        max_examples: size of the train sample.
+        maximum_refusal_ratio: see `sample_train_split`.
         seed: of the sample.
         teachers: whose labels are used, and may be mixed; None is the one teacher of all labels.
 
@@ -78,7 +80,9 @@ def build_training_set(
         else:
             rows.append(row)
     frame = pl.DataFrame(rows, schema=tables.TRAINING_SET)
-    sampled = sample_train_split(frame, max_examples, seed)
+    sampled = sample_train_split(
+        frame, max_examples, seed, maximum_refusal_ratio=maximum_refusal_ratio
+    )
     return TrainingSet(
         frame=sampled,
         too_long=tuple(too_long),
@@ -118,18 +122,34 @@ def choose_teachers(examples: pl.DataFrame, teachers: Sequence[str] | None) -> p
     return examples if teachers is None else examples.filter(pl.col("teacher_id").is_in(teachers))
 
 
-def sample_train_split(frame: pl.DataFrame, max_examples: int | None, seed: int) -> pl.DataFrame:
-    """Keep a seeded sample of the train rows, refusals in proportion; other splits stay whole.
+def sample_train_split(
+    frame: pl.DataFrame,
+    max_examples: int | None,
+    seed: int,
+    *,
+    maximum_refusal_ratio: float | None = None,
+) -> pl.DataFrame:
+    """Keep a seeded sample of the train rows; other splits stay whole.
 
     Rows are drawn by the hash of (seed, example id): adding an example never reshuffles the others.
+
+    Args:
+        frame: columns example_id, split and refused.
+        max_examples: size of the sample; None is all.
+        seed: of the sample.
+        maximum_refusal_ratio: share of refusals above which refusals are left out; where it binds,
+            answers take their places. None keeps the share that the rows have.
     """
     train = frame.filter(pl.col("split") == "train")
-    if max_examples is None or train.height <= max_examples:
-        return frame
-    refusals = round(max_examples * train["refused"].sum() / train.height)
+    refusals, answers = train.filter(pl.col("refused")), train.filter(~pl.col("refused"))
+    size = train.height if max_examples is None else min(max_examples, train.height)
+    refusal_count = round(size * refusals.height / max(1, train.height))
+    if maximum_refusal_ratio is not None:
+        most = maximum_refusal_ratio * min(size, answers.height / (1 - maximum_refusal_ratio))
+        refusal_count = min(refusal_count, round(most))
     kept = {
-        *_draw(train.filter(pl.col("refused")), refusals, seed),
-        *_draw(train.filter(~pl.col("refused")), max_examples - refusals, seed),
+        *_draw(refusals, refusal_count, seed),
+        *_draw(answers, min(size - refusal_count, answers.height), seed),
     }
     return frame.filter((pl.col("split") != "train") | pl.col("example_id").is_in(list(kept)))
 

@@ -83,6 +83,24 @@ def test_the_sample_is_seeded_and_keeps_refusals_and_other_splits():
     assert not build(examples, max_examples=20, seed=2).frame.equals(built.frame)
 
 
+@pytest.mark.parametrize(
+    ("max_examples", "ratio", "train_count", "refusal_count"),
+    [
+        (20, 0.1, 20, 2),  # answers take the places of the refusals left out
+        (20, 0.5, 20, 5),  # above what the rows have it changes nothing
+        (20, 0.0, 20, 0),
+        (None, 0.1, 53, 5),  # of 48 answers and 16 refusals
+        (60, 0.1, 53, 5),  # not enough answers to fill the sample
+    ],
+)
+def test_refusals_above_a_share_are_left_out(max_examples, ratio, train_count, refusal_count):
+    examples = make_labelled(80, splits=("train", "train", "train", "train", "validation"))
+    built = build(examples, max_examples=max_examples, maximum_refusal_ratio=ratio)
+    train = built.frame.filter(pl.col("split") == "train")
+    assert (train.height, train["refused"].sum()) == (train_count, refusal_count)
+    assert built.frame.height - train.height == 16
+
+
 def test_the_token_hash_follows_the_ids_and_not_the_split():
     first, again = one("Put it in. [1]"), one("Put it in. [1]", activation="all")
     assert again["prefix_ids"] == []
