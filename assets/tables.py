@@ -446,6 +446,7 @@ HELD_OUT_ANSWERS = pl.Schema(
         "retrieval_score": FLOAT,
         "retrieval_margin": FLOAT,
         "is_refusal": FLOAT,
+        "is_routed_to_student": FLAG,
         "adapter_sha256": TEXT,
         "engine": TEXT,
         "dtype": TEXT,

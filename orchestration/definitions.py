@@ -66,7 +66,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "students.*.max_answer_tokens",  # the longest is the limit of every answer
         "students.*.context_tokens",  # the longest is what the scorer reads
     ),
-    "students": ("embedder", "held_out", *STUDENT_KEYS),
+    "students": ("embedder", "held_out", "router", *STUDENT_KEYS),
     "parity": (
         "retrieval",
         "prompt",

@@ -69,7 +69,10 @@ def rollback(
         str | None, typer.Option(help="A release id; the current one's parent without it.")
     ] = None,
 ) -> None:
-    """Publish an earlier release again. Servers follow within seconds, without a restart."""
+    """Publish an earlier release again. Servers follow within seconds, without a restart.
+
+    A second rollback undoes the first: to go back further, name the release with --to.
+    """
     home = Home(load_config().home)
     current = read_current(home)
     target = to or (current.parent if current else None)

@@ -172,7 +172,13 @@ class Students:
             model,
             self.home.answer_cache,
             budget_usd=float("inf"),
-            identity=f"{describe_hardware()} {SIGNS_VERSION} {identity}".strip(),
+            identity=" ".join(
+                # precision follows the hardware, and logprobs follow precision
+                filter(
+                    None,
+                    (describe_hardware(), getattr(model, "dtype", ""), SIGNS_VERSION, identity),
+                )
+            ),
         )
 
 

@@ -6,6 +6,9 @@ Belongs here: routes and how they are described, listening. Does not belong here
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,7 +31,7 @@ from serving.schemas import (
     ReleaseInfo,
 )
 from serving.server import Server
-from serving.settings import VARIABLES, ServerSettings, load_settings
+from serving.settings import LOOPBACK_HOSTS, VARIABLES, ServerSettings, load_settings
 from serving.tracing.segments import SegmentWriter, seal_abandoned
 
 __all__ = ["ServingEngine", "create_app", "load_engine", "run", "serve"]
@@ -76,19 +79,35 @@ def create_app(
         description="Every answer cites the documentation or is a refusal. "
         "Errors are RFC 9457 problem documents with a stable `type`. Send a key as "
         "`Authorization: Bearer us_…` where the server wants one.",
-        version=engine.release_id,
+        version="1",  # of this interface; /v1/release names the release
         lifespan=server.live,
         openapi_url=None,  # ours asks for a key where one is needed
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, is_foreign=_find_foreign(settings, admission))
     install_problem_handlers(app)
     _add_product_routes(app, server)
     _add_operation_routes(app, server)
     if settings.pages:
         add_pages(app)
     return app
+
+
+def _find_foreign(settings: ServerSettings, admission: Admission) -> Callable[[str], bool] | None:
+    """Return what tells foreign hosts on a listening loopback server.
+
+    A page elsewhere can make its own name mean this machine (DNS rebinding), and then read what an
+    open server answers. With keys it has none to send.
+    """
+    if not (settings.checks_host and settings.is_loopback):
+        return None
+    return lambda host: admission.is_open and split_host(host) not in LOOPBACK_HOSTS
+
+
+def split_host(header: str) -> str:
+    """Return the name in a `Host` header, without port and brackets."""
+    return (urlsplit(f"//{header}").hostname or "").lower()
 
 
 def open_admission(settings: ServerSettings) -> Admission:
@@ -208,7 +227,9 @@ async def serve(settings: ServerSettings) -> None:
     seal_abandoned(settings.segments_folder)
     seal_abandoned(settings.feedback_folder)
     app = create_app(
-        engine=engine, settings=settings, writer=SegmentWriter(settings.segments_folder)
+        engine=engine,
+        settings=replace(settings, checks_host=True),
+        writer=SegmentWriter(settings.segments_folder),
     )
     config = uvicorn.Config(
         app,

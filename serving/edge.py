@@ -3,7 +3,7 @@
 Belongs here: what holds for every request before any route sees it. Does not belong here: routes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,9 +25,10 @@ SECURITY_HEADERS: Mapping[str, str] = {
 class Edge:
     """Middleware around the whole app. No CORS header is ever sent: other origins get nothing."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an app."""
+    def __init__(self, app: ASGIApp, *, is_foreign: Callable[[str], bool] | None = None) -> None:
+        """Wrap an app. `is_foreign` says of a `Host` that nobody may have come by it."""
         self._app = app
+        self._is_foreign = is_foreign or (lambda _host: False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body whole, then hand it on."""
@@ -44,12 +45,22 @@ class Edge:
             await send(message)
 
         try:
+            self._check_host(Headers(scope=scope).get("host", ""))
             body = await _read_body(scope, receive)
         except ProblemError as problem:
             await write_problem(problem, trace_id)(scope, receive, send_secured)
             return
         if body is not None:
             await self._app(scope, _replay(body, receive), send_secured)
+
+    def _check_host(self, host: str) -> None:
+        if self._is_foreign(host):
+            raise ProblemError(
+                "not-allowed",
+                expected="an address of this machine in the Host header",
+                found="another name",
+                next_step="Use 127.0.0.1 or localhost; a server with API keys takes any name.",
+            )
 
 
 async def _read_body(scope: Scope, receive: Receive) -> bytes | None:

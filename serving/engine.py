@@ -5,6 +5,7 @@ warm-up. Does not belong here: HTTP (`app`), verifying files and signatures (`re
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -118,14 +119,49 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
         IndexMismatchError: index and embedder do not belong together.
         InvalidInputError: the teacher's key or a base model is missing.
     """
-    release = load_current(settings.releases_folder, load_public_key(settings.keys_folder))
+    # In a thread: a server loads its next release while it answers from the last.
+    release, embedder, reranker = await asyncio.to_thread(_load_files, settings)
     manifest = release.manifest
-    _check_versions(manifest)
-    embedder = _load_embedder(manifest, settings.models_folder)
-    reranker = _load_reranker(manifest, settings.models_folder)
-    teacher, close = _connect_teacher(manifest, settings, embedder)
-    student = await asyncio.to_thread(_load_student, release, settings, embedder)
-    parts = PipelineParts(
+    async with contextlib.AsyncExitStack() as opened:
+        teacher, close_teacher = _connect_teacher(manifest, settings, embedder)
+        opened.push_async_callback(close_teacher)
+        student = await asyncio.to_thread(_load_student, release, settings, embedder)
+        opened.push_async_callback(getattr(student, "close", _close_nothing))
+        parts = _gather_parts(manifest, settings, embedder, reranker, teacher, student)
+        pipeline = await parts.assemble(
+            manifest.index.fingerprint,
+            student=student,
+            calibration=choose_calibration(manifest, student),
+            phase=_choose_phase(manifest, settings),
+        )
+        close = opened.pop_all().aclose
+    return ServingEngine(
+        pipeline=pipeline,
+        manifest=manifest,
+        sequence=release.sequence,
+        parent=release.parent,
+        close=close,
+    )
+
+
+def _load_files(settings: ServerSettings) -> tuple[VerifiedRelease, Embedder, Reranker | None]:
+    """Verify the release and load what embeds and orders; reads every byte of the bundle."""
+    release = load_current(settings.releases_folder, load_public_key(settings.keys_folder))
+    _check_versions(release.manifest)
+    embedder = _load_embedder(release.manifest, settings.models_folder)
+    _ = embedder.dimension  # an embedder that is not compiled loads its weights for it
+    return release, embedder, _load_reranker(release.manifest, settings.models_folder)
+
+
+def _gather_parts(
+    manifest: ReleaseManifest,
+    settings: ServerSettings,
+    embedder: Embedder,
+    reranker: Reranker | None,
+    teacher: ChatModel,
+    student: "ServedStudent | None",
+) -> PipelineParts:
+    return PipelineParts(
         index_folder=(settings.home / manifest.index.uri).parent,
         embedder=embedder,
         k=manifest.retrieval.k,
@@ -136,29 +172,6 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
         count_tokens=student.count_prompt_tokens if student else estimate_tokens,
         reranker=reranker,
     )
-    pipeline = await parts.assemble(
-        manifest.index.fingerprint,
-        student=student,
-        calibration=choose_calibration(manifest, student),
-        phase=_choose_phase(manifest, settings),
-    )
-    return ServingEngine(
-        pipeline=pipeline,
-        manifest=manifest,
-        sequence=release.sequence,
-        parent=release.parent,
-        close=_close_both(close, student),
-    )
-
-
-def _close_both(
-    close_teacher: Callable[[], Awaitable[None]], student: "ServedStudent | None"
-) -> Callable[[], Awaitable[None]]:
-    async def close() -> None:
-        await close_teacher()
-        await getattr(student, "close", _close_nothing)()
-
-    return close
 
 
 def _choose_phase(manifest: ReleaseManifest, settings: ServerSettings) -> Phase:

@@ -81,8 +81,12 @@ class ServerMetrics:
         for attempt in answered.attempts:
             if attempt.completion:
                 self._cost.labels(attempt.role).inc(attempt.completion.cost_usd)
-        if answered.used_fallback:
-            self._fallbacks.labels(str(answered.attempts[0].verdict or "error")).inc()
+        if answered.used_fallback and answered.served_by == "teacher":
+            is_doubted = answered.route.reason == "low_confidence"
+            verdict = (
+                "low_confidence" if is_doubted else str(answered.attempts[0].verdict or "error")
+            )
+            self._fallbacks.labels(verdict).inc()
 
     def count_problem(self, name: str) -> None:
         """Count a question that ended in a problem document."""

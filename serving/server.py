@@ -82,8 +82,19 @@ class Server:
             await self._live.close()
 
     async def _warm_up_and_watch(self) -> None:
-        await self._warm_up()
-        await self._live.watch()
+        """Warm up and follow CURRENT at once: another release may cure what this one cannot."""
+        async with asyncio.TaskGroup() as tasks:
+            warming = tasks.create_task(self._warm_up())
+            tasks.create_task(self._live.watch(lambda: self._take_over(warming)))
+
+    def _take_over(self, warming: asyncio.Task[None]) -> None:
+        """A release that was swapped in is warm, whatever became of the first one."""
+        warming.cancel()
+        self._open_to_questions()
+
+    def _open_to_questions(self) -> None:
+        self._not_ready = None
+        self._metrics.is_ready.set(1)
 
     async def _warm_up(self) -> None:
         pause = 1.0
@@ -100,8 +111,7 @@ class Server:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_WARM_UP_PAUSE_SECONDS)
             else:
-                self._not_ready = None
-                self._metrics.is_ready.set(1)
+                self._open_to_questions()
                 return
 
     def _close_to_questions(self, reason: str) -> None:

@@ -59,6 +59,9 @@ class ServerSettings:
     max_concurrency: int = 32
     release_poll_seconds: float = 5.0
     """How often CURRENT is looked at for another release."""
+    checks_host: bool = False
+    """Whether an open loopback server refuses other names than its own; set for one that listens,
+    not for an app that is called in process."""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Where `read_secret` looks; never printed."""
 

@@ -60,7 +60,7 @@ async def answer_cases(
         identity = {"arm": arm, "case_id": case_id, "repeat": repeat, "question": question}
         try:
             answered = await pipeline.answer(question, mode=ARM_MODES[arm], seed=repeat)
-            if failed := answered.attempts[-1].raised:
+            if failed := answered.last.raised:
                 raise failed
         except BudgetExceededError:
             raise

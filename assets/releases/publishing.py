@@ -7,6 +7,9 @@ Belongs here: whether and how a release becomes the current one. Does not belong
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from serving.errors import ReleaseError
 from serving.home import Home
 from serving.releases.bundle import build_bundle, ensure_signing_key, load_current, publish
 from serving.releases.manifest import ReleaseManifest
@@ -40,8 +43,7 @@ def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path)
     key = ensure_signing_key(home.keys)
     current = read_pointer(home.releases / "CURRENT", key.public_key())
     if current is not None:
-        serving = load_current(home.releases, key.public_key()).manifest
-        is_step_back = serving.gate.verdict == "PROMOTE" != manifest.gate.verdict
+        is_step_back = _is_promoted(home, key.public_key()) and manifest.gate.verdict != "PROMOTE"
         if is_step_back or current.release_id == release_id:
             return Published(release_id=release_id, current=current)
     pointer = publish(
@@ -51,3 +53,11 @@ def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path)
         signing_key=key,
     )
     return Published(release_id=release_id, current=pointer)
+
+
+def _is_promoted(home: Home, public_key: Ed25519PublicKey) -> bool:
+    """Whether what servers load now earned PROMOTE; what no server can load takes nothing away."""
+    try:
+        return load_current(home.releases, public_key).manifest.gate.verdict == "PROMOTE"
+    except ReleaseError:
+        return False

@@ -307,7 +307,7 @@ def training_curve(
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"1+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"2+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def held_out_answers(
@@ -393,7 +393,7 @@ def validation_report(held_out_answers: pl.DataFrame) -> dg.MaterializeResult[pl
     ins={"held_out_answers": dg.AssetIn(key=keys.HELD_OUT_ANSWERS)},
     partitions_def=RECIPES,
     kinds={"scikitlearn", "scipy"},
-    code_version="1",
+    code_version="2",
 )
 def calibration(
     context: dg.AssetExecutionContext, held_out_answers: pl.DataFrame

@@ -115,11 +115,14 @@ def calibrate(answers: pl.DataFrame, engine: Engine) -> dict[str, Any]:
 
 
 def read_valid_cases(answers: pl.DataFrame, split: str) -> Cases:
-    """Return the student's valid answers of a split as arrays.
+    """Return the student's valid answers of a split as arrays: those the router would ask it for.
 
-    Signals that its engine does not report for every answer of either split are left out.
+    What the rules send to the teacher is no part of the risk that a threshold promises. Signals
+    that its engine does not report for every answer of either split are left out.
     """
-    compared = compare_with_labels(answers.filter(pl.col("arm") == STUDENT)).filter("is_valid")
+    compared = compare_with_labels(answers.filter(pl.col("arm") == STUDENT)).filter(
+        "is_valid", "is_routed_to_student"
+    )
     names = tuple(n for n in SIGNALS if compared.height and not compared[n].null_count())
     valid = compared.filter(pl.col("split") == split)
     return Cases(

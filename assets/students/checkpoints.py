@@ -138,7 +138,10 @@ class Checkpoints:
         name = f"step-{checkpoint.step:08d}-{_name_content(data)}.safetensors"
         with atomic_path(self._folder / name) as temporary:
             temporary.write_bytes(data)
-        for old in sorted(self._folder.glob("step-*.safetensors"))[:-KEPT_COUNT]:
+        # Those of later steps are of another training (another precision): this one passed them by.
+        found = sorted(self._folder.glob("step-*.safetensors"))
+        for old in (*found[: max(0, found.index(self._folder / name) + 1 - KEPT_COUNT)],
+                    *found[found.index(self._folder / name) + 1 :]):  # fmt: skip
             old.unlink()
 
 
@@ -169,10 +172,12 @@ def _lock(path: Path) -> Iterator[None]:
             except FileNotFoundError:  # its folder was removed under us
                 continue
             _wait_for(stream.fileno(), path)
+            is_same = False
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
-                    yield
-                    return
+                is_same = path.stat().st_ino == os.fstat(stream.fileno()).st_ino
+            if is_same:
+                yield
+                return
 
 
 def _wait_for(descriptor: int, path: Path) -> None:

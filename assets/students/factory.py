@@ -141,6 +141,8 @@ def make_student(
         "examples_embedder_fingerprint": embedder.fingerprint if embedder else None,
         "training_code_version": FACTORY_VERSION,
     }
+    if isinstance(recipe, SearchRecipe):  # what a candidate may read and say decides who wins
+        inputs["limits"] = f"{parts.max_answer_tokens} of {parts.base.context_tokens}"
     teachers = [facts["teacher_ids"], facts["teacher_licenses"]]
     key = content_hash(inputs, teachers, digits=32)
     found = find_student(adapters_folder, recipe.student, key)

@@ -20,6 +20,7 @@ from serving.models.protocols import Hit, Progress
 from serving.pipeline.answer import Answered, AnswerPipeline
 from serving.pipeline.confidence import SIGNALS, read_signals
 from serving.pipeline.prompt import DraftAnswer, PromptFormat, read_answer
+from serving.pipeline.router import choose_route
 from serving.pipeline.sentences import split_units
 from serving.pipeline.statements import content_words
 from serving.pipeline.validator import ValidatorPolicy, validate
@@ -166,8 +167,21 @@ def tabulate_answer(answered: Answered, pipeline: AnswerPipeline) -> dict[str, A
         "completion_tokens": completion.completion_tokens,
         "latency_ms": completion.latency_ms,
         "mean_logprob": completion.mean_logprob,
+        "is_routed_to_student": _is_routed_to_student(answered, pipeline),
         **{name: signals.get(name) for name in SIGNALS},
     }
+
+
+def _is_routed_to_student(answered: Answered, pipeline: AnswerPipeline) -> bool:
+    """Whether production's rules would let the student answer: its confidence is read only then."""
+    route = choose_route(
+        prompt_tokens=answered.prompt_tokens_estimate,
+        max_score=answered.max_score,
+        prefer_quality=False,
+        phase="switch",
+        policy=pipeline.router,
+    )
+    return route.to == "student"
 
 
 def tabulate_top_chunk(answered: Answered, pipeline: AnswerPipeline) -> dict[str, Any]:

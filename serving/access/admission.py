@@ -41,6 +41,11 @@ class Admission:
         self._anybody = Principal(key=None, scopes=open_scopes)
         self._quotas = Quotas()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests need no key now."""
+        return self._mode == "open" or (self._mode == "auto" and self._ring.is_empty)
+
     def identify(self, authorization: str | None) -> Principal:
         """Return who sends this `Authorization` header.
 
@@ -50,7 +55,7 @@ class Admission:
             ProblemError: `unauthenticated`: no key, or one that opens nothing.
         """
         if not authorization:
-            if self._mode == "open" or (self._mode == "auto" and self._ring.is_empty):
+            if self.is_open:
                 return self._anybody
             raise _unauthenticated("no Authorization header")
         scheme, _, text = authorization.partition(" ")

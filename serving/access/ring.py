@@ -77,8 +77,8 @@ class KeyRing:
     def _read_stamp(self) -> tuple[int, int, int] | None:
         try:
             found = (self._folder / KEYS_FILE).stat()
-        except FileNotFoundError:
-            return None
+        except OSError:
+            return None  # reading the file says what is wrong, and the keys known so far stay
         return (found.st_mtime_ns, found.st_ino, found.st_size)
 
 

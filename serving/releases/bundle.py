@@ -23,7 +23,12 @@ from serving.errors import ReleaseError
 from serving.files import atomic_folder, write_text_atomically
 from serving.hashing import file_sha256, folder_sha256
 from serving.models.prompted_student import PROMPT_FILE
-from serving.releases.manifest import RELEASE_ID_PATTERN, ReleaseManifest, StudentEntry
+from serving.releases.manifest import (
+    RELEASE_ID_PATTERN,
+    ReleaseManifest,
+    StudentEntry,
+    hash_stored,
+)
 from serving.releases.signing import (
     CurrentPointer,
     ensure_signing_key,
@@ -213,13 +218,14 @@ def verify_bundle(
 def _read_manifest(folder: Path, files: set[str], release_id: str) -> ReleaseManifest:
     if MANIFEST not in files:
         raise _untrusted(folder, f"a file {MANIFEST}", "none")
+    stored = (folder / MANIFEST).read_bytes()
     try:
-        manifest = ReleaseManifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = ReleaseManifest.model_validate_json(stored)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise _untrusted(folder, "a manifest this version of the server reads", found) from error
-    identity = manifest.content_id()
+    identity = hash_stored(stored)
     if not release_id == manifest.release_id == identity:
         found = f"folder {release_id}, manifest {manifest.release_id}, content {identity}"
         raise _untrusted(folder, "one release id in name, manifest and content", found)

@@ -76,11 +76,12 @@ class LiveRelease:
             self._users[id(engine)] -= 1
             self._close_if_unused(engine)
 
-    async def watch(self) -> None:
-        """Poll until cancelled."""
+    async def watch(self, on_swap: Callable[[], None] = lambda: None) -> None:
+        """Poll until cancelled; `on_swap` is told of every other release in force."""
         while True:
             await asyncio.sleep(self._poll_seconds)
-            await self.poll()
+            if await self.poll():
+                on_swap()
 
     async def poll(self) -> bool:
         """Look at CURRENT once; return whether another release is in force now."""

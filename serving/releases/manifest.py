@@ -208,8 +208,16 @@ class ReleaseManifest(_Entry):
     def content_id(self) -> str:
         """Return the 12 hex digits that identify this content, whenever it was built."""
         # Through the text that is stored: what JSON cannot say (NaN) hashes as it is read back.
-        content = json.loads(self.model_dump_json(exclude=set(OUTSIDE_THE_HASH)))
-        return hashlib.sha256(canonical_json(content)).hexdigest()[:12]
+        return hash_stored(self.model_dump_json())
+
+
+def hash_stored(text: str | bytes) -> str:
+    """Return the identity of a manifest as it was written: keys added since then are no part of it.
+
+    So a release keeps its id when the server learns to read more.
+    """
+    content = {name: v for name, v in json.loads(text).items() if name not in OUTSIDE_THE_HASH}
+    return hashlib.sha256(canonical_json(content)).hexdigest()[:12]
 
 
 def _refuse_unreachable(provider: str, base_url: str | None) -> None:

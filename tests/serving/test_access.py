@@ -23,7 +23,7 @@ TRACE_ID = "01971b7c-5d2e-7c3a-9f1b-2a4c6e8d0f12"
 
 @asynccontextmanager
 async def _serve(
-    home: Path, *, engine: Any = None, **options: Any
+    home: Path, *, engine: Any = None, ready_host: str = "test", **options: Any
 ) -> AsyncIterator[httpx2.AsyncClient]:
     settings = ServerSettings(home=home, **options)
     app = create_app(
@@ -37,7 +37,7 @@ async def _serve(
             transport=httpx2.ASGITransport(app=app), base_url="http://test"
         ) as client,
     ):
-        while (await client.get("/readyz")).status_code != 200:
+        while (await client.get("/readyz", headers={"Host": ready_host})).status_code != 200:
             pass
         yield client
 
@@ -254,3 +254,26 @@ async def test_metrics_count_what_happened(tmp_path: Path) -> None:
     assert samples["understudy_feedback_total", "up"] == 1
     assert samples[("understudy_ready",)] == 1
     assert QUESTION not in text
+
+
+@pytest.mark.parametrize(
+    ("host", "is_keyed", "status"),
+    [
+        ("127.0.0.1:8321", False, 200),
+        ("localhost", False, 200),
+        ("[::1]:8321", False, 200),
+        ("evil.example", False, 403),
+        ("127.0.0.1.evil.example", False, 403),
+        ("", False, 403),
+        ("docs.example", True, 401),  # a proxy's name; without a key nothing is read
+    ],
+)
+async def test_an_open_server_answers_to_names_of_its_own_machine_alone(
+    tmp_path: Path, host: str, *, is_keyed: bool, status: int
+) -> None:
+    """A page elsewhere can make its own name mean this machine, and read what it is answered."""
+    if is_keyed:
+        create_key(tmp_path / "keys", tenant="docs")
+    async with _serve(tmp_path, checks_host=True, ready_host="127.0.0.1") as client:
+        reply = await client.get("/v1/release", headers={"Host": host})
+    assert reply.status_code == status

@@ -21,6 +21,7 @@ def make_row(number: int, **changes: Any) -> dict[str, Any]:
         "label_refused": False, "raw": "It is red. [1]", "answer": "It is red. [docs:a/1]",
         "citations": ["docs:a/1"], "refused": False, "verdict": "valid", "retrieved": [],
         "model": "m", "adapter_sha256": SHA, "engine": "local", "dtype": "float32",
+        "is_routed_to_student": True,
     } | changes  # fmt: skip
 
 

@@ -176,3 +176,8 @@ def test_a_held_folder_keeps_its_checkpoints(tmp_path):
     with hold_folder(folder):
         save(store(folder), 1)
     assert read_step(store(folder)) == 1
+
+
+def test_an_error_while_the_folder_is_held_is_the_one_that_is_seen(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the base is gone"), hold_folder(tmp_path / "a"):
+        raise FileNotFoundError("the base is gone")

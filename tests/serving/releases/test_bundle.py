@@ -1,4 +1,5 @@
 import hashlib
+import json
 import shutil
 import threading
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from serving.releases.bundle import (
     publish,
     verify_bundle,
 )
-from serving.releases.manifest import ReleaseManifest
+from serving.releases.manifest import ReleaseManifest, hash_stored
 from tests.serving.fakes import make_manifest
 from tests.serving.pipeline.test_confidence import make_calibration
 
@@ -310,3 +311,24 @@ def test_a_release_carries_the_calibration_of_its_own_adapter_alone(
     students["compact"]["calibration"]["adapter_sha256"] = "0" * 64
     with pytest.raises(ValidationError, match="calibration was fitted for adapter 000"):
         _build(tmp_path / "releases", adapter, students=students)
+
+
+def test_a_release_of_an_older_server_keeps_its_id(releases: Path) -> None:
+    """A manifest that lacks keys which were added since is the one that was signed."""
+    folder = _bundle(releases)
+    stored = json.loads((folder / MANIFEST).read_text())
+    for student in stored["students"].values():
+        assert student.pop("calibration") is None
+    old = dict(stored)
+    old["release_id"] = hash_stored(json.dumps(old))
+    assert old["release_id"] != stored["release_id"]
+    renamed = folder.with_name(old["release_id"])
+    shutil.copytree(folder, renamed)
+    (renamed / MANIFEST).write_text(json.dumps(old))
+    sums = "".join(
+        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(renamed).as_posix()}\n"
+        for p in sorted(renamed.rglob("*"))
+        if p.is_file() and p.name != CHECKSUMS
+    )
+    (renamed / CHECKSUMS).write_text(sums)
+    assert verify_bundle(renamed).release_id == old["release_id"]

@@ -266,3 +266,31 @@ async def test_a_release_that_fails_is_not_loaded_at_every_poll(site: Site) -> N
         await live.poll()
         moment[0] += 1.0
     assert 5 <= loads <= 8  # after 1, 2, 4, 8, 16, 32, then every 60 s
+
+
+async def test_another_release_cures_a_server_that_never_got_warm(site: Site) -> None:
+    engine = await site.load()
+    site.warm_up_error = ValueError("a golden prompt retrieves something else")
+    broken = await site.load()
+    assert engine.release_id == broken.release_id
+    site.warm_up_error = None
+    app = create_app(
+        engine=broken,
+        settings=site.settings,
+        writer=SegmentWriter(site.settings.segments_folder),
+        load=site.load,
+    )
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=app), base_url="http://test"
+        ) as client,
+    ):
+        async with asyncio.timeout(20):
+            while "failed" not in (await client.get("/readyz")).text:
+                await asyncio.sleep(0.005)
+            second = await asyncio.to_thread(site.publish, "second")
+            while (await client.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.005)
+        answer = await client.post("/ask", json={"question": "Where?"})
+        assert (answer.status_code, answer.json()["release"]) == (200, second)
