@@ -20,6 +20,7 @@ from orchestration.config import Config, load_config
 from orchestration.console import CONSOLE, make_logger
 from orchestration.explaining import explain_errors
 from orchestration.keys_cli import keys_app
+from orchestration.options import Json
 from orchestration.releases_cli import releases_app
 from resources.progress import LogProgress, RichProgress
 from serving.errors import InvalidInputError
@@ -45,7 +46,6 @@ Recipe = Annotated[
     str | None,
     typer.Option(help="A recipe under config/recipes, for example `compact`.", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 @app.command(epilog="Example: understudy run --select labels --select students/training_set")

@@ -15,13 +15,12 @@ from rich.table import Table
 from orchestration.config import load_config
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
+from orchestration.options import Json
 from serving.access.keys import DEFAULT_SCOPES, SCOPES, ApiKey, create_key, read_keys, revoke_key
 from serving.access.ring import RELOAD_SECONDS
 from serving.home import Home
 
 keys_app = typer.Typer(help="API keys of the server.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 @keys_app.command("create", epilog="Example: understudy keys create --tenant support --days 90")

@@ -15,14 +15,13 @@ from rich.table import Table
 from orchestration.config import load_config
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
+from orchestration.options import Json
 from serving.errors import ReleaseError
 from serving.home import Home
 from serving.releases.bundle import CURRENT, MANIFEST, ensure_signing_key, publish, verify_bundle
 from serving.releases.signing import CurrentPointer, load_public_key, read_pointer
 
 releases_app = typer.Typer(help="Releases: list them, step back.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +104,7 @@ def read_current(home: Home) -> CurrentPointer | None:
 def find_releases(home: Home) -> list[BuiltRelease]:
     """Return every bundle, newest first; one that does not verify says so in its state."""
     current = read_current(home)
-    names = {
-        current.release_id if current else None: "current",
-        current.parent if current else None: "parent",
-    }
+    names = {current.release_id: "current", current.parent: "parent"} if current else {}
     built = [
         _describe(home, folder.name, names.get(folder.name, ""))
         for folder in home.releases.glob("*/")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from serving.schemas import FeedbackRequest
-from serving.tracing.record import new_trace_id
+from serving.tracing.record import new_trace_id, write_time
 from serving.tracing.scrub import scrub
 
 
@@ -33,7 +33,7 @@ def build_feedback(body: FeedbackRequest, *, env: str, key_id: str | None) -> Fe
     """Describe feedback that was just given."""
     return FeedbackRecord(
         feedback_id=new_trace_id(),
-        given_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        given_at=write_time(datetime.now(UTC)),
         env=env,
         key_id=key_id,
         trace_id=body.trace_id,

@@ -6,10 +6,10 @@ release decides (thresholds, models, prices), and any use of the values.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from serving.errors import InvalidInputError
 from serving.pipeline.router import Phase
@@ -30,6 +30,8 @@ VARIABLES = {
     "release_poll_seconds": f"{PREFIX}RELEASE_POLL_SECONDS",
 }
 MAXIMUM_BODY_BYTES = 64 * 1024
+Choice = TypeVar("Choice")
+Default = TypeVar("Default")
 AuthSetting = Literal["auto", "keys", "open"]
 """`keys`: every request needs one. `open`: none does. `auto`: keys once one was made; until then a
 server on loopback is open, and one on another address does not start."""
@@ -160,24 +162,27 @@ def _read_home(value: str) -> Path:
 
 
 def _read_phase(value: str) -> Phase | None:
-    for phase in get_args(Phase):
-        if value == phase:
-            checked: Phase = phase
-            return checked
-    if value:
-        legal = ", ".join(get_args(Phase))
-        raise _illegal(VARIABLES["phase"], f"one of {legal}, or empty for the release's", value)
-    return None
+    legal: tuple[Phase, ...] = get_args(Phase)
+    return _read_choice("phase", value, legal, default=None, otherwise="the release's")
 
 
 def _read_auth(value: str) -> AuthSetting:
-    for mode in get_args(AuthSetting):
-        if value == mode:
-            checked: AuthSetting = mode
-            return checked
+    legal: tuple[AuthSetting, ...] = get_args(AuthSetting)
+    default = ServerSettings().auth
+    return _read_choice("auth", value, legal, default=default, otherwise=default)
+
+
+def _read_choice(
+    name: str, value: str, legal: Sequence[Choice], *, default: Default, otherwise: str
+) -> Choice | Default:
+    """Return the legal value that `value` is; `otherwise` says what an empty one means."""
+    for choice in legal:
+        if value == choice:
+            return choice
     if value:
-        raise _illegal(VARIABLES["auth"], f"one of {', '.join(get_args(AuthSetting))}", value)
-    return ServerSettings().auth
+        shown = f"one of {', '.join(map(str, legal))}, or empty for {otherwise}"
+        raise _illegal(VARIABLES[name], shown, value)
+    return default
 
 
 def _read_env(value: str) -> str:

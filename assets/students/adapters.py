@@ -7,7 +7,6 @@ trusting a folder at load (`serving.models.local_student`).
 import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,12 @@ from typing import Any
 import polars as pl
 
 from assets.students.recipe import TRAINING_VERSION, Recipe
+from assets.students.student_folders import (
+    find_folder,
+    read_key,
+    set_aside_if_damaged,
+    write_papers,
+)
 from assets.students.training import DivergedError, TrainedAdapter
 from serving.errors import InvalidInputError
 from serving.files import atomic_folder
@@ -24,8 +29,7 @@ from serving.models.chat_tokens import invocation_tokens
 from serving.models.local_student import ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
-PROVENANCE = "provenance.json"
-DAMAGED, DIVERGED = ".damaged", ".diverged"
+DIVERGED = ".diverged"
 
 REQUIRED_FACTS = (
     "base_model",
@@ -73,31 +77,8 @@ def make_training_key(
 
 
 def find_adapter(adapters_folder: Path, student: str, training_key: str) -> Path | None:
-    """Return the whole adapter folder whose provenance records this training key, or None.
-
-    A folder that is not what its name says is passed over: training makes it anew.
-    """
-    for path in sorted(adapters_folder.glob(f"{student}@*/{PROVENANCE}")):
-        if _read_training_key(path.parent) == training_key and is_whole(path.parent):
-            return path.parent
-    return None
-
-
-def is_whole(folder: Path) -> bool:
-    """Return whether weights, config and training key are the ones the folder is named after."""
-    try:
-        return folder.name.rpartition("@")[2] == hash_adapter(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _read_training_key(folder: Path) -> str | None:
-    """Return the recorded training key, None where provenance is broken: cheap beside hashing."""
-    try:
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return provenance.get("training_key") if isinstance(provenance, dict) else None
+    """Return the whole adapter folder whose provenance records this training key, or None."""
+    return find_folder(adapters_folder, student, training_key, hash_adapter)
 
 
 def check_facts(facts: Mapping[str, Any]) -> None:
@@ -147,14 +128,12 @@ def write_adapter(
         str(provenance["training_key"]),
     )
     target = adapters_folder / f"{recipe.student}@{sha}"
-    _set_aside_if_damaged(target)
+    set_aside_if_damaged(target, hash_adapter)
     with atomic_folder(target) as staging:
         (staging / ADAPTER_WEIGHTS).write_bytes(weights)
         (staging / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
-        (staging / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         record = {**provenance, **describe_run(trained, recipe), "adapter_sha": sha}
-        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-        (staging / PROVENANCE).write_text(text, encoding="utf-8")
+        write_papers(staging, recipe, record)
         trained.curve.write_parquet(staging / "training_curve.parquet", compression="zstd")
     return target
 
@@ -171,22 +150,12 @@ def keep_diverged(
         (staging / "error.txt").write_text(str(error), encoding="utf-8")
 
 
-def _set_aside_if_damaged(target: Path) -> None:
-    """Move a damaged folder of this name to `.damaged/`: writing would keep it, as an equal one."""
-    if target.is_dir() and not is_whole(target):
-        aside = target.parent / DAMAGED / target.name
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        target.rename(aside)
-
-
 def hash_adapter(folder: Path) -> str:
     """Return the sha12 a folder's content gives; it must be the one in its name."""
-    provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     return _hash_parts(
         file_sha256(folder / ADAPTER_WEIGHTS),
         file_sha256(folder / ADAPTER_CONFIG),
-        provenance["training_key"],
+        read_key(folder),
     )
 
 

@@ -135,14 +135,14 @@ class Checkpoints:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         data = encode_checkpoint(checkpoint, self._identity)
-        name = f"step-{checkpoint.step:08d}-{_name_content(data)}.safetensors"
-        with atomic_path(self._folder / name) as temporary:
+        written = self._folder / f"step-{checkpoint.step:08d}-{_name_content(data)}.safetensors"
+        with atomic_path(written) as temporary:
             temporary.write_bytes(data)
-        # Those of later steps are of another training (another precision): this one passed them by.
         found = sorted(self._folder.glob("step-*.safetensors"))
-        for old in (*found[: max(0, found.index(self._folder / name) + 1 - KEPT_COUNT)],
-                    *found[found.index(self._folder / name) + 1 :]):  # fmt: skip
-            old.unlink()
+        # Those of later steps are of another training (another precision): this one passed them by.
+        kept = [path for path in found if path <= written][-KEPT_COUNT:]
+        for path in set(found) - set(kept):
+            path.unlink()
 
 
 @contextlib.contextmanager

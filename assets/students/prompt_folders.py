@@ -5,8 +5,6 @@ Belongs here: everything about its files. Does not belong here: what the prompt 
 """
 
 import hashlib
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,18 @@ from typing import Any
 import polars as pl
 
 from assets.students.recipe import AnyRecipe
+from assets.students.student_folders import (
+    find_folder,
+    read_key,
+    set_aside_if_damaged,
+    write_papers,
+)
 from serving.files import atomic_folder
 from serving.hashing import content_hash, file_sha256
 from serving.models.prompted_student import PROMPT_FILE, VECTORS_FILE, VECTORS_NAME, StudentPrompt
 from serving.models.protocols import Vectors
 
-PROVENANCE, RECIPE_FILE, SEARCH_FILE = "provenance.json", "recipe.yaml", "search.parquet"
-DAMAGED = ".damaged"
+SEARCH_FILE = "search.parquet"
 
 
 def write_student(
@@ -48,38 +51,20 @@ def write_student(
     tensors = None if vectors is None else save({VECTORS_NAME: vectors})
     sha = _hash_parts(_sha256(text), _sha256(tensors), str(provenance["training_key"]))
     target = adapters_folder / f"{recipe.student}@{sha}"
-    _set_aside_if_damaged(target)
+    set_aside_if_damaged(target, hash_student)
     with atomic_folder(target) as staging:
         (staging / PROMPT_FILE).write_bytes(text)
         if tensors is not None:
             (staging / VECTORS_FILE).write_bytes(tensors)
         if search_log is not None:
             search_log.write_parquet(staging / SEARCH_FILE, compression="zstd")
-        (staging / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
-        record = {**provenance, "adapter_sha": sha}
-        (staging / PROVENANCE).write_text(
-            json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8"
-        )
+        write_papers(staging, recipe, {**provenance, "adapter_sha": sha})
     return target
 
 
 def find_student(adapters_folder: Path, student: str, key: str) -> Path | None:
-    """Return the whole folder whose provenance records this key, or None.
-
-    A folder that is not what its name says is passed over: it is made anew.
-    """
-    for path in sorted(adapters_folder.glob(f"{student}@*/{PROMPT_FILE}")):
-        if is_whole(path.parent) and _read_key(path.parent) == key:
-            return path.parent
-    return None
-
-
-def is_whole(folder: Path) -> bool:
-    """Return whether prompt, vectors and key are the ones the folder is named after."""
-    try:
-        return folder.name.rpartition("@")[2] == hash_student(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    """Return the whole folder whose provenance records this key, or None."""
+    return find_folder(adapters_folder, student, key, hash_student)
 
 
 def hash_student(folder: Path) -> str:
@@ -88,21 +73,8 @@ def hash_student(folder: Path) -> str:
     return _hash_parts(
         file_sha256(folder / PROMPT_FILE),
         file_sha256(vectors) if vectors.is_file() else None,
-        _read_key(folder),
+        read_key(folder),
     )
-
-
-def _read_key(folder: Path) -> str:
-    return str(json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["training_key"])
-
-
-def _set_aside_if_damaged(target: Path) -> None:
-    """Move a damaged folder of this name to `.damaged/`: writing would keep it, as an equal one."""
-    if target.is_dir() and not is_whole(target):
-        aside = target.parent / DAMAGED / target.name
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        target.rename(aside)
 
 
 def _hash_parts(prompt_sha256: str | None, vectors_sha256: str | None, key: str) -> str:

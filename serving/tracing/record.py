@@ -200,7 +200,7 @@ def build_failure_record(
     scrubbed = scrub(normalise_question(question))
     return TraceRecord(
         trace_id=trace_id,
-        asked_at=_write_time(asked_at),
+        asked_at=write_time(asked_at),
         env=origin.env,
         key_id=key_id,
         conversation_id=scrub(conversation_id) if conversation_id else None,
@@ -270,5 +270,6 @@ def _judge_trainable(*, env: str, is_escalated: bool) -> str:
     return "eligible" if env == "prod" else "not_prod"
 
 
-def _write_time(moment: datetime) -> str:
+def write_time(moment: datetime) -> str:
+    """Return a moment as records hold it: UTC, milliseconds, Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from assets.students import adapters
-from assets.students.adapters import find_adapter, is_whole
+from assets.students.adapters import find_adapter, hash_adapter
+from assets.students.student_folders import DAMAGED, PROVENANCE, is_whole, set_aside_if_damaged
 
 
 def write_folder(parent, key: str, weights: bytes = b"weights"):
@@ -13,8 +14,8 @@ def write_folder(parent, key: str, weights: bytes = b"weights"):
     made.mkdir(parents=True)
     (made / adapters.ADAPTER_WEIGHTS).write_bytes(weights)
     (made / adapters.ADAPTER_CONFIG).write_text("{}")
-    (made / adapters.PROVENANCE).write_text(json.dumps({"training_key": key}))
-    return made.rename(parent / f"tiny@{adapters.hash_adapter(made)}")
+    (made / PROVENANCE).write_text(json.dumps({"training_key": key}))
+    return made.rename(parent / f"tiny@{hash_adapter(made)}")
 
 
 def test_the_folder_with_the_key_is_found(tmp_path):
@@ -32,9 +33,9 @@ def test_the_folder_with_the_key_is_found(tmp_path):
         (adapters.ADAPTER_WEIGHTS, "cut"),
         (adapters.ADAPTER_CONFIG, "[]"),
         (adapters.ADAPTER_WEIGHTS, None),
-        (adapters.PROVENANCE, "{"),
-        (adapters.PROVENANCE, "[]"),
-        (adapters.PROVENANCE, "{}"),
+        (PROVENANCE, "{"),
+        (PROVENANCE, "[]"),
+        (PROVENANCE, "{}"),
     ],
 )
 def test_a_damaged_folder_is_passed_over_and_makes_room(tmp_path, name, content):
@@ -44,10 +45,10 @@ def test_a_damaged_folder_is_passed_over_and_makes_room(tmp_path, name, content)
     else:
         (folder / name).write_text(content)
     assert find_adapter(tmp_path, "tiny", "k1") is None
-    assert not is_whole(folder)
-    adapters._set_aside_if_damaged(folder)
+    assert not is_whole(folder, hash_adapter)
+    set_aside_if_damaged(folder, hash_adapter)
     assert not folder.exists()
-    assert (tmp_path / adapters.DAMAGED / folder.name).is_dir()
+    assert (tmp_path / DAMAGED / folder.name).is_dir()
     whole = write_folder(tmp_path, "k1")
-    adapters._set_aside_if_damaged(whole)
+    set_aside_if_damaged(whole, hash_adapter)
     assert find_adapter(tmp_path, "tiny", "k1") == whole

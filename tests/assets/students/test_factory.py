@@ -10,10 +10,11 @@ import pytest
 
 from assets import tables
 from assets.students.factory import FactoryParts, list_examples, make_student, refuse_unfit
-from assets.students.prompt_folders import find_student, is_whole
+from assets.students.prompt_folders import find_student, hash_student
 from assets.students.prompt_search import SEARCH_LOG
 from assets.students.provenance import find_foreign_files, tabulate_adapter
 from assets.students.recipe import parse_recipe
+from assets.students.student_folders import is_whole
 from resources.students import StudentSettings
 from serving import engine
 from serving.errors import InvalidInputError, ReleaseError
@@ -155,13 +156,13 @@ def test_a_damaged_folder_is_made_anew(tmp_path, base):
     key = json.loads((folder / "provenance.json").read_text())["training_key"]
     assert find_student(tmp_path, "tiny", key) == folder
     (folder / "vectors.safetensors").write_bytes(b"cut")
-    assert not is_whole(folder)
+    assert not is_whole(folder, hash_student)
     assert find_student(tmp_path, "tiny", key) is None
     assert find_foreign_files(folder, "few_shot", "recorded") == [
         "its content is not what was recorded"
     ]
     assert make_folder(tmp_path, "nearest", base) == folder
-    assert is_whole(folder)
+    assert is_whole(folder, hash_student)
     assert (tmp_path / ".damaged" / folder.name).is_dir()
 
 

@@ -12,8 +12,8 @@ import pytest
 from assets import keys, tables
 from assets.students import assets as declarations
 from assets.students import reporting
-from assets.students.adapters import PROVENANCE
 from assets.students.curve_chart import describe_speed, draw_curve
+from assets.students.student_folders import PROVENANCE
 from serving.home import Home
 from tests.assets.students.training_cases import FACTS, make_frame, make_recipe
 
