@@ -65,7 +65,7 @@ def harvested_file(harvested: dg.ResourceParam[Harvested]) -> dg.DataVersion:
     key=keys.SEED_QUESTIONS,
     deps=[keys.SEED_FILE, keys.HARVESTED_FILE],
     kinds={"jsonl", "parquet", "polars"},
-    code_version="3",
+    code_version="4",
 )
 def seed_questions(
     seeds: dg.ResourceParam[Seeds],

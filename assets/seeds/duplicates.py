@@ -15,6 +15,9 @@ NEAR_DUPLICATE_COSINE = 0.99  # at or above: dropped as the same question
 in a greeting, a "Thanks!", capitals or one synonym; from just below it on there are other question
 forms and typos, the variety that paraphrases are bought for."""
 
+CLUSTER_COSINE = 0.9  # at or above: the same matter in other words
+MAXIMUM_CLUSTER_ROWS = 3  # of harvested seeds about one matter; whoever floods teaches no more
+
 BLOCK_ROWS = 512
 """Rows compared at once: 512 x 60,000 float32 are 120 MB."""
 
@@ -42,3 +45,20 @@ def mark_near_duplicates(
             earlier = np.flatnonzero(near[row - start, :row])
             is_duplicate[row] = bool((~is_duplicate[earlier]).any())
     return is_duplicate
+
+
+def mark_crowded(
+    vectors: Vectors, *, limit: float = CLUSTER_COSINE, maximum_rows: int = MAXIMUM_CLUSTER_ROWS
+) -> npt.NDArray[np.bool_]:
+    """Say of each row whether `maximum_rows` earlier rows that stay are as near as `limit`.
+
+    Greedy in row order, like `mark_near_duplicates`.
+    """
+    is_crowded = np.zeros(len(vectors), dtype=np.bool_)
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, len(vectors))
+        near = vectors[start:stop] @ vectors[:stop].T >= limit
+        for row in range(start, stop):
+            earlier = np.flatnonzero(near[row - start, :row])
+            is_crowded[row] = int((~is_crowded[earlier]).sum()) >= maximum_rows
+    return is_crowded

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from assets import tables
-from assets.seeds.duplicates import mark_near_duplicates
+from assets.seeds.duplicates import mark_crowded, mark_near_duplicates
 from serving.hashing import content_hash
 from serving.models.protocols import Vectors
 from serving.pipeline.questions import drop_invisible, fold_text, normalise_question
@@ -84,7 +84,8 @@ def harvest_seeds(harvested: pl.DataFrame, *, known_texts: Sequence[str], embed:
 
     Returns:
         Rows of `tables.SEED_QUESTIONS` in order of decision, and the number of rows dropped by
-        reason: those of `decide_admission`, `superseded`, `same_text` and `near_duplicate`.
+        reason: those of `decide_admission`, `superseded`, `same_text`, `near_duplicate` and
+        `crowded` (a fourth one about the same matter).
     """
     decided = decide_admission(harvested)
     admitted = decided.filter(pl.col("reason") == "")
@@ -98,7 +99,9 @@ def harvest_seeds(harvested: pl.DataFrame, *, known_texts: Sequence[str], embed:
         vectors = embed([*known_texts, *fresh["text"]])
         near = mark_near_duplicates(vectors, known_count=len(known_texts))[len(known_texts) :]
         dropped["near_duplicate"] = int(np.count_nonzero(near))
-        fresh = fresh.filter(~pl.Series(near))
+        crowded = mark_crowded(vectors[len(known_texts) :][~near])
+        dropped["crowded"] = int(np.count_nonzero(crowded))
+        fresh = fresh.filter(~pl.Series(near)).filter(~pl.Series(crowded))
     return Harvest(
         seeds=_tabulate(fresh),
         dropped_by_reason={reason: count for reason, count in dropped.items() if count},

@@ -7,7 +7,47 @@ import polars as pl
 
 from assets import keys
 from assets.check_results import report_outcome
+from assets.traces.assets import Traces
+from assets.traces.compaction import find_miscounted
+from assets.traces.curating import find_remains
+from assets.traces.deciding import REASON_CODES, REVIEWER_KINDS, VERDICTS
+from assets.traces.escalating import HASTY_LIMIT_RATIO, MINIMUM_SECONDS, audit_loop
 from assets.traces.expectations import evaluate_traces
+from assets.traces.hours import find_folder, list_hours, scan_hours
+from serving.home import Home
+
+SHOWN = 20
+
+
+@dg.asset_check(asset=keys.HOURLY_RECORDS, blocking=True)
+def every_record_is_stored_once(
+    traces: dg.ResourceParam[Traces], home: dg.ResourceParam[Home]
+) -> dg.AssetCheckResult:
+    """Every record of a compacted segment lies in the hours exactly once, deleted ones aside."""
+    wrong = find_miscounted(find_folder(home), traces.list_files())
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        metadata={"miscounted_count": len(wrong), "miscounted_segments": wrong[:SHOWN]},
+    )
+
+
+@dg.asset_check(asset=keys.QUARANTINED_FRAMES)
+def nothing_is_quarantined(quarantined_frames: pl.DataFrame) -> dg.AssetCheckResult:
+    """Every byte of every segment was read. This check warns and does not block.
+
+    The records that could be read are stored, so a block would help nobody. A torn tail is the mark
+    of a killed server and was never reported persisted: it alone raises no alarm.
+    """
+    alarming = quarantined_frames.filter(pl.col("reason") != "torn_tail")
+    return dg.AssetCheckResult(
+        passed=alarming.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "quarantined_count": alarming.height,
+            "torn_tail_count": quarantined_frames.height - alarming.height,
+            "segments": alarming["segment"].unique().sort().to_list()[:SHOWN],
+        },
+    )
 
 
 @dg.asset_check(asset=keys.TRACE_RECORDS)
@@ -19,3 +59,128 @@ def trace_records_meet_expectations(trace_records: pl.DataFrame) -> dg.AssetChec
     any trace yet there is nothing to object to: it passes and says 0 rows.
     """
     return report_outcome(evaluate_traces(trace_records, now=datetime.now(UTC)))
+
+
+@dg.asset_check(asset=keys.FEEDBACK, blocking=True)
+def every_feedback_has_its_id(feedback: pl.DataFrame) -> dg.AssetCheckResult:
+    """Every thumb is there once, with a rating and the trace it is about."""
+    broken = feedback.filter(
+        pl.col("feedback_id").is_duplicated()
+        | pl.any_horizontal(pl.col("feedback_id", "rating", "trace_id").is_null())
+    )
+    return dg.AssetCheckResult(
+        passed=broken.is_empty(),
+        metadata={
+            "feedback_count": feedback.height,
+            "broken_ids": broken["feedback_id"].to_list()[:SHOWN],
+        },
+    )
+
+
+@dg.asset_check(asset=keys.CURATION_DECISIONS, blocking=True)
+def every_decision_is_reviewed(curation_decisions: pl.DataFrame) -> dg.AssetCheckResult:
+    """Every decision has a trace, a reviewer, a date and the rubric's words."""
+    reasons = [reason for words in REASON_CODES.values() for reason in words]
+    sound = (
+        pl.col("decision").is_in(VERDICTS)
+        & pl.col("reviewer_kind").is_in(REVIEWER_KINDS)
+        & pl.col("reason_code").is_in(reasons)
+        & (pl.col("reviewer").str.strip_chars() != "")
+        & pl.col("trace_id").is_not_null()
+        & pl.col("decided_at").is_not_null()
+        & pl.col("decision_id").is_unique()
+    )
+    broken = curation_decisions.filter(~sound.fill_null(value=False))
+    return dg.AssetCheckResult(
+        passed=broken.is_empty(),
+        metadata={
+            "decision_count": curation_decisions.height,
+            "broken_decisions": broken["decision_id"].to_list()[:SHOWN],
+        },
+    )
+
+
+@dg.asset_check(asset=keys.ADMISSIONS, blocking=True)
+def only_curated_production_is_admitted(
+    admissions: pl.DataFrame, home: dg.ResourceParam[Home]
+) -> dg.AssetCheckResult:
+    """No admitted question's stored trace is from elsewhere, escalated, flagged or untrainable.
+
+    The stored traces are read, and not what the decisions quote of them: a line that was written by
+    another hand than the curation's is found. A trace whose hours are gone cannot be compared and
+    is counted.
+    """
+    admitted = admissions.filter("is_admitted")["trace_id"].to_list()
+    stored = (
+        scan_hours(list_hours(find_folder(home)))
+        .filter(pl.col("trace_id").is_in(admitted) & pl.col("selection_mode").ne_missing("shadow"))
+        .select("trace_id", "env", "trainable", "escalation_requested", "is_injection")
+        .collect()
+    )
+    sound = (
+        (pl.col("env") == "prod")
+        & pl.col("trainable")
+        & ~pl.col("escalation_requested")
+        & ~pl.col("is_injection")
+    )
+    leaked = stored.filter(~sound.fill_null(value=False))
+    return dg.AssetCheckResult(
+        passed=leaked.is_empty(),
+        metadata={
+            "admitted_count": len(admitted),
+            "not_production_count": leaked.filter(pl.col("env").ne_missing("prod")).height,
+            "leaked_traces": leaked["trace_id"].to_list()[:SHOWN],
+            "without_a_stored_trace_count": len(set(admitted) - set(stored["trace_id"])),
+        },
+    )
+
+
+@dg.asset_check(
+    asset=keys.ESCALATIONS,
+    additional_ins={"curation_decisions": dg.AssetIn(key=keys.CURATION_DECISIONS)},
+    blocking=True,
+)
+def human_loop_is_human(
+    escalations: pl.DataFrame, curation_decisions: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """No escalation was closed by automation, and at most 1 % faster than a person reads.
+
+    A closing by automation fails; too many hasty ones warn. Without any closing it passes.
+    """
+    loop = audit_loop(escalations, curation_decisions)
+    is_hasty = loop.hasty_ratio > HASTY_LIMIT_RATIO
+    severity = dg.AssetCheckSeverity
+    return dg.AssetCheckResult(
+        passed=loop.is_human and not is_hasty,
+        severity=severity.WARN if loop.is_human else severity.ERROR,
+        metadata={
+            "closed_count": loop.closed_count,
+            "closed_by_automation_count": len(loop.by_automation),
+            "closed_by_automation": list(loop.by_automation[:SHOWN]),
+            "minimum_seconds": MINIMUM_SECONDS,
+            "hasty_ratio": loop.hasty_ratio,
+            "hasty_limit_ratio": HASTY_LIMIT_RATIO,
+            "hasty": list(loop.hasty[:SHOWN]),
+        },
+    )
+
+
+@dg.asset_check(asset=keys.DELETIONS, blocking=True)
+def deleted_traces_are_gone(
+    deletions: pl.DataFrame, home: dg.ResourceParam[Home]
+) -> dg.AssetCheckResult:
+    """What a tombstone names is in no hour, in no table of traces and in no seed.
+
+    A seed outlives its trace until the seeds are made again in the same run or the next: they are
+    counted and do not fail the check.
+    """
+    remains = dict(find_remains(home, deletions))
+    waiting = remains.pop("seeds/seed_questions", 0)
+    return dg.AssetCheckResult(
+        passed=not remains,
+        metadata={
+            "tombstone_count": deletions.height,
+            "remains_by_place": remains,
+            "seeds_waiting_count": waiting,
+        },
+    )

@@ -1,15 +1,27 @@
 """Trace records as a table: the JSON of `serving/tracing/record.py`, typed.
 
-Belongs here: typing and order. Does not belong here: reading segments (`resources/traces`), what a
-sound record looks like (`expectations`).
+Belongs here: typing and order. Does not belong here: reading segments (`frames`), what a sound
+record looks like (`expectations`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import orjson
 import polars as pl
 
 from assets import tables
+from assets.traces.flags import INJECTION_PATTERN
+
+WRITTEN = pl.Schema({**tables.TRACE_RECORDS, "asked_at": pl.String()})
+NESTED: Mapping[str, frozenset[str]] = {
+    name: frozenset(field.name for field in dtype.inner.fields)
+    for name, dtype in WRITTEN.items()
+    if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct)
+}
+"""The columns that hold lists of records, and the fields of those."""
+
+UNKNOWN = "unknown_fields"
 
 
 def tabulate_records(records: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -19,12 +31,77 @@ def tabulate_records(records: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     left out, one that a record lacks is null, and so is a value of another type. The table is
     checked afterwards and names such records; dropping them here would hide them.
     """
-    written = pl.Schema({**tables.TRACE_RECORDS, "asked_at": pl.String()})
-    known = [{name: record.get(name) for name in written} for record in records]
-    frame = pl.DataFrame(known, schema=written, strict=False, orient="row")
+    known = [{name: record.get(name) for name in WRITTEN} for record in records]
+    frame = pl.DataFrame(known, schema=WRITTEN, strict=False, orient="row")
+    return _type_time(frame).sort("trace_id", nulls_last=True, maintain_order=True)
+
+
+def tabulate_payloads(payloads: Sequence[bytes]) -> pl.DataFrame:
+    """Return one row per JSON payload, in their order, with `unknown_fields` and `is_injection`.
+
+    Payloads of this release's own shape are parsed at once. Others go one by one: what a newer
+    release wrote more is kept as JSON in `unknown_fields`, and what is no record at all is a row of
+    nulls, which has no time and so is quarantined.
+    """
+    frame = _parse_at_once(payloads)
+    if frame is None:
+        records = [_load(payload) for payload in payloads]
+        known = [{name: record.get(name) for name in WRITTEN} for record in records]
+        frame = pl.DataFrame(known, schema=WRITTEN, strict=False, orient="row").with_columns(
+            pl.Series(UNKNOWN, [_keep_unknown(record) for record in records], dtype=pl.String)
+        )
+    injected = pl.col("question").str.contains(INJECTION_PATTERN).fill_null(value=False)
+    return _type_time(frame).with_columns(injected.alias("is_injection"))
+
+
+def _parse_at_once(payloads: Sequence[bytes]) -> pl.DataFrame | None:
+    """Return the parsed payloads, or None when some need to be looked at one by one."""
+    if not all(_has_own_shape(_load(payload)) for payload in _sample(payloads)):
+        return None
+    try:
+        frame = pl.read_ndjson(b"\n".join(payloads), schema=WRITTEN)
+    except pl.exceptions.PolarsError:
+        return None
+    if frame.height != len(payloads):
+        return None
+    return frame.with_columns(pl.lit(None, dtype=pl.String).alias(UNKNOWN))
+
+
+def _sample(payloads: Sequence[bytes]) -> list[bytes]:
+    """Return what shows the shape of a segment: one process of one release wrote all of it."""
+    chosen = [payloads[0], payloads[-1]] if payloads else []
+    for name in NESTED:
+        sign = f'"{name}":[{{'.encode()
+        chosen += [payload for payload in payloads if sign in payload][:1]
+    return chosen
+
+
+def _load(payload: bytes) -> dict[str, Any]:
+    try:
+        record = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _has_own_shape(record: Mapping[str, Any]) -> bool:
+    return bool(record) and _keep_unknown(record) is None
+
+
+def _keep_unknown(record: Mapping[str, Any]) -> str | None:
+    """Return what the columns cannot hold, as JSON: unknown fields, and lists that have any."""
+    unknown = {name: value for name, value in record.items() if name not in WRITTEN}
+    for name, fields in NESTED.items():
+        entries = record.get(name)
+        if isinstance(entries, list) and any(
+            isinstance(entry, dict) and not fields.issuperset(entry) for entry in entries
+        ):
+            unknown[name] = entries
+    return orjson.dumps(unknown).decode() if unknown else None
+
+
+def _type_time(frame: pl.DataFrame) -> pl.DataFrame:
     asked_at = pl.col("asked_at").str.to_datetime(
         "%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us", strict=False
     )
-    return frame.with_columns(asked_at.dt.replace_time_zone("UTC")).sort(
-        "trace_id", nulls_last=True, maintain_order=True
-    )
+    return frame.with_columns(asked_at.dt.replace_time_zone("UTC"))

@@ -9,8 +9,10 @@ from resources.students import Students, StudentSettings
 from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.embedded import ResolvedModel
+from serving.models.local_student import LocalStudent
 from serving.models.protocols import ChatRequest, NoProgress, Price
 from tests.serving.fakes import CannedChatModel
+from tests.tiny_student import make_adapter, make_messages
 
 ADAPTER = {
     "student": "tiny", "kind": "alora", "adapter": "tiny@0123456789ab", "activation": "question",
@@ -51,3 +53,29 @@ def test_a_kept_answer_of_another_machine_is_not_used(students, monkeypatch):
         monkeypatch.setattr("os.cpu_count", lambda count=cpu_count: count)
         asyncio.run(students.load(ADAPTER).complete(request))
         assert len(model.requests) == calls
+
+
+def test_the_configured_engine_runs_base_and_adapter_and_names_its_numbers(tiny_base, tmp_path):
+    home = Home(tmp_path)
+    adapter = make_adapter(home.adapters / "tiny@0123456789ab", tiny_base)
+    settings = StudentSettings(
+        base_model=str(tiny_base), revision="r", context_tokens=400, max_answer_tokens=8,
+        price=Price(), local_engine="openvino",
+    )  # fmt: skip
+    students = Students(
+        settings={"tiny": settings}, recipes_folder=tmp_path, home=home, progress=NoProgress(),
+        connect=lambda name: CannedChatModel(name), open_embedder=lambda: None,
+    )  # fmt: skip
+    request = ChatRequest(messages=tuple(make_messages("How?")), max_tokens=8)
+    assert students.open_base("tiny").dtype == "openvino-float32"
+    answer = asyncio.run(students.load(ADAPTER).complete(request))
+    assert {path.name.partition("@")[0] for path in home.models.glob("*@*")} == {
+        f"{tiny_base.name}.openvino-prefix", f"{tiny_base.name}.openvino-step",
+        "tiny@0123456789ab".partition("@")[0],
+    }  # fmt: skip
+    plain = LocalStudent.load(
+        tiny_base, adapter, name="t", price=Price(), activation="question", context_tokens=400,
+        dtype="float32",
+    )  # fmt: skip
+    assert answer.text == asyncio.run(plain.complete(request)).text
+    assert answer.signs is not None

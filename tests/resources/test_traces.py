@@ -1,8 +1,13 @@
 """Sealed segments: which are read, and what happens to a damaged one."""
 
+from datetime import UTC, datetime
+
+import polars as pl
 import pytest
 
-from resources.traces import SealedSegments
+from assets import tables
+from resources.input_files import HarvestedFile
+from resources.traces import Harvest, SealedSegments
 from serving.errors import TraceError
 from serving.tracing.segments import SegmentWriter
 
@@ -36,3 +41,19 @@ async def test_a_damaged_segment_is_an_error_that_names_it(tmp_path):
     path.write_bytes(data)
     with pytest.raises(TraceError, match=path.name):
         list(SealedSegments(tmp_path).read())
+
+
+def test_the_harvest_is_the_files_rows_and_the_admitted_ones_and_changes_with_these():
+    file = HarvestedFile(None, tables.HARVESTED_QUESTIONS)
+    nothing = pl.DataFrame(schema=tables.HARVESTED_QUESTIONS)
+    row = {
+        "text": "why", "source_trace_id": "t", "env": "prod", "decision": "accepted",
+        "reviewer": "ada", "reviewer_kind": "human", "reason_code": "recurring",
+        "rubric_version": "1", "decided_at": datetime(2026, 5, 1, tzinfo=UTC), "trainable": True,
+    }  # fmt: skip
+    admitted = pl.DataFrame([row], schema=tables.HARVESTED_QUESTIONS)
+    none, one = Harvest(file, lambda: nothing), Harvest(file, lambda: admitted)
+    assert none.fingerprint() == file.fingerprint() != one.fingerprint()
+    assert one.fingerprint() == Harvest(file, lambda: admitted.clone()).fingerprint()
+    assert none.read().is_empty()
+    assert one.read().equals(admitted)

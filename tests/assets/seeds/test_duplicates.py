@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from assets.seeds.duplicates import BLOCK_ROWS, mark_near_duplicates
+from assets.seeds.duplicates import BLOCK_ROWS, mark_crowded, mark_near_duplicates
 
 
 def at_degrees(*degrees: float) -> np.ndarray:
@@ -37,3 +37,11 @@ def test_what_is_appended_changes_no_verdict_and_blocks_do_not_show():
 
 def test_nothing_is_no_duplicate():
     assert mark_near_duplicates(np.zeros((0, 4), np.float32), known_count=0).tolist() == []
+
+
+def test_a_fourth_about_one_matter_is_crowded_out_and_another_matter_is_not():
+    angles = [0.0, 0.1, 0.2, 0.3, 1.5, 0.15]
+    vectors = np.array([[np.cos(a), np.sin(a)] for a in angles], dtype=np.float32)
+    assert mark_crowded(vectors).tolist() == [False, False, False, True, False, True]
+    assert mark_crowded(vectors, maximum_rows=4).tolist() == [False] * 5 + [True]
+    assert mark_crowded(np.empty((0, 2), dtype=np.float32)).tolist() == []

@@ -1,0 +1,103 @@
+"""Deletions: which traces a tombstone names, and taking them out of segments, hours and tables.
+
+A tombstone names a trace, a conversation or a key (and then what was asked before the request).
+Belongs here: matching and removal. Does not belong here: the journal of requests (`journal`), what
+retrains afterwards (`seed_questions` loses the row, which makes what is downstream stale).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import polars as pl
+
+from assets import tables
+from assets.traces.frames import redact_frames
+from assets.traces.hours import scan_hours, write_hour
+from serving.files import PRIVATE_MODE, atomic_path
+
+TombstoneKind = Literal["trace", "conversation", "key"]
+COLUMN_OF_KIND: Mapping[TombstoneKind, str] = {
+    "trace": "trace_id",
+    "conversation": "conversation_id",
+    "key": "key_id",
+}
+KINDS: tuple[TombstoneKind, ...] = get_args(TombstoneKind)
+
+
+def match_deleted(tombstones: pl.DataFrame, columns: Collection[str]) -> pl.Expr:
+    """Return the predicate that says which rows have to be gone, never null.
+
+    Args:
+        tombstones: rows of `tables.DELETIONS`.
+        columns: those of the table at hand; a kind whose column is not among them cannot match.
+    """
+    named = [trace for traces in tombstones["trace_ids"].to_list() for trace in traces or ()]
+    matched = pl.col("trace_id").is_in(named) if "trace_id" in columns else pl.lit(value=False)
+    for kind, value, requested_at in tombstones.select("kind", "value", "requested_at").iter_rows():
+        column = COLUMN_OF_KIND[kind]
+        if column not in columns:
+            continue
+        is_named = pl.col(column) == value
+        if kind != "trace" and "asked_at" in columns:
+            asked = pl.col("asked_at")
+            is_named &= (asked <= requested_at).fill_null(value=True)
+        matched |= is_named
+    return matched.fill_null(value=False)
+
+
+def mark_deleted(rows: pl.DataFrame, tombstones: pl.DataFrame) -> pl.Series:
+    """Say of each row whether a tombstone names it."""
+    if tombstones.is_empty() or rows.is_empty():
+        return pl.Series("is_deleted", [False] * rows.height, dtype=pl.Boolean)
+    return rows.select(match_deleted(tombstones, rows.columns).alias("is_deleted")).to_series()
+
+
+def find_deleted(hours: Sequence[Path], tombstones: pl.DataFrame) -> pl.DataFrame:
+    """Return (trace_id, segment, segment_offset) of stored records that have to be gone."""
+    rows = scan_hours(hours).filter(match_deleted(tombstones, tables.STORED_TRACES))
+    return rows.select("trace_id", "segment", "segment_offset").collect()
+
+
+def delete_stored(
+    folder: Path, hours: Sequence[Path], segments: Mapping[str, Path], tombstones: pl.DataFrame
+) -> int:
+    """Take what tombstones name out of segments and hours; return the number of records.
+
+    Segments first: a crash in between leaves rows that the next run finds again.
+    """
+    if tombstones.is_empty():
+        return 0
+    total = 0
+    for hour in hours:
+        found = find_deleted([hour], tombstones)
+        if found.is_empty():
+            continue
+        for (segment,), gone in found.group_by("segment"):
+            if path := segments.get(str(segment)):
+                redact_frames(path, gone["segment_offset"].to_list())
+        write_hour(
+            hour, scan_hours([hour]).filter(~match_deleted(tombstones, tables.STORED_TRACES))
+        )
+        total += found.height
+    if total:
+        purge_tables(sorted((folder.parent / "lake" / "traces").glob("*.parquet")), tombstones)
+    return total
+
+
+def purge_tables(paths: Sequence[Path], tombstones: pl.DataFrame) -> None:
+    """Take rows out of finished tables at once; the next run makes them anew from the hours.
+
+    The journals' own tables stay: a tombstone names what it deletes, and a decision loses its text
+    in the journal.
+    """
+    for path in paths:
+        columns = list(pl.read_parquet_schema(path))
+        if path.stem in {"deletions"} or "trace_id" not in columns:
+            continue
+        frame = pl.read_parquet(path, hive_partitioning=False)
+        kept = frame.filter(~match_deleted(tombstones, columns))
+        if kept.height < frame.height:
+            with atomic_path(path) as temporary:
+                temporary.chmod(PRIVATE_MODE)
+                kept.write_parquet(temporary, compression="zstd")

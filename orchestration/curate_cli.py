@@ -1,0 +1,198 @@
+"""The commands `understudy curate …`: candidates, the review queue, decisions, deletions.
+
+Belongs here: arguments, showing a trace, asking a person. Does not belong here: what a decision
+means (`assets/traces/deciding`), who is admitted (`assets/traces/admission`).
+"""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from assets.traces.compaction import Compaction, compact_segments
+from assets.traces.curating import find_candidates, open_deletions, request_deletion
+from assets.traces.deciding import (
+    REASON_CODES,
+    VERDICTS,
+    Reviewer,
+    decide_trace,
+    find_open_escalation,
+    find_trace,
+    open_decisions,
+)
+from assets.traces.escalating import CONTRACT, find_escalations
+from assets.traces.hours import find_folder, list_hours, scan_hours
+from orchestration.config import load_config, prepare_environment
+from orchestration.console import CONSOLE
+from orchestration.explaining import explain_errors
+from orchestration.options import Json
+from resources.traces import SealedSegments
+from serving.home import Home
+
+curate_app = typer.Typer(help="What production may teach, decided by you.", no_args_is_help=True)
+TraceId = Annotated[str, typer.Argument(help="As `understudy curate list` says.")]
+
+
+@curate_app.command("list", epilog="Example: understudy curate list --limit 10 --json")
+@explain_errors
+def list_waiting(
+    limit: Annotated[int, typer.Option(help="Rows at most.", min=1)] = 20,
+    escalations: Annotated[
+        bool, typer.Option("--escalations", help="The review queue instead of candidates.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List what waits for a decision, hardest for the student first."""
+    home = Home(load_config().home)
+    compact(home)
+    records = scan_hours(list_hours(find_folder(home)))
+    decisions = open_decisions(home).read()
+    if escalations:
+        queue = find_escalations(records, decisions).filter(pl.col("closed_at").is_null())
+        frame = queue.select("trace_id", "reason", "opened_at", "contract_version")
+    else:
+        frame = find_candidates(records, decisions)
+    if as_json:
+        rows = frame.head(limit).with_columns(pl.selectors.datetime().dt.to_string("iso:strict"))
+        sys.stdout.write(json.dumps(rows.to_dicts(), ensure_ascii=False) + "\n")
+        return
+    _show_rows(frame.head(limit))
+    CONSOLE.print(f"[dim]{min(limit, frame.height)} of {frame.height} waiting[/]")
+
+
+@curate_app.command("show", epilog="Example: understudy curate show 0197c1d2-7a10-…")
+@explain_errors
+def show(trace_id: TraceId, as_json: Json = False) -> None:
+    """Show what a decision about a trace rests on."""
+    home = Home(load_config().home)
+    compact(home)
+    trace = find_trace(find_folder(home), trace_id)
+    if as_json:
+        sys.stdout.write(json.dumps(trace, default=str, ensure_ascii=False) + "\n")
+    else:
+        _show_trace(trace)
+
+
+@curate_app.command("decide", epilog="Example: understudy curate decide 0197… --reviewer ada")
+@explain_errors
+def decide(
+    trace_id: TraceId,
+    reviewer: Annotated[str, typer.Option(help="Who decides.")],
+    verdict: Annotated[
+        str | None,
+        typer.Option("--decision", help=f"{' or '.join(VERDICTS)}; asked for if left out."),
+    ] = None,
+    reason_code: Annotated[
+        str | None, typer.Option(help="A word of the rubric; asked for if left out.")
+    ] = None,
+    automation: Annotated[
+        bool, typer.Option("--automation", help="No person looks: nothing is shown or asked.")
+    ] = False,
+) -> None:
+    """Show a trace, take a decision about it, and store it for good; it closes an escalation."""
+    home = Home(load_config().home)
+    compact(home)
+    folder, journal = find_folder(home), open_decisions(home)
+    trace = find_trace(folder, trace_id)
+    shown_at = None
+    if not automation:
+        _show_trace(trace)
+        shown_at = datetime.now(UTC)
+        verdict = verdict or typer.prompt(f"Decision ({', '.join(VERDICTS)})")
+        words = {str(name): reasons for name, reasons in REASON_CODES.items()}.get(verdict, ())
+        reason_code = reason_code or typer.prompt(f"Reason ({', '.join(words)})")
+        typer.confirm(f"Store {verdict}, {reason_code}?", abort=True, default=True)
+    line = decide_trace(
+        trace,
+        verdict=verdict or "",
+        reason_code=reason_code or "",
+        reviewer=Reviewer(name=reviewer, kind="automation" if automation else "human"),
+        shown_at=shown_at,
+        decided_at=datetime.now(UTC),
+        escalation_id=find_open_escalation(folder, journal.read(), trace_id),
+    )
+    journal.append(line)
+    closed = f"; escalation {line['escalation_id']} closed" if line["escalation_id"] else ""
+    CONSOLE.print(f"Stored: {escape(trace_id)} {line['decision']}{escape(closed)}.")
+
+
+@curate_app.command("forget", epilog="Example: understudy curate forget trace 0197… --reviewer ada")
+@explain_errors
+def forget(
+    kind: Annotated[str, typer.Argument(help="trace, conversation or key.")],
+    value: Annotated[str, typer.Argument(help="Its id.")],
+    reviewer: Annotated[str, typer.Option(help="Who asks for it.")],
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "requested",
+) -> None:
+    """Delete traces: segments, hours, tables, decisions' texts; then seeds and students."""
+    home = Home(load_config().home)
+    compact(home)
+    row = request_deletion(
+        home, kind=kind, value=value, reason=reason, requested_by=reviewer,
+        requested_at=datetime.now(UTC),
+    )  # fmt: skip
+    done = compact(home)
+    CONSOLE.print(f"Forgotten: {len(row['trace_ids'])} traces, {done.deleted_count} records.")
+    if row["adapters"]:
+        told = escape(", ".join(row["adapters"]))
+        CONSOLE.print(f"[yellow]To train again without them:[/] {told}", soft_wrap=True)
+    CONSOLE.print("[dim]`understudy run` makes seeds and training sets anew.[/]")
+
+
+@curate_app.command("refresh", epilog="Example: understudy curate refresh")
+@explain_errors
+def refresh() -> None:
+    """Run the job nightly_traces: compaction, tables, queue, dbt marts and all their checks."""
+    import dagster as dg
+
+    from orchestration.definitions import NIGHTLY_TRACES, build_nightly_defs
+    from orchestration.failures import describe_failure
+
+    config = load_config()
+    prepare_environment(config)
+    job = build_nightly_defs(config).resolve_job_def(NIGHTLY_TRACES)
+    result = job.execute_in_process(
+        instance=dg.DagsterInstance.get(),
+        raise_on_error=False,
+        run_config={"loggers": {"console": {}}},
+    )
+    if not result.success:
+        CONSOLE.print(f"[red bold]Stopped.[/] {escape(describe_failure(result, config.home))}")
+        raise typer.Exit(1)
+    CONSOLE.print(f"Done: the marts lie in {escape(str(Home(config.home).lake))}/traces.")
+
+
+def compact(home: Home) -> Compaction:
+    """Bring the hours up to date with what servers have sealed."""
+    segments = SealedSegments(home.traces).list_files()
+    tombstones = open_deletions(home).read()
+    return compact_segments(segments, find_folder(home), tombstones=tombstones)
+
+
+def _show_trace(trace: dict[str, Any]) -> None:
+    for name in CONTRACT.shown:
+        CONSOLE.print(f"[dim]{name:>10}[/]  ", end="")
+        CONSOLE.print(str(trace[name]), markup=False, soft_wrap=True)
+
+
+def _show_rows(frame: pl.DataFrame) -> None:
+    if frame.is_empty():
+        CONSOLE.print("Nothing waits.")
+        return
+    table = Table(box=None)
+    for column in frame.columns:
+        table.add_column(column)
+    for row in frame.iter_rows():
+        table.add_row(*(escape(_write_cell(value)) for value in row))
+    CONSOLE.print(table)
+
+
+def _write_cell(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,250 @@
+"""Segments of several servers become hours: every record once, whatever happens on the way."""
+
+import asyncio
+import random
+import shutil
+
+import orjson
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.traces import compaction
+from assets.traces.compaction import (
+    compact_segments,
+    find_miscounted,
+    list_hourly_files,
+    read_quarantine,
+)
+from assets.traces.frames import read_frames, redact_frames
+from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours, write_hour
+from assets.traces.records import tabulate_payloads, tabulate_records
+from resources.traces import SealedSegments
+from serving.errors import TraceError
+from serving.home import Home
+from serving.tracing.segments import SegmentWriter, read_segment
+from tests.assets.traces.served import plan_days, serve_plan
+
+NOTHING = pl.DataFrame(schema=tables.DELETIONS)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Three days of two servers, in many small segments."""
+    home = Home(tmp_path_factory.mktemp("lake") / "home")
+    plan = plan_days(3, 120)
+    stored = serve_plan(home.root, plan[::2], seal_bytes=20_000)
+    stored += serve_plan(home.root, plan[1::2], seal_bytes=30_000)
+    assert len(stored) == len(set(stored)) == len(plan) >= 360
+    return home, stored
+
+
+@pytest.fixture
+def home(written, tmp_path):
+    source, _ = written
+    shutil.copytree(source.root, tmp_path / "home")
+    return Home(tmp_path / "home")
+
+
+def segments(home: Home):
+    return SealedSegments(home.traces).list_files()
+
+
+def compact(home: Home, paths=None):
+    return compact_segments(
+        segments(home) if paths is None else paths, find_folder(home), tombstones=NOTHING
+    )
+
+
+def stored_rows(home: Home) -> pl.DataFrame:
+    return scan_hours(list_hours(find_folder(home))).collect().sort("trace_id")
+
+
+def test_every_trace_a_server_promised_lies_in_its_hour_once(home, written):
+    done = compact(home)
+    rows = stored_rows(home)
+    assert sorted(rows["trace_id"]) == sorted(written[1])
+    assert done.record_count == rows.height
+    assert done.segment_count == len(segments(home)) > 10
+    for path in list_hours(find_folder(home)):
+        hours = pl.read_parquet(path, hive_partitioning=False)["asked_at"].dt.truncate("1h")
+        assert hours.unique().to_list() == [read_hour(path)]
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    records = tabulate_records(SealedSegments(home.traces).read())
+    assert rows.select(tables.TRACE_RECORDS.names()).equals(records)
+
+
+def test_compacting_again_changes_nothing(home):
+    compact(home)
+    before = list_hourly_files(find_folder(home))
+    stamps = [path.stat().st_mtime_ns for path in list_hours(find_folder(home))]
+    assert compact(home).segment_count == 0
+    assert list_hourly_files(find_folder(home)).equals(before)
+    assert [path.stat().st_mtime_ns for path in list_hours(find_folder(home))] == stamps
+
+
+def test_late_and_shuffled_segments_give_the_same_hours(home, monkeypatch):
+    monkeypatch.setattr(compaction, "GROUP_BYTES", 25_000)
+    paths = segments(home)
+    random.Random(3).shuffle(paths)  # noqa: S311
+    for start in range(0, len(paths), 7):
+        compact(home, paths[: start + 7])
+    rows = stored_rows(home)
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    shutil.rmtree(home.root.parent / "other", ignore_errors=True)
+    compact_segments(segments(home), home.root.parent / "other", tombstones=NOTHING)
+    at_once = scan_hours(list_hours(home.root.parent / "other")).collect().sort("trace_id")
+    assert rows.equals(at_once)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_crash_between_hours_and_ledger_stores_nothing_twice(home, monkeypatch, after):
+    calls = iter(range(10_000))
+    write = compaction.write_hour
+
+    def crash_later(path, rows):
+        if next(calls) == after:
+            raise OSError(28, "No space left on device")
+        write(path, rows)
+
+    monkeypatch.setattr(compaction, "write_hour", crash_later)
+    with pytest.raises(OSError, match="No space"):
+        compact(home)
+    monkeypatch.setattr(compaction, "write_hour", write)
+    monkeypatch.setattr(
+        compaction, "_write_ledger", lambda *_: (_ for _ in ()).throw(OSError("no ledger"))
+    )
+    with pytest.raises(OSError, match="ledger"):
+        compact(home)
+    monkeypatch.undo()
+    compact(home)
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert stored_rows(home)["trace_id"].is_unique().all()
+
+
+def test_a_record_that_is_stored_twice_or_lost_is_found(home):
+    compact(home)
+    path = list_hours(find_folder(home))[0]
+    held = pl.read_parquet(path, hive_partitioning=False)
+    write_hour(path, pl.concat([held, held[:1]]).lazy())
+    assert find_miscounted(find_folder(home), segments(home)) == [held["segment"][0]]
+    write_hour(path, held[1:].lazy())
+    assert find_miscounted(find_folder(home), segments(home)) == [held["segment"][0]]
+
+
+def test_damage_costs_its_own_record_and_is_quarantined(home):
+    (path, torn, *_) = segments(home)
+    frames, tail = read_frames(path), read_frames(torn)
+    data = bytearray(path.read_bytes())
+    data[frames.offsets[1] + 20] ^= 0xFF
+    path.write_bytes(data)
+    torn.write_bytes(torn.read_bytes()[:-5])
+    whole = {record["trace_id"] for segment in segments(home) if segment != path
+             for record in read_segment(segment)}  # fmt: skip
+    kept = [orjson.loads(frames.payloads[n])["trace_id"] for n in range(len(frames.payloads))]
+    compact(home)
+    assert set(stored_rows(home)["trace_id"]) == whole | {t for t in kept if t != kept[1]}
+    found = {row["segment"]: row for row in read_quarantine(find_folder(home)).to_dicts()}
+    assert found[path.name]["reason"] == "damaged"
+    assert found[path.name]["segment_offset"] == frames.offsets[1]
+    assert found[path.name]["size_bytes"] == frames.offsets[2] - frames.offsets[1]
+    assert found[torn.name]["reason"] == "torn_tail"
+    assert found[torn.name]["segment_offset"] == tail.offsets[-1]
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
+def test_a_segment_of_a_newer_format_waits_for_the_release_that_reads_it(home):
+    path = segments(home)[0]
+    sound = path.read_bytes()
+    path.write_bytes(sound[:7] + b"\x02" + sound[8:])
+    (path.parent / "0-noise-1.seg").write_bytes(b"no segment at all")
+    compact(home)
+    reasons = dict(read_quarantine(find_folder(home)).select("segment", "reason").iter_rows())
+    assert reasons == {path.name: "newer_format", "0-noise-1.seg": "not_a_segment"}
+    path.write_bytes(sound)
+    assert compact(home).segment_count == 1
+    reasons = dict(read_quarantine(find_folder(home)).select("segment", "reason").iter_rows())
+    assert reasons == {"0-noise-1.seg": "not_a_segment"}
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
+async def write_records(folder, *records) -> None:
+    writer = SegmentWriter(folder)
+    for record in records:
+        assert await writer.append(record)
+    await writer.close()
+
+
+def test_what_a_newer_release_writes_more_is_kept_and_an_older_hour_is_read(home):
+    compact(home, segments(home)[:1])
+    hour = list_hours(find_folder(home))[0]
+    old = pl.read_parquet(hour, hive_partitioning=False)
+    write_hour(hour, old.drop("confidence", "is_injection").lazy())
+    sound = next(SealedSegments(home.traces).read())
+    other = dict(sound)
+    del other["env"]
+    other |= {"trace_id": sound["trace_id"][:-4] + "abcd", "shadow": {"of": "x"}, "answer": 7}
+    other["attempts"] = [sound["attempts"][0] | {"gpu": "h100"}]
+    asyncio.run(write_records(home.traces, other))
+    compact(home)
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    rows = scan_hours([hour]).collect()
+    assert rows.schema == tables.STORED_TRACES
+    assert set(old["trace_id"]) < set(rows["trace_id"])
+    (row,) = rows.filter(pl.col("trace_id") == other["trace_id"]).to_dicts()
+    assert row["env"] is None
+    unknown = orjson.loads(row["unknown_fields"])
+    assert unknown == {"shadow": {"of": "x"}, "attempts": other["attempts"]}
+    assert row["attempts"][0]["model"] == sound["attempts"][0]["model"]
+
+
+def test_parsing_at_once_and_one_by_one_agree(home):
+    payloads = [p for path in segments(home) for p in read_frames(path).payloads]
+    at_once = tabulate_payloads(payloads)
+    strange = orjson.dumps({"trace_id": "x", "surprise": 1})
+    one_by_one = tabulate_payloads([*payloads, strange])
+    assert at_once.equals(one_by_one[:-1])
+    assert one_by_one["unknown_fields"][-1] == '{"surprise":1}'
+    assert at_once["is_injection"].sum() > 0
+
+
+def test_a_record_without_a_time_is_quarantined_and_its_bytes_stay(home):
+    asyncio.run(write_records(home.traces, {"trace_id": "nowhen", "asked_at": "yesterday"}))
+    compact(home)
+    (row,) = read_quarantine(find_folder(home)).to_dicts()
+    assert row["reason"] == "no_time"
+    assert b"nowhen" in (home.traces / row["segment"]).read_bytes()
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
+def test_redacting_keeps_name_size_and_offsets(home):
+    traces = SealedSegments(home.traces)
+    path = segments(home)[0]
+    before, identity = read_frames(path), traces.fingerprint()
+    redact_frames(path, [before.offsets[0]])
+    after = read_frames(path)
+    assert (after.offsets, after.redacted_count) == (before.offsets[1:], 1)
+    assert traces.fingerprint() == identity
+    assert orjson.loads(before.payloads[0])["trace_id"].encode() not in path.read_bytes()
+
+
+def test_two_compactions_at_once_are_refused(home):
+    with (
+        compaction._hold_alone(find_folder(home)),
+        pytest.raises(TraceError, match="only compaction"),
+    ):
+        compact(home)
+
+
+def test_an_empty_home_has_typed_hours(tmp_path):
+    home = Home(tmp_path / "none")
+    assert compact(home).segment_count == 0
+    assert stored_rows(home).schema == tables.STORED_TRACES
+    assert list_hourly_files(find_folder(home)).schema == tables.HOURLY_RECORDS
+
+
+def test_hours_are_their_owners_alone(home):
+    compact(home)
+    files = [*find_folder(home).rglob("*.parquet")]
+    assert files
+    assert [str(path) for path in files if path.stat().st_mode & 0o077] == []

@@ -1,0 +1,336 @@
+"""Decisions, admission, escalations and deletions, over traces that the server itself wrote."""
+
+import json
+import shutil
+from datetime import timedelta
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from assets import tables
+from assets.traces.admission import admit_decisions, select_harvest
+from assets.traces.checks import human_loop_is_human
+from assets.traces.compaction import find_miscounted
+from assets.traces.curating import (
+    find_candidates,
+    find_remains,
+    open_deletions,
+    request_deletion,
+)
+from assets.traces.deciding import Reviewer, decide_trace, find_trace, open_decisions
+from assets.traces.escalating import audit_loop, find_escalations
+from assets.traces.hours import find_folder, list_hours, scan_hours
+from orchestration import cli
+from orchestration.curate_cli import compact
+from resources.traces import SealedSegments
+from serving.errors import InvalidInputError
+from serving.home import Home
+from tests.assets.traces.served import START, make_keys, plan_days, serve_plan
+
+ADA = Reviewer(name="ada", kind="human")
+BOT = Reviewer(name="triage-bot", kind="automation")
+LATER = START + timedelta(days=30)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Three days of twelve customers, and a staging key whose every question is a canary."""
+    home = Home(tmp_path_factory.mktemp("curation") / "home")
+    keys = make_keys(home.root, 12)
+    staging = make_keys(home.root, 1, env="staging")
+    serve_plan(home.root, plan_days(3, 150), keys=keys, feedback=["canary-of-a-thumb"])
+    serve_plan(home.root, plan_days(0.2, 50, seed=9), keys=staging)
+    compact(home)
+    return home
+
+
+@pytest.fixture
+def home(written, tmp_path):
+    shutil.copytree(written.root, tmp_path / "home")
+    return Home(tmp_path / "home")
+
+
+def records(home: Home) -> pl.DataFrame:
+    return scan_hours(list_hours(find_folder(home))).collect().sort("trace_id")
+
+
+def decide(home: Home, trace: dict, verdict="accepted", reviewer=ADA, seconds=10.0, **changes):
+    at = changes.pop("decided_at", LATER)
+    line = decide_trace(
+        trace, verdict=verdict,
+        reason_code="recurring" if verdict == "accepted" else "unclear",
+        reviewer=reviewer, shown_at=at - timedelta(seconds=seconds), decided_at=at,
+        escalation_id=changes.pop("escalation_id", None),
+    ) | changes  # fmt: skip
+    open_decisions(home).append(line)
+    return line
+
+
+def admit(home: Home, handwritten=5000) -> dict[str, str]:
+    admitted = admit_decisions(
+        open_decisions(home).read(), open_deletions(home).read(), handwritten_count=handwritten
+    )
+    return dict(admitted.select("trace_id", "reason").iter_rows())
+
+
+def accept_one_of_each_key(home: Home) -> list[str]:
+    eligible = records(home).filter(
+        (pl.col("env") == "prod") & pl.col("trainable") & ~pl.col("is_injection")
+        & ~pl.col("escalation_requested")
+    ).unique("key_id", keep="first", maintain_order=True)  # fmt: skip
+    for row in eligible.to_dicts():
+        decide(home, row)
+    return eligible["trace_id"].to_list()
+
+
+def test_candidates_are_eligible_hardest_first_and_asked_once(home):
+    rows = records(home)
+    found = find_candidates(rows.lazy(), open_decisions(home).read())
+    chosen = rows.filter(pl.col("trace_id").is_in(found["trace_id"]))
+    assert found.height > 10
+    assert found["question"].is_unique().all()
+    assert set(chosen["env"]) == {"prod"}
+    assert not chosen["is_injection"].any()
+    assert not chosen["escalation_requested"].any()
+    assert found["why"][0] == "fallback"
+    first = find_trace(find_folder(home), found["trace_id"][0])
+    decide(home, first, verdict="rejected")
+    again = find_candidates(rows.lazy(), open_decisions(home).read())
+    assert found["trace_id"][0] not in again["trace_id"].to_list()
+
+
+def test_accepted_questions_of_enough_keys_are_admitted_and_a_new_trace_changes_nothing(home):
+    ids = accept_one_of_each_key(home)
+    assert len(ids) >= 12
+    assert admit(home) == dict.fromkeys(ids, "")
+    before = open_decisions(home).fingerprint()
+    serve_plan(home.root, plan_days(0.1, 50, seed=4), keys=make_keys(home.root, 1))
+    compact(home)
+    assert admit(home) == dict.fromkeys(ids, "")
+    assert open_decisions(home).fingerprint() == before
+
+
+def test_each_term_of_admission_refuses_its_own_row(home):
+    rows = records(home)
+    accept_one_of_each_key(home)
+    staging = rows.filter(pl.col("env") == "staging").row(0, named=True)
+    injected = rows.filter(pl.col("is_injection") & (pl.col("env") == "prod")).row(0, named=True)
+    forced = rows.filter("escalation_requested").row(0, named=True)
+    sound = rows.filter(
+        pl.col("trainable") & ~pl.col("is_injection") & (pl.col("selection_mode") == "rule")
+    ).tail(4).to_dicts()  # fmt: skip
+    decide(home, staging)
+    decide(home, injected)
+    decide(home, forced)
+    decide(home, sound[0], verdict="rejected")
+    decide(home, sound[1], reviewer=BOT)
+    decide(home, sound[3], escalation_id="x", reviewer_kind="automation")
+    reasons = admit(home)
+    assert reasons[staging["trace_id"]] == "not_production"
+    assert reasons[injected["trace_id"]] == "injection"
+    assert reasons[forced["trace_id"]] == "not_trainable"
+    assert reasons[sound[0]["trace_id"]] == "not_accepted"
+    assert reasons[sound[1]["trace_id"]] == ""
+    assert reasons[sound[3]["trace_id"]] == "not_human"
+
+
+def test_a_later_decision_takes_an_earlier_one_back(home):
+    ids = accept_one_of_each_key(home)
+    trace = find_trace(find_folder(home), ids[0])
+    decide(home, trace, verdict="rejected", decided_at=LATER + timedelta(days=1))
+    admitted = admit_decisions(
+        open_decisions(home).read(), open_deletions(home).read(), handwritten_count=5000
+    ).filter(pl.col("trace_id") == ids[0])
+    assert admitted["reason"].to_list() == ["superseded", "not_accepted"]
+
+
+def test_no_key_fills_the_seeds_and_few_keys_teach_nothing(home):
+    rows = records(home).filter(
+        (pl.col("env") == "prod") & pl.col("trainable") & ~pl.col("is_injection")
+    )
+    one = rows.filter(pl.col("key_id") == rows["key_id"][0]).to_dicts()
+    assert len(one) > 5
+    for row in one:
+        decide(home, row)
+    assert set(admit(home).values()) == {"too_few_keys", "key_limit"} or set(
+        admit(home).values()
+    ) == {"too_few_keys"}
+    accept_one_of_each_key(home)
+    reasons = list(admit(home, handwritten=200).values())
+    mine = [r for t, r in admit(home, handwritten=200).items() if t in {x["trace_id"] for x in one}]
+    assert mine.count("") == int(0.02 * (200 + len(reasons)))
+    assert mine.count("key_limit") == len(one) - mine.count("")
+
+
+def test_canaries_of_staging_and_of_feedback_reach_no_training_row(home):
+    accept_one_of_each_key(home)
+    for row in records(home).filter(pl.col("env") == "staging").to_dicts():
+        decide(home, row)
+    admitted = admit_decisions(
+        open_decisions(home).read(), open_deletions(home).read(), handwritten_count=5000
+    )
+    harvest = select_harvest(admitted)
+    assert harvest.schema == tables.HARVESTED_QUESTIONS
+    assert harvest.height >= 12
+    assert set(harvest["env"]) == {"prod"}
+    decided = set(open_decisions(home).read()["trace_id"])
+    assert set(harvest["source_trace_id"]) <= decided
+    assert b"canary-of-a-thumb" in b"".join(
+        path.read_bytes() for path in home.traces.with_name("feedback").glob("*.seg")
+    )
+    assert not any("canary" in text for text in harvest["text"])
+    assert not any(b"canary-of-a-thumb" in path.read_bytes()
+                   for path in find_folder(home).rglob("*.parquet"))  # fmt: skip
+
+
+def test_a_decision_about_an_unknown_trace_or_in_other_words_is_refused(home):
+    with pytest.raises(InvalidInputError, match="looking up the trace 'nobody'") as caught:
+        find_trace(find_folder(home), "nobody")
+    assert "understudy curate list" in caught.value.next_step
+    trace = records(home).row(0, named=True)
+    for reviewer, verdict, reason in (
+        (ADA, "maybe", "recurring"),
+        (ADA, "accepted", "unclear"),
+        (Reviewer(name=" ", kind="human"), "accepted", "recurring"),
+    ):
+        with pytest.raises(InvalidInputError):
+            decide_trace(
+                trace, verdict=verdict, reason_code=reason, reviewer=reviewer,
+                shown_at=None, decided_at=LATER,
+            )  # fmt: skip
+
+
+def test_a_journal_survives_a_torn_line_and_names_a_bad_one(home):
+    rows = records(home).head(3).to_dicts()
+    journal = open_decisions(home)
+    decide(home, rows[0])
+    with journal.path.open("ab") as stream:
+        stream.write(b'{"decision_id": "torn')
+    assert journal.read().height == 1
+    decide(home, rows[1])
+    assert journal.read()["trace_id"].to_list() == [rows[0]["trace_id"], rows[1]["trace_id"]]
+    journal.path.write_bytes(b"nonsense\n" + journal.path.read_bytes())
+    with pytest.raises(InvalidInputError, match="line 1 of"):
+        journal.read()
+
+
+def test_the_queue_holds_contested_refusals_and_double_failures_of_production(home):
+    rows = records(home)
+    queue = find_escalations(rows.lazy(), open_decisions(home).read())
+    assert set(queue["reason"]) == {"contested_refusal", "failed_twice"}
+    joined = queue.join(rows, on="trace_id")
+    assert set(joined["env"]) == {"prod"}
+    failed = joined.filter(pl.col("reason") == "failed_twice")
+    assert (failed["attempts"].list.len() >= 2).all()
+    assert failed["refused"].all()
+    contested = joined.filter(pl.col("reason") == "contested_refusal")
+    for row in contested.to_dicts():
+        later = rows.filter(
+            (pl.col("conversation_id") == row["conversation_id"])
+            & (pl.col("asked_at") > row["asked_at"])
+        )
+        assert later.height
+
+
+def test_automation_cannot_close_what_only_people_may_and_hasty_people_are_noticed(home):
+    rows = records(home)
+    queue = find_escalations(rows.lazy(), open_decisions(home).read())
+    by_id = {row["trace_id"]: row for row in rows.to_dicts()}
+    first, second, *_ = queue.unique("trace_id", keep="first", maintain_order=True).to_dicts()
+    with pytest.raises(InvalidInputError, match="contract 1"):
+        decide(home, by_id[first["trace_id"]], reviewer=BOT, escalation_id=first["escalation_id"])
+
+    def check():
+        decisions = open_decisions(home).read()
+        found = find_escalations(rows.lazy(), decisions)
+        return human_loop_is_human(found, decisions), audit_loop(found, decisions)
+
+    assert check()[0].passed
+    decide(home, by_id[first["trace_id"]], escalation_id=first["escalation_id"])
+    result, loop = check()
+    assert (result.passed, loop.closed_count) == (True, 1)
+    decide(home, by_id[second["trace_id"]], escalation_id=second["escalation_id"], seconds=1)
+    result, loop = check()
+    assert not result.passed
+    assert result.severity.value == "WARN"
+    assert loop.hasty == (second["escalation_id"],)
+    decide(home, by_id[second["trace_id"]], escalation_id=second["escalation_id"],
+           reviewer_kind="automation", decided_at=LATER + timedelta(hours=1))  # fmt: skip
+    result, loop = check()
+    assert result.severity.value == "ERROR"
+    assert loop.by_automation == (second["escalation_id"],)
+
+
+@pytest.mark.parametrize("kind", ["trace", "conversation", "key"])
+def test_what_is_forgotten_is_in_no_segment_hour_decision_or_seed(home, kind):
+    ids = accept_one_of_each_key(home)
+    trace = find_trace(find_folder(home), ids[0])
+    column = {"trace": "trace_id", "conversation": "conversation_id", "key": "key_id"}[kind]
+    gone = records(home).filter(pl.col(column) == trace[column])
+    stored = records(home).height
+    identity = SealedSegments(home.traces).fingerprint()
+    request_deletion(
+        home, kind=kind, value=trace[column], reason="asked", requested_by="ada",
+        requested_at=LATER,
+    )  # fmt: skip
+    tombstones = open_deletions(home).read()
+    assert find_remains(home, tombstones) == {"hours": gone.height}
+    assert compact(home).deleted_count == gone.height
+    assert find_remains(home, tombstones) == {}
+    assert records(home).height == stored - gone.height
+    everything = b"".join(
+        path.read_bytes() for path in find_folder(home).rglob("*.seg")
+    ) + open_decisions(home).path.read_bytes()  # fmt: skip
+    for row in gone.to_dicts():
+        if row["question_hash"] not in records(home)["question_hash"].to_list():
+            assert row["question_hash"].encode() not in everything
+    assert admit(home)[ids[0]] == "deleted"
+    assert find_miscounted(find_folder(home), SealedSegments(home.traces).list_files()) == []
+    assert SealedSegments(home.traces).fingerprint() == identity
+
+
+def test_a_segment_that_comes_after_its_deletion_loses_the_record_too(home):
+    late = sorted(home.traces.glob("*.seg"))[0]
+    trace_ids = records(home).filter(pl.col("segment") == late.name)["trace_id"].to_list()
+    shutil.copy(late, home.traces / "9-20270101T000000000000-000001.seg")
+    request_deletion(home, kind="trace", value=trace_ids[0], reason="asked",
+                     requested_by="ada", requested_at=LATER)  # fmt: skip
+    assert compact(home).deleted_count == 2
+    assert trace_ids[0] not in records(home)["trace_id"].to_list()
+
+
+def test_forgetting_what_never_was_is_refused(home):
+    with pytest.raises(InvalidInputError, match="forgetting the trace"):
+        request_deletion(home, kind="trace", value="x", reason="", requested_by="a",
+                         requested_at=LATER)  # fmt: skip
+    with pytest.raises(InvalidInputError, match="what to forget"):
+        request_deletion(home, kind="planet", value="x", reason="", requested_by="a",
+                         requested_at=LATER)  # fmt: skip
+
+
+def test_the_command_line_lists_shows_decides_and_forgets(home, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(home.root))
+
+    def invoke(*arguments, **options):
+        return CliRunner().invoke(cli.app, ["curate", *arguments], **options)
+
+    listed = json.loads(invoke("list", "--json", "--limit", "3").stdout)
+    assert len(listed) == 3
+    trace_id = listed[0]["trace_id"]
+    assert json.loads(invoke("show", trace_id, "--json").stdout)["trace_id"] == trace_id
+    done = invoke("decide", trace_id, "--reviewer", "ada", input="accepted\nrecurring\ny\n")
+    assert done.exit_code == 0, done.output
+    (row,) = open_decisions(home).read().to_dicts()
+    assert (row["trace_id"], row["reviewer_kind"], row["decision"]) == (
+        trace_id, "human", "accepted",
+    )  # fmt: skip
+    assert row["shown_at"] <= row["decided_at"]
+    assert invoke("decide", "nobody", "--reviewer", "ada").exit_code == 2
+    waiting = json.loads(invoke("list", "--escalations", "--json", "--limit", "999").stdout)
+    assert {entry["reason"] for entry in waiting} == {"contested_refusal", "failed_twice"}
+    refused = invoke("decide", waiting[0]["trace_id"], "--reviewer", "bot", "--automation",
+                     "--decision", "rejected", "--reason-code", "unclear")  # fmt: skip
+    assert refused.exit_code == 2
+    assert invoke("forget", "trace", trace_id, "--reviewer", "ada").exit_code == 0
+    assert invoke("show", trace_id).exit_code == 2

@@ -1,0 +1,119 @@
+"""The dbt marts over traces that the server wrote: contracts, figures, checks, readers."""
+
+import dagster as dg
+import duckdb
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.traces.hours import find_folder, list_hours, scan_hours
+from orchestration.config import load_config
+from orchestration.curate_cli import compact
+from orchestration.definitions import NIGHTLY_TRACES, build_nightly_defs
+from serving.home import Home
+from tests.assets.traces.served import make_keys, plan_days, serve_plan
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The job on an empty home, and again on three days of traffic."""
+    config = load_config({"UNDERSTUDY_HOME": str(tmp_path_factory.mktemp("marts") / "home")})
+    home = Home(config.home)
+    definitions = build_nightly_defs(config)
+    job = definitions.resolve_job_def(NIGHTLY_TRACES)
+    instance = dg.DagsterInstance.ephemeral()
+    marts = [dg.AssetKey(["traces", name]) for name in tables.MARTS]
+    first = job.execute_in_process(instance=instance, asset_selection=marts)
+    empty = {name: pl.read_parquet(home.table(f"traces/{name}")) for name in tables.MARTS}
+    serve_plan(home.root, plan_days(3, 120), keys=make_keys(home.root, 12))
+    compact(home)
+    second = job.execute_in_process(instance=instance)
+    return home, definitions, empty, (first, second)
+
+
+def read(home: Home, name: str) -> pl.DataFrame:
+    return pl.read_parquet(home.table(f"traces/{name}"))
+
+
+def test_an_empty_home_gives_empty_typed_marts(built):
+    _, _, empty, _ = built
+    assert {name: frame.height for name, frame in empty.items()} == dict.fromkeys(tables.MARTS, 0)
+    for name, schema in tables.MARTS.items():
+        assert empty[name].schema == schema, name
+
+
+def test_every_mart_keeps_its_contract_and_every_check_passed(built):
+    home, definitions, _, runs = built
+    for name, schema in tables.MARTS.items():
+        assert read(home, name).schema == schema, name
+        assert home.table(f"traces/{name}").stat().st_mode & 0o077 == 0
+    graph = definitions.resolve_asset_graph()
+    declared = {c for c in graph.asset_check_keys if c.asset_key.path[0] == "traces"}
+    for run in runs:  # the first made marts alone
+        assert run.success
+        failed = [e.check_name for e in run.get_asset_check_evaluations() if not e.passed]
+        assert set(failed) <= {"trace_records_meet_expectations"}
+    evaluated = {e.asset_check_key for e in runs[1].get_asset_check_evaluations()}
+    assert evaluated == declared
+
+
+def test_the_marts_add_up_to_the_hours(built):
+    home = built[0]
+    records = scan_hours(list_hours(find_folder(home))).collect()
+    asks = read(home, "asks")
+    assert asks.height == records.height
+    assert asks["cost_usd"].sum() == pytest.approx(records["cost_usd"].sum())
+    assert read(home, "attempts").height == records["attempts"].list.len().sum()
+    assert read(home, "served_by_hourly")["ask_count"].sum() == records.height
+    savings = read(home, "savings_daily")
+    assert savings["ask_count"].sum() == records.filter(pl.col("outcome") == "answered").height
+    fallbacks = read(home, "fallbacks")
+    assert fallbacks.height == records.filter(pl.col("selection_mode") == "fallback").height > 0
+    assert set(fallbacks["reason"]) != {"unknown"}
+    requests = read(home, "escalation_requests")
+    assert requests.height == records["escalation_requested"].sum() > 0
+    latency = read(home, "latency_percentiles")
+    assert latency["attempt_count"].sum() == read(home, "attempts")["latency_ms"].count()
+    assert (latency["p50_ms"] <= latency["p99_ms"]).all()
+
+
+def test_candidates_and_sessions_are_what_a_person_should_see(built):
+    home = built[0]
+    records = scan_hours(list_hours(find_folder(home))).collect()
+    candidates = read(home, "retrain_candidates")
+    assert candidates.height > 0
+    chosen = records.filter(pl.col("question_hash").is_in(candidates["question_hash"].to_list()))
+    assert not chosen["is_injection"].any()
+    sessions = read(home, "unhappy_sessions")
+    assert sessions.height > 0
+    counts = records.group_by("conversation_id").len()
+    joined = sessions.join(counts, on="conversation_id")
+    assert joined["ask_count"].to_list() == joined["len"].to_list()
+
+
+def test_duckdb_reads_marts_and_hours(built):
+    home = built[0]
+    hours = find_folder(home) / "date=*" / "hour=*.parquet"
+    with duckdb.connect() as lake:
+        lake.read_parquet(str(hours)).create_view("hours")
+        lake.read_parquet(str(home.table("traces/asks"))).create_view("asks")
+        query = "select (select count(*) from hours), (select count(*) from asks)"
+        ((count, asks),) = lake.sql(query).fetchall()
+    assert count == asks > 300
+
+
+def test_a_mart_hangs_on_the_hours_and_on_nothing_that_trains(built):
+    graph = built[1].resolve_asset_graph()
+    for name in tables.MARTS:
+        node = graph.get(dg.AssetKey(["traces", name]))
+        assert node.parent_keys == {dg.AssetKey(["traces", "hourly_records"])}
+        assert node.group_name == "traces"
+        assert node.owners
+        assert "dbt" in node.kinds
+        assert {key.path[0] for key in graph.get(node.key).child_keys} <= {"traces"}
+        shown = [c.name for c in node.metadata["dagster/column_schema"].columns]
+        assert shown == tables.MARTS[name].names()
+    chain = built[1].resolve_job_def("whole_chain")
+    assert not {dg.AssetKey(["traces", name]) for name in tables.MARTS} & set(
+        chain.asset_layer.executable_asset_keys
+    )

@@ -1,0 +1,3 @@
+from tests.tiny_student import tiny_base
+
+__all__ = ["tiny_base"]
