@@ -55,5 +55,5 @@ def test_the_own_questions_are_seeds_and_no_golden_case():
     questions = read_questions("understudy-docs")
     seeds = read("seed_prompts.jsonl", "question_id")
     assert questions.items() <= seeds.items()
-    golden = set(read("eval/golden_v2.jsonl", "case_id").values())
+    golden = set(read("eval/golden_v3.jsonl", "case_id").values())
     assert golden.isdisjoint(text for name in CORPORA for text in read_questions(name).values())

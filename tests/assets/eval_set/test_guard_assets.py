@@ -48,6 +48,7 @@ def eval_embeddings() -> pl.DataFrame:
     return pl.DataFrame(
         {
             "case_id": list(CASES),
+            "suite": "golden",
             "question": list(CASES.values()),
             "embedder_fingerprint": "words",
             "vector": WordEmbedder().embed(list(CASES.values())).tolist(),

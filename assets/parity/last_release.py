@@ -1,0 +1,44 @@
+"""The student of the last release: what users are answered by while a candidate is measured.
+
+Belongs here: finding it in the signed release. Does not belong here: asking it (`suites`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from serving.home import Home
+from serving.pipeline.confidence import ConfidenceCalibration
+from serving.releases.bundle import CURRENT, load_current
+from serving.releases.signing import load_public_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastStudent:
+    """A released student, as a row of student_adapter names one, and its calibration."""
+
+    adapter: dict[str, Any]
+    calibration: ConfidenceCalibration | None
+
+
+def find_last_student(home: Home, candidate: dict[str, Any]) -> LastStudent | None:
+    """Return the student that the current release lets answer, unless it is the candidate itself.
+
+    None where nothing is released, or where the teacher answers everything: then users know no
+    other student.
+
+    Raises:
+        ReleaseError: the release does not verify: what users get is then not known.
+    """
+    if not (home.releases / CURRENT).exists():
+        return None
+    manifest = load_current(home.releases, load_public_key(home.keys)).manifest
+    others = [
+        (name, student)
+        for name, student in manifest.students.items()
+        if student.adapter_sha256 != candidate["adapter_sha256"]
+    ]
+    if manifest.phase != "switch" or not others:
+        return None
+    name, student = others[0]
+    row = student.model_dump(include={"kind", "adapter", "activation", "base_hash"})
+    return LastStudent(adapter=row | {"student": name}, calibration=student.calibration)
