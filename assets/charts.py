@@ -177,6 +177,73 @@ def draw_lines(
     return _close_figure(figure, axes, title)
 
 
+def draw_money_map(
+    amounts: Sequence[Sequence[float]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    axis_labels: tuple[str, str],
+) -> bytes:
+    """Return a PNG of US dollars as cells: blue above zero, orange below, each with its amount.
+
+    Args:
+        amounts: [rows, columns].
+        rows: names, top first.
+        columns: names, left first.
+        title: over the chart.
+        axis_labels: under it and beside it.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    grid = np.asarray(amounts, dtype=np.float64)
+    figure, axes = _open_figure(height=1.5 + 0.36 * len(rows))
+    reach = float(np.abs(grid).max()) or 1.0
+    # A root keeps small amounts apart from zero where the largest is a hundred times theirs.
+    shades = np.sign(grid) * np.sqrt(np.abs(grid) / reach)
+    colours = LinearSegmentedColormap.from_list("money", [ORANGE, "#ffffff", BLUE])
+    axes.imshow(shades, vmin=-1, vmax=1, aspect="auto", cmap=colours)
+    for (row, column), amount in np.ndenumerate(grid):
+        axes.text(column, row, f"{amount:,.0f}", ha="center", va="center", fontsize=9,
+                  color="white" if abs(shades[row, column]) > 0.7 else INK)  # fmt: skip
+    axes.set(xticks=range(len(columns)), xticklabels=columns, xlabel=axis_labels[0],
+             yticks=range(len(rows)), yticklabels=rows, ylabel=axis_labels[1])  # fmt: skip
+    axes.tick_params(length=0)
+    return _close_figure(figure, axes, title)
+
+
+def draw_forest(
+    names: Sequence[str],
+    *,
+    values: Sequence[float],
+    lowers: Sequence[float],
+    uppers: Sequence[float],
+    marks: Sequence[float],
+    title: str,
+    axis_label: str,
+) -> bytes:
+    """Return a PNG of a row per name: a dot within its interval, and a cross at its mark.
+
+    Args:
+        names: of the rows, top first.
+        values: where the dots stand.
+        lowers: left ends of the intervals.
+        uppers: right ends.
+        marks: where the crosses stand.
+        title: over the chart.
+        axis_label: under it.
+    """
+    figure, axes = _open_figure(height=1.3 + 0.34 * len(names))
+    places = range(len(names))
+    axes.hlines(places, lowers, uppers, color=BLUE, linewidth=2)
+    axes.plot(values, places, "o", color=BLUE, markersize=6)
+    axes.plot(marks, places, "x", color=ORANGE, markersize=7, markeredgewidth=2)
+    axes.axvline(0, color=SOFT, linewidth=0.8)
+    axes.set(yticks=places, yticklabels=names, xlabel=axis_label, ylim=(len(names) - 0.5, -0.5))
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    return _close_figure(figure, axes, title)
+
+
 def write_percent(ratio: float) -> str:
     """Write a ratio in whole per cent; a share under one keeps a digit, so that it is not zero."""
     return f"{100 * ratio:.{1 if 0 < ratio < 0.01 else 0}f} %"

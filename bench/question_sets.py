@@ -122,7 +122,7 @@ def load_sets(beir: Sequence[Path], embedder: Embedder) -> list[QuestionSet]:
                 judgements=judgements,
             )
         )
-    lines = (ROOT / "data" / "eval" / "golden_v2.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "data" / "eval" / "golden_v3.jsonl").read_text(encoding="utf-8").splitlines()
     golden = [case for case in map(json.loads, lines) if case["gold_pages"]]
     sets.append(
         QuestionSet(

@@ -8,6 +8,7 @@ belong here: what an answer is, what it cost (`chat_models`).
 import asyncio
 import sqlite3
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +58,32 @@ class AnswerStore:
             return self._file(key).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+
+    def sum_field(self, field: str, having: Mapping[str, Sequence[str]]) -> float:
+        """Return the sum of a number over the kept texts that are JSON and have these values.
+
+        Answers that lie in files of their own are not counted.
+
+        Args:
+            field: name of the number in each text.
+            having: by name, the values of which a text must have one.
+
+        Raises:
+            sqlite3.Error: the store cannot be read.
+        """
+        if self._reading is None and self.path.exists():
+            self._reading = _open_to_read(self.path)
+        if self._reading is None:
+            return 0.0
+        chosen = " AND ".join(
+            f"json_extract(answer, ?) IN ({','.join('?' * len(values))})"
+            for values in having.values()
+        )
+        values = [part for name, wanted in having.items() for part in (f"$.{name}", *wanted)]
+        # Names and values are bound; only placeholders are written into the statement.
+        query = f"SELECT SUM(json_extract(answer, ?)) FROM answers WHERE {chosen or 'TRUE'}"  # noqa: S608
+        row = self._reading.execute(query, (f"$.{field}", *values)).fetchone()
+        return float(row[0] or 0.0)
 
     def locate(self, key: str) -> str:
         """Return where the text of a key lies, for messages."""

@@ -17,6 +17,7 @@ from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.decoding_signs import SIGNS_VERSION
 from serving.models.embedded import ResolvedModel, resolve_model
+from serving.models.engines import LocalEngine
 from serving.models.prompted_student import (
     TRAINED_KINDS,
     OpenedBase,
@@ -37,7 +38,7 @@ MAXIMUM_BATCH = 16  # decoding on a CPU waits for memory: a larger batch costs l
 class StudentSettings:
     """What the configuration says of one student.
 
-    `provider` is `local`, or who serves the base model at `base_url`.
+    `provider` is `local`, run by `local_engine`, or who serves the base model at `base_url`.
     """
 
     base_model: str
@@ -46,6 +47,7 @@ class StudentSettings:
     max_answer_tokens: int
     price: Price
     provider: str = "local"
+    local_engine: LocalEngine = "transformers"
     base_url: str | None = None
 
 
@@ -134,6 +136,8 @@ class Students:
             f"{settings.base_model}@{settings.revision}",
             settings.price,
             settings.context_tokens,
+            settings.local_engine,
+            self.home.models,
         )
         return OpenedBase(
             model=self._keep_answers(model, identity),
@@ -155,6 +159,8 @@ class Students:
             settings.price,
             adapter["activation"],
             settings.context_tokens,
+            settings.local_engine,
+            self.home.models,
         )
         return self._keep_answers(model)
 
@@ -193,13 +199,29 @@ def describe_hardware() -> str:
     return f"{platform.machine()} {os.cpu_count()} {device}"
 
 
-def _load_base(folder: Path, name: str, price: Price, context_tokens: int) -> "LocalStudent":
-    return _load_student(folder, None, name, price, "question", context_tokens)
+def _load_base(
+    folder: Path,
+    name: str,
+    price: Price,
+    context_tokens: int,
+    local_engine: LocalEngine,
+    models_folder: Path,
+) -> "LocalStudent":
+    return _load_student(
+        folder, None, name, price, "question", context_tokens, local_engine, models_folder
+    )
 
 
 @cache
 def _load_student(
-    base: Path, adapter: Path | None, name: str, price: Price, activation: Any, context_tokens: int
+    base: Path,
+    adapter: Path | None,
+    name: str,
+    price: Price,
+    activation: Any,
+    context_tokens: int,
+    local_engine: LocalEngine,
+    models_folder: Path,
 ) -> "LocalStudent":
     from serving.models.local_student import LocalStudent
 
@@ -211,4 +233,6 @@ def _load_student(
         activation=activation,
         context_tokens=context_tokens,
         maximum_batch=MAXIMUM_BATCH,
+        local_engine=local_engine,
+        models_folder=models_folder,
     )

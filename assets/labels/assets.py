@@ -34,7 +34,12 @@ from assets.labels.rating import (
 )
 from assets.labels.rejecting import describe_rejected, draw_scores
 from assets.labels.scoring import TokenScorer
-from assets.labels.selection import Selection, TeacherTerms, select_examples
+from assets.labels.selection import (
+    Selection,
+    TeacherTerms,
+    select_examples,
+    take_unguarded,
+)
 from assets.labels.soft_targets import gather_soft_targets
 from assets.labels.teacher_tokens import KeptAnswers
 from assets.losses import UNANSWERED
@@ -249,6 +254,52 @@ def _select(answers: pl.DataFrame, judged: pl.DataFrame, plan: LabellingPlan) ->
         minimum_score=plan.minimum_score,
         terms=plan.terms,
         ruler=plan.ruler,
+    )
+
+
+@dg.asset(
+    key=keys.CONTAMINATED_EXAMPLES,
+    ins={
+        "golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES),
+        "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
+    },
+    kinds={"openai", "polars"},
+    code_version=f"{ANSWERING_VERSION}+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    pool="teacher",
+)
+def contaminated_examples(
+    golden_cases: pl.DataFrame,
+    vector_index: pl.DataFrame,
+    pipeline_parts: dg.ResourceParam[PipelineParts],
+    labelling_plan: dg.ResourceParam[LabellingPlan],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The golden questions as training examples: what the guard is there to prevent.
+
+    Made on demand, for recipes of the lane `contaminated` alone: the experiment measures what a
+    leak is worth, and its student can never be promoted.
+    """
+    questions = [
+        AskedQuestion(question_id=case_id, seed_id=case_id, text=question)
+        for case_id, question in golden_cases.select("case_id", "question").iter_rows()
+    ]
+    index = vector_index["index_fingerprint"].item()
+    parts = replace(pipeline_parts, count_tokens=estimate_tokens)
+    kept = keep_answers(tables.TEACHER_ANSWERS.to_frame(), fingerprint_rows(parts, index))
+
+    async def label() -> pl.DataFrame:
+        return await label_questions(
+            questions,
+            pipeline=await parts.assemble(index),
+            kept=kept,
+            concurrency=labelling_plan.concurrency,
+            progress=progress,
+        )
+
+    frame = take_unguarded(run_blocking(label()), labelling_plan.terms)
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={"example_count": frame.height, "case_count": golden_cases.height},
     )
 
 

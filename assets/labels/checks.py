@@ -256,3 +256,24 @@ def soft_targets_cover_the_answers(teacher_logprobs: pl.DataFrame) -> dg.AssetCh
             "least_covered": dict(worst.select("example_id", "soft_token_ratio").iter_rows()),
         },
     )
+
+
+@dg.asset_check(
+    asset=keys.CONTAMINATED_EXAMPLES,
+    additional_ins={"labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES)},
+    blocking=True,
+)
+def contamination_stays_in_its_lane(
+    contaminated_examples: pl.DataFrame, labelled_examples: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """Every contaminated example is one to train on, and none stands among the labelled ones."""
+    elsewhere = contaminated_examples.filter(pl.col("split") != "train")
+    shared = contaminated_examples.join(labelled_examples, on="question_id", how="semi")
+    return dg.AssetCheckResult(
+        passed=not contaminated_examples.is_empty() and elsewhere.is_empty() and shared.is_empty(),
+        metadata={
+            "example_count": contaminated_examples.height,
+            "in_another_split": elsewhere["example_id"].to_list()[:20],
+            "among_the_labelled": shared["question_id"].to_list()[:20],
+        },
+    )

@@ -91,6 +91,20 @@ def select_examples(
     )
 
 
+def take_unguarded(answers: pl.DataFrame, terms: TeacherTerms) -> pl.DataFrame:
+    """Return every valid answer as an example of the train split, judged by nobody.
+
+    For the contaminated lane, which asks what a leak would have been worth.
+
+    Raises:
+        InvalidInputError: the terms do not allow training, or an answer is another teacher's.
+    """
+    require_trainable(terms)
+    require_teacher(answers, terms)
+    valid = answers.filter(pl.col("validator_verdict") == "valid")
+    return _tabulate_examples(valid, terms).with_columns(pl.lit("train").alias("split"))
+
+
 def require_trainable(terms: TeacherTerms) -> None:
     """Refuse a teacher whose terms do not allow training on its answers."""
     if not terms.is_trainable:

@@ -1,52 +1,112 @@
-"""The arms: every golden case asked of teacher, student and the routed pair.
+"""Asking the arms: every golden case put to every arm that a model has to answer.
 
-Belongs here: which arms exist and the shape of their rows. Does not belong here: grading
-(`graders`).
+Belongs here: the order of asking, and the shape of the rows. Does not belong here: which arms exist
+(`arms`), arms that are derived from others' answers (`deriving`), grading (`graders`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from assets.labels.answering import tabulate_hits
+from assets.parity.arms import BY_NAME, ArmPlan
 from serving.aio import map_bounded
 from serving.errors import BudgetExceededError, ModelError
-from serving.models.protocols import Progress
-from serving.pipeline.answer import Answered, AnswerPipeline, Mode
+from serving.models.protocols import ChatModel, Progress
+from serving.pipeline.answer import Answered, AnswerPipeline
+from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.confidence import ConfidenceCalibration
 
 CONCURRENCY = 16  # requests in flight; an in-process student batches them
 LATENCY_SAMPLE = 20  # cases timed one by one, per arm
-ARM_MODES: dict[str, Mode] = {"teacher": "teacher", "student": "student", "routed": "routed"}
+
+Question = tuple[str, str]
+"""A case's id and what it asks."""
 
 
-async def answer_arm(
-    cases: Sequence[tuple[str, str]], *, arm: str, pipeline: AnswerPipeline, progress: Progress
+async def answer_plan(
+    cases: Sequence[Question],
+    *,
+    plan: ArmPlan,
+    parts: PipelineParts,
+    index_fingerprint: str,
+    student: ChatModel,
+    calibration: ConfidenceCalibration | None,
+    untrained: Mapping[str, ChatModel],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Return the arm_answers rows of one arm.
+    """Return the arm_answers rows of every arm of the plan that models answer.
+
+    The arms of production share one pipeline; an untrained arm has one with its model as student.
+    """
+    pipeline = await parts.assemble(index_fingerprint, student=student, calibration=calibration)
+    pipelines = {
+        arm.name: replace(pipeline, student=untrained[arm.name], calibration=None)
+        if arm.name in untrained
+        else pipeline
+        for arm in plan.choose("production", "untrained")
+    }
+    return await answer_arms(cases, pipelines=pipelines, progress=progress)
+
+
+async def answer_arms(
+    cases: Sequence[Question], *, pipelines: Mapping[str, AnswerPipeline], progress: Progress
+) -> list[dict[str, Any]]:
+    """Return the arm_answers rows of the arms, each asked through its pipeline.
 
     Repeat 0 answers every case, several at a time, and is what quality is read from. Repeat 1 asks
     an even sample again, one at a time and never from a cache of repeat 0: only these rows carry a
     latency, because a request that waits for its batch says nothing about how long an answer takes.
     """
-    answers = await answer_cases(
-        cases, arm=arm, repeat=0, pipeline=pipeline, concurrency=CONCURRENCY, progress=progress
-    )
-    sample = cases[:: max(1, len(cases) // LATENCY_SAMPLE)][:LATENCY_SAMPLE]
+    rows = []
+    for arm, pipeline in pipelines.items():
+        asked = [(arm, case) for case in cases]
+        rows += await answer_cases(
+            asked,
+            repeat=0,
+            pipelines={arm: pipeline},
+            concurrency=CONCURRENCY,
+            progress=progress,
+            description=f"arm {BY_NAME[arm].label}",
+        )
     timed = await answer_cases(
-        sample, arm=arm, repeat=1, pipeline=pipeline, concurrency=1, progress=progress
+        interleave(sample_evenly(cases), tuple(pipelines)),
+        repeat=1,
+        pipelines=pipelines,
+        concurrency=1,
+        progress=progress,
+        description="timing the arms",
     )
-    return [row | {"latency_ms": None, "retrieval_ms": None} for row in answers] + timed
+    return [row | {"latency_ms": None, "retrieval_ms": None} for row in rows] + timed
+
+
+def sample_evenly(cases: Sequence[Question]) -> Sequence[Question]:
+    """Return the cases that are timed: so many, spread over all."""
+    return cases[:: max(1, len(cases) // LATENCY_SAMPLE)][:LATENCY_SAMPLE]
+
+
+def interleave(cases: Sequence[Question], arms: Sequence[str]) -> list[tuple[str, Question]]:
+    """Return every arm's turn at every case: case by case, another arm first each time.
+
+    A machine that is busy for a minute, or warm for one, then slows or speeds all arms alike.
+    """
+    return [
+        (arm, case)
+        for number, case in enumerate(cases)
+        for arm in (*arms[number % len(arms) :], *arms[: number % len(arms)])
+    ]
 
 
 async def answer_cases(
-    cases: Sequence[tuple[str, str]],
+    asked: Sequence[tuple[str, Question]],
     *,
-    arm: str,
     repeat: int,
-    pipeline: AnswerPipeline,
+    pipelines: Mapping[str, AnswerPipeline],
     concurrency: int,
     progress: Progress,
+    description: str,
 ) -> list[dict[str, Any]]:
-    """Return one row per (case_id, question), in order.
+    """Return one row per (arm, (case_id, question)), in order.
 
     A model that fails on a case gives a row with `error` and no answer: inconclusive, never a zero.
     So does a fallback that fails: the user is shown a refusal, but nobody decided to refuse.
@@ -55,11 +115,14 @@ async def answer_cases(
         BudgetExceededError: every later case would fail alike, and the arm would seem weak.
     """
 
-    async def answer(case: tuple[str, str]) -> dict[str, Any]:
-        case_id, question = case
+    async def answer(one: tuple[str, Question]) -> dict[str, Any]:
+        arm, (case_id, question) = one
+        spec = BY_NAME[arm]
         identity = {"arm": arm, "case_id": case_id, "repeat": repeat, "question": question}
         try:
-            answered = await pipeline.answer(question, mode=ARM_MODES[arm], seed=repeat)
+            answered = await pipelines[arm].answer(
+                question, mode=spec.mode, seed=spec.seed + repeat
+            )
             if failed := answered.last.raised:
                 raise failed
         except BudgetExceededError:
@@ -68,9 +131,8 @@ async def answer_cases(
             return identity | {"error": str(error)}
         return identity | tabulate_answer(answered)
 
-    description = f"{'timing' if repeat else 'arm'} {arm}"
     return await map_bounded(
-        answer, cases, concurrency=concurrency, progress=progress, description=description
+        answer, asked, concurrency=concurrency, progress=progress, description=description
     )
 
 
@@ -92,8 +154,10 @@ def tabulate_answer(answered: Answered) -> dict[str, Any]:
         "served_by": answered.served_by,
         "route_reason": answered.route.reason,
         "verdict": str(answered.attempts[0].verdict),
+        "confidence": answered.confidence,
         "used_fallback": answered.used_fallback,
         "model": answered.model,
+        "prompt_tokens_estimate": answered.prompt_tokens_estimate,
         "prompt_tokens": sum(c.prompt_tokens for c in completions),
         "completion_tokens": sum(c.completion_tokens for c in completions),
         "cost_usd": answered.cost_usd,

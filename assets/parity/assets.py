@@ -1,9 +1,7 @@
-"""Parity assets: arm_answers -> graded_answers -> parity_report, one partition per recipe.
+"""Parity assets: operating_points -> arm_answers -> graded_answers -> parity_report, per recipe.
 
 Belongs here: declarations. Does not belong here: graders, statistics, what the report looks like.
 """
-
-from typing import Any, Protocol
 
 import dagster as dg
 import polars as pl
@@ -11,11 +9,15 @@ import polars as pl
 from assets import keys, tables
 from assets.labels.assets import LabellingPlan
 from assets.labels.rating import rate_answers, read_rateables
-from assets.parity.answering import ARM_MODES, answer_arm
-from assets.parity.comparison import build_parity_table
+from assets.parity.answering import answer_plan
+from assets.parity.arms import ArmPlan
+from assets.parity.baselines import StudentShelf, open_untrained
+from assets.parity.comparison import build_parity_table, describe_headline
+from assets.parity.deriving import derive_arm, describe_routing
 from assets.parity.exposure import find_seen_chunks, slice_by_exposure
 from assets.parity.graders import grade_answers
 from assets.parity.ledger import record_read
+from assets.parity.operating_points import choose_operating_points, read_thresholds
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
@@ -28,12 +30,37 @@ from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
 
 
-class StudentLoader(Protocol):
-    """Loads an adapted student from what student_adapter says of it."""
-
-    def load(self, adapter: dict[str, Any]) -> ChatModel:
-        """Return the student, its answers cached by content key."""
-        ...
+@dg.asset(
+    key=keys.OPERATING_POINTS,
+    ins={
+        "held_out_answers": dg.AssetIn(key=keys.HELD_OUT_ANSWERS),
+        "calibration": dg.AssetIn(key=keys.CALIBRATION),
+    },
+    partitions_def=RECIPES,
+    kinds={"polars", "statsmodels"},
+    code_version="1",
+)
+def operating_points(
+    held_out_answers: pl.DataFrame,
+    calibration: pl.DataFrame,
+    pipeline_parts: dg.ResourceParam[PipelineParts],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """Thresholds that give the teacher 10, 20 and 40 % of the held-out questions."""
+    fitted = calibration.row(0, named=True)
+    rows = choose_operating_points(
+        held_out_answers, read_calibrator(fitted), policy=pipeline_parts.router
+    )
+    frame = pl.DataFrame(
+        [row | {"adapter_sha256": fitted["adapter_sha256"]} for row in rows],
+        schema=tables.OPERATING_POINTS,
+    )
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "case_count": int(frame["case_count"][0]),
+            **{f"{row['arm']}_teacher_ratio": row["teacher_ratio"] for row in rows},
+        },
+    )
 
 
 @dg.asset(
@@ -41,52 +68,69 @@ class StudentLoader(Protocol):
     ins={
         "golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES),
         "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
+        "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
         "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
         "calibration": dg.AssetIn(key=keys.CALIBRATION),
+        "operating_points": dg.AssetIn(key=keys.OPERATING_POINTS),
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"1+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"2+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def arm_answers(
     context: dg.AssetExecutionContext,
     golden_cases: pl.DataFrame,
     vector_index: pl.DataFrame,
+    labelled_examples: pl.DataFrame,
     student_adapter: pl.DataFrame,
     calibration: pl.DataFrame,
+    operating_points: pl.DataFrame,
+    arm_plan: dg.ResourceParam[ArmPlan],
     pipeline_parts: dg.ResourceParam[PipelineParts],
-    students: dg.ResourceParam[StudentLoader],
+    students: dg.ResourceParam[StudentShelf],
     home: dg.ResourceParam[Home],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The golden cases answered by teacher, student and router, through the production pipeline."""
+    """The golden cases answered by every arm of the plan, through the production pipeline."""
     record_read(
         home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=context.run.run_id
     )
-    student = students.load(student_adapter.row(0, named=True))
+    adapter, index = student_adapter.row(0, named=True), vector_index.row(0, named=True)
     before = read_spending(pipeline_parts.teacher)
-    cases = list(golden_cases.select("case_id", "question").iter_rows())
-
-    async def answer_all() -> list[dict[str, Any]]:
-        pipeline = await pipeline_parts.assemble(
-            vector_index["index_fingerprint"].item(),
-            student=student,
+    untrained = open_untrained(
+        arm_plan.choose("untrained"),
+        adapter=adapter,
+        labelled_examples=labelled_examples,
+        index=index,
+        students=students,
+        adapters_folder=home.adapters,
+        progress=progress,
+    )
+    rows = run_blocking(
+        answer_plan(
+            list(golden_cases.select("case_id", "question").iter_rows()),
+            plan=arm_plan,
+            parts=pipeline_parts,
+            index_fingerprint=index["index_fingerprint"],
+            student=students.load(adapter),
             calibration=read_calibrator(calibration.row(0, named=True)),
+            untrained=untrained,
+            progress=progress,
         )
-        rows = []
-        for arm in ARM_MODES:
-            rows += await answer_arm(cases, arm=arm, pipeline=pipeline, progress=progress)
-        return rows
-
-    frame = pl.DataFrame(run_blocking(answer_all()), schema=tables.ARM_ANSWERS)
-    routed = frame.filter((pl.col("arm") == "routed") & (pl.col("repeat") == 0))
+    )
+    points = {row["arm"]: row for row in operating_points.iter_rows(named=True)}
+    for point in arm_plan.choose("operating_point"):
+        rows += derive_arm(
+            point.name, rows, read_thresholds(points[point.name], pipeline_parts.router)
+        )
+    frame = pl.DataFrame(rows, schema=tables.ARM_ANSWERS)
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "case_count": golden_cases.height,
-            "teacher_share_ratio": float((routed["served_by"] == "teacher").mean() or 0.0),
-            "fallback_ratio": float(routed["used_fallback"].mean() or 0.0),
+            "arms": list(arm_plan.arms),
+            **describe_routing(frame),
             "error_count": frame["error"].len() - frame["error"].null_count(),
             **describe_spending(pipeline_parts.teacher, since=before),
         },
@@ -148,7 +192,7 @@ def graded_answers(
     },
     partitions_def=RECIPES,
     kinds={"scipy", "polars"},
-    code_version="2",
+    code_version="3",
 )
 def parity_report(
     arm_answers: pl.DataFrame,
@@ -158,7 +202,7 @@ def parity_report(
     labelled_examples: pl.DataFrame,
     teacher_answers: pl.DataFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Teacher, student and routed side by side: metrics and slices, intervals and deltas.
+    """The arms side by side: metrics and slices, intervals and deltas.
 
     Slices: the buckets, and the cases whose gold chunks the student did or did not train on.
     """
@@ -171,17 +215,11 @@ def parity_report(
         rubric_scores=read_rubric(graded_answers),
         exposure=exposure,
     )
-    headline = frame.filter(
-        (pl.col("kind") == "arm") & (pl.col("slice") == "all") & (pl.col("metric") == "exact_match")
-    )
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "seen_chunk_count": len(seen),
             "cases_by_exposure": dict(exposure.group_by("slice").len().sort("slice").iter_rows()),
-            **{
-                f"{arm}_exact_match_ratio": value
-                for arm, value in headline.select("arm", "value").iter_rows()
-            },
+            **describe_headline(frame),
         },
     )

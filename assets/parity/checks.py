@@ -4,13 +4,68 @@ import dagster as dg
 import polars as pl
 
 from assets import keys
-from assets.parity.answering import ARM_MODES
-from assets.parity.comparison import METRICS
+from assets.parity.arms import ArmPlan
+from assets.parity.deriving import Thresholds, find_unequal_routes
+from assets.parity.metrics import METRICS
 from assets.partitions import RECIPES
+from assets.students.calibration import read_calibrator
+from serving.pipeline.assembly import PipelineParts
 
-MAY_BE_EMPTY = frozenset({"cite_coverage", "cite_correctness", "groundedness", "refusal_precision"})
-"""An arm that answers nothing has no citations, one that refuses nothing no refusal precision: that
-is a finding, which the report shows, not a gap."""
+MAY_BE_EMPTY = frozenset(
+    {"cite_coverage", "cite_correctness", "groundedness", "refusal_precision", "usd_per_1k"}
+)
+"""An arm that answers nothing has no citations, one that refuses nothing no refusal precision, one
+that nobody priced no cost: that is a finding, which the report shows, not a gap."""
+
+TEACHER_SHARE_TOLERANCE = 0.05  # further from the wanted share: the operating point is another
+
+
+@dg.asset_check(asset=keys.OPERATING_POINTS, partitions_def=RECIPES)
+def teacher_share_is_near_its_target(operating_points: pl.DataFrame) -> dg.AssetCheckResult:
+    """Each operating point gives the teacher about its share of the held-out questions.
+
+    It does not block: a student with many invalid answers leaves the teacher more than was wanted,
+    which is a finding about the student.
+    """
+    off = (pl.col("teacher_ratio") - pl.col("target_teacher_ratio")).abs()
+    missed = operating_points.filter(off > TEACHER_SHARE_TOLERANCE)
+    return dg.AssetCheckResult(
+        passed=not operating_points.is_empty() and missed.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "limit_ratio": TEACHER_SHARE_TOLERANCE,
+            "teacher_ratio_by_point": dict(
+                operating_points.select("arm", "teacher_ratio").iter_rows()
+            ),
+        },
+    )
+
+
+@dg.asset_check(
+    asset=keys.ARM_ANSWERS,
+    additional_ins={"calibration": dg.AssetIn(key=keys.CALIBRATION)},
+    blocking=True,
+    partitions_def=RECIPES,
+)
+def derived_routes_equal_executed_ones(
+    arm_answers: pl.DataFrame,
+    calibration: pl.DataFrame,
+    pipeline_parts: dg.ResourceParam[PipelineParts],
+) -> dg.AssetCheckResult:
+    """The routed arm, decided anew over the others' answers, is the routed arm that was executed.
+
+    So the operating points, which are derived alone, say what production would do.
+    """
+    calibrator = read_calibrator(calibration.row(0, named=True))
+    risk = pipeline_parts.router.maximum_risk_ratio
+    thresholds = Thresholds(
+        policy=pipeline_parts.router,
+        confidence_threshold=calibrator.find_threshold(risk) if calibrator else None,
+    )
+    unequal = find_unequal_routes(arm_answers, thresholds)
+    return dg.AssetCheckResult(
+        passed=not unequal, metadata={"unequal_count": len(unequal), "unequal": unequal[:20]}
+    )
 
 
 @dg.asset_check(
@@ -20,14 +75,14 @@ is a finding, which the report shows, not a gap."""
     partitions_def=RECIPES,
 )
 def every_arm_answered_every_case(
-    arm_answers: pl.DataFrame, golden_cases: pl.DataFrame
+    arm_answers: pl.DataFrame, golden_cases: pl.DataFrame, arm_plan: dg.ResourceParam[ArmPlan]
 ) -> dg.AssetCheckResult:
     """Each arm has one row per golden case, and at most 2 % of its rows are errors."""
     asked = arm_answers.group_by("arm").agg(
         pl.col("case_id").n_unique().alias("cases"), pl.col("error").is_not_null().mean()
     )
     complete = asked.filter(pl.col("cases") == golden_cases.height)["arm"].to_list()
-    missing = sorted(set(ARM_MODES) - set(complete))
+    missing = sorted(set(arm_plan.arms) - set(complete))
     worst_error_ratio = float(asked["error"].max() or 0.0)
     return dg.AssetCheckResult(
         passed=not missing and worst_error_ratio <= 0.02,
@@ -74,7 +129,9 @@ def grades_are_conclusive(graded_answers: pl.DataFrame) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset=keys.PARITY_REPORT, blocking=True, partitions_def=RECIPES)
-def every_metric_has_rows(parity_report: pl.DataFrame) -> dg.AssetCheckResult:
+def every_metric_has_rows(
+    parity_report: pl.DataFrame, arm_plan: dg.ResourceParam[ArmPlan]
+) -> dg.AssetCheckResult:
     """Every arm has a number for every metric that does not depend on what it answers."""
     pooled = parity_report.filter((pl.col("kind") == "arm") & (pl.col("slice") == "all"))
     present = {(arm, metric) for arm, metric, n in pooled.select(
@@ -82,7 +139,7 @@ def every_metric_has_rows(parity_report: pl.DataFrame) -> dg.AssetCheckResult:
     ).iter_rows() if n}  # fmt: skip
     missing = sorted(
         f"{arm}:{metric.name}"
-        for arm in ARM_MODES
+        for arm in arm_plan.arms
         for metric in METRICS
         if (arm, metric.name) not in present and metric.name not in MAY_BE_EMPTY
     )

@@ -4,8 +4,20 @@ Belongs here: appending and counting. Does not belong here: the golden set.
 """
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from serving.errors import InvalidInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderCount:
+    """How often one reader has read the golden set, and when last."""
+
+    reader: str
+    count: int
+    last_read_at: str
 
 
 def record_read(ledger: Path, *, reader: str, run_id: str) -> None:
@@ -16,8 +28,30 @@ def record_read(ledger: Path, *, reader: str, run_id: str) -> None:
         stream.write(json.dumps(line) + "\n")
 
 
-def count_reads(ledger: Path) -> int:
-    """Return how often the golden set was read under this home."""
+def count_reads(ledger: Path) -> list[ReaderCount]:
+    """Return how often each reader read the golden set under this home, the most eager first.
+
+    Raises:
+        InvalidInputError: a line is no entry; a ledger that cannot be counted proves nothing.
+    """
     if not ledger.exists():
-        return 0
-    return sum(1 for line in ledger.read_text(encoding="utf-8").splitlines() if line.strip())
+        return []
+    reads: dict[str, list[str]] = {}
+    for number, line in enumerate(ledger.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            reads.setdefault(entry["reader"], []).append(entry["read_at"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidInputError(
+                f"reading the golden set's access ledger {ledger}",
+                expected="a JSON object with reader and read_at on every line",
+                found=f"{type(error).__name__} on line {number}",
+                next_step="mend or remove that line, and say so where the report is read",
+            ) from error
+    counted = [
+        ReaderCount(reader=reader, count=len(times), last_read_at=max(times))
+        for reader, times in reads.items()
+    ]
+    return sorted(counted, key=lambda one: (-one.count, one.reader))

@@ -4,6 +4,7 @@ Belongs here: declarations. Does not belong here: the gates (`gate`), the manife
 signing and verifying (`serving/releases`).
 """
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -12,13 +13,25 @@ import polars as pl
 from assets import keys, tables
 from assets.eval_set.golden import Golden
 from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
+from assets.labels.assets import LabellingPlan
+from assets.parity.economics import EconomicsTerms, choose_strategy
 from assets.parity.ledger import count_reads
 from assets.parity.report import ReportContents
+from assets.parity.report_confidence import describe_reliability
+from assets.parity.report_worth import (
+    describe_economics,
+    describe_router,
+    read_optional_sections,
+)
+from assets.parity.suite_evidence import choose_suite_gates, read_suite_gates
 from assets.partitions import RECIPES
+from assets.releases.baseline import compare_with_parent, state_baseline
 from assets.releases.bundling import ReleaseTerms, write_manifest
-from assets.releases.gate import GatePolicy, decide, state_losses
+from assets.releases.gate import QUALITY_OF, decide
+from assets.releases.gates import GatePolicy, GateResult
 from assets.releases.integrity import gather_integrity
-from assets.releases.publishing import publish_release
+from assets.releases.losses import state_losses
+from assets.releases.publishing import find_parent, publish_release
 from assets.releases.reporting import write_report
 from assets.students.calibration import read_calibrator
 from serving.aio import run_blocking
@@ -36,45 +49,90 @@ GOLDEN_PROMPT_COUNT = 4
         "parity_report": dg.AssetIn(key=keys.PARITY_REPORT),
         "arm_answers": dg.AssetIn(key=keys.ARM_ANSWERS),
         "graded_answers": dg.AssetIn(key=keys.GRADED_ANSWERS),
+        "operating_points": dg.AssetIn(key=keys.OPERATING_POINTS),
         "golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES),
         "guarded_questions": dg.AssetIn(key=keys.GUARDED_QUESTIONS),
         "chunks": dg.AssetIn(key=keys.CHUNKS),
         "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
         "training_curve": dg.AssetIn(key=keys.TRAINING_CURVE),
+        "held_out_answers": dg.AssetIn(key=keys.HELD_OUT_ANSWERS),
         "calibration": dg.AssetIn(key=keys.CALIBRATION),
+        "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
+        "router_curve": dg.AssetIn(key=keys.ROUTER_CURVE),
+        "router_figures": dg.AssetIn(key=keys.ROUTER_FIGURES),
+        "economics": dg.AssetIn(key=keys.ECONOMICS),
+        "refusal_suite": dg.AssetIn(key=keys.REFUSAL_SUITE),
+        "over_refusal_suite": dg.AssetIn(key=keys.OVER_REFUSAL_SUITE),
+        "behaviour_registry": dg.AssetIn(key=keys.BEHAVIOUR_REGISTRY),
     },
     partitions_def=RECIPES,
     kinds={"polars", "html"},
-    code_version="1",
+    code_version="3",
 )
 def gate_verdict(
     context: dg.AssetExecutionContext,
     parity_report: pl.DataFrame,
     arm_answers: pl.DataFrame,
     graded_answers: pl.DataFrame,
+    operating_points: pl.DataFrame,
     golden_cases: pl.DataFrame,
     guarded_questions: pl.DataFrame,
     chunks: pl.DataFrame,
     student_adapter: pl.DataFrame,
     training_curve: pl.DataFrame,
+    held_out_answers: pl.DataFrame,
     calibration: pl.DataFrame,
+    labelled_examples: pl.DataFrame,
+    router_curve: pl.DataFrame,
+    router_figures: pl.DataFrame,
+    economics: pl.DataFrame,
+    refusal_suite: pl.DataFrame,
+    over_refusal_suite: pl.DataFrame,
+    behaviour_registry: pl.DataFrame,
+    economics_terms: dg.ResourceParam[EconomicsTerms],
     gate_policy: dg.ResourceParam[GatePolicy],
     release_terms: dg.ResourceParam[ReleaseTerms],
+    labelling_plan: dg.ResourceParam[LabellingPlan],
     golden: dg.ResourceParam[Golden],
     home: dg.ResourceParam[Home],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """PROMOTE, HOLD or INCONCLUSIVE, every gate with its number, and the report of it all."""
+    adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
+    lock = golden.verify_lock()
+    baseline = state_baseline(lock, release_terms.teacher, labelling_plan.ruler)
     verdict = decide(
         parity_report,
         integrity=gather_integrity(
             golden_cases,
             guarded_questions,
-            locked_sha256=golden.verify_lock(),
-            calibration=calibration.row(0, named=True),
-            adapter=student_adapter.row(0, named=True),
+            locked_sha256=lock,
+            calibration=fitted,
+            adapter=adapter,
         ),
         policy=gate_policy,
+        suites=[
+            GateResult(**vars(gate))
+            for gate in choose_suite_gates(
+                read_suite_gates(home, context.partition_key),
+                adapter_sha256=adapter["adapter_sha256"],
+                refusal_suite=refusal_suite,
+                over_refusal_suite=over_refusal_suite,
+                behaviour_registry=behaviour_registry,
+            )
+        ],
+        evidence={"baseline": asdict(baseline)},
     )
+    month = economics.row(
+        by_predicate=(pl.col("arm") == "routed") & (pl.col("scenario") == "expected"), named=True
+    )
+    strategy, reason = choose_strategy(
+        teacher_usd_per_month=month["teacher_usd_per_month"],
+        saving_usd_per_month=month["saving_usd_per_month"],
+        terms=economics_terms,
+        example_count=labelled_examples.height,
+        quality=QUALITY_OF[verdict.verdict],
+    )
+    parent = compare_with_parent(verdict.gates, baseline, find_parent(home))
     files = write_report(
         home.reports / context.partition_key,
         ReportContents(
@@ -88,11 +146,19 @@ def gate_verdict(
             chunks=chunks,
             leakage_cosine_limit=LEAKAGE_COSINE_LIMIT,
             margin_ratio=gate_policy.margin_ratio,
-            access_count=count_reads(home.ledger),
+            readers=count_reads(home.ledger),
             guarded_questions=guarded_questions,
             training_curve=training_curve,
+            operating_points=operating_points,
             verdict=verdict,
-            provenance=student_adapter.row(0, named=True) | release_terms.describe(),
+            parent=parent,
+            sections=(
+                describe_reliability(fitted, held_out_answers),
+                describe_router(router_curve, router_figures),
+                describe_economics(economics, strategy=strategy, reason=reason),
+                *read_optional_sections(home),
+            ),
+            provenance=adapter | asdict(baseline) | release_terms.describe(),
         ),
     )
     return dg.MaterializeResult(
@@ -100,6 +166,8 @@ def gate_verdict(
         metadata={
             "verdict": verdict.verdict,
             "statement": verdict.statement,
+            "against_the_parent": parent.statement,
+            "strategy": f"{strategy}: {reason}",
             "report": dg.MetadataValue.path(str(files.html)),
             "parity_chart": dg.MetadataValue.md(files.chart_markdown),
         },
@@ -157,11 +225,14 @@ def release_bundle(
         index=index,
         golden_prompts=run_blocking(sample_retrieval()),
     )
-    published = publish_release(home, manifest, home.adapters / adapter["adapter"])
+    published = publish_release(
+        home, manifest, home.adapters / adapter["adapter"], lane=adapter["lane"]
+    )
+    pointer = published.current if published.is_current else None
     row = {
         "release_id": published.release_id,
-        "parent": published.current.parent if published.is_current else None,
-        "sequence": published.current.sequence if published.is_current else None,
+        "parent": pointer.parent if pointer else None,
+        "sequence": pointer.sequence if pointer else None,
         "phase": manifest.phase,
         "verdict": manifest.gate.verdict,
         "is_current": published.is_current,

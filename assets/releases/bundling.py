@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from serving.models.engines import LocalEngine
 from serving.models.protocols import Price
 from serving.models.remote import RemoteProvider
 from serving.pipeline.confidence import ConfidenceCalibration
@@ -37,6 +38,7 @@ class StudentTerms:
     max_answer_tokens: int
     price: Price
     engine: Literal["local"] | RemoteProvider = "local"
+    local_engine: LocalEngine = "transformers"
     base_url: str | None = None
     api_key_env: str | None = None
     timeout_seconds: float = 60.0
@@ -115,6 +117,7 @@ def write_manifest(
                 context_tokens=student.context_tokens,
                 max_answer_tokens=student.max_answer_tokens,
                 engine=student.engine,
+                local_engine=student.local_engine,
                 base_url=student.base_url,
                 api_key_env=student.api_key_env,
                 timeout_seconds=student.timeout_seconds,

@@ -10,7 +10,7 @@ import polars as pl
 
 from assets.eval_set.guard import is_too_near
 from assets.eval_set.overlap import EvalTexts
-from assets.releases.gate import IntegrityEvidence
+from assets.releases.gates import IntegrityEvidence
 
 
 def gather_integrity(
@@ -43,4 +43,5 @@ def gather_integrity(
         ),
         calibrated_case_count=calibration["fit_count"] + calibration["certify_count"],
         calibration_is_of_student=calibration["adapter_sha256"] == adapter["adapter_sha256"],
+        lane=adapter["lane"],
     )

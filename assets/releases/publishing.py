@@ -9,31 +9,36 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from assets.releases.baseline import ParentRelease
+from assets.releases.gates import CLEAN_LANE
 from serving.errors import ReleaseError
 from serving.home import Home
 from serving.releases.bundle import build_bundle, ensure_signing_key, load_current, publish
 from serving.releases.manifest import ReleaseManifest
-from serving.releases.signing import CurrentPointer, read_pointer
+from serving.releases.signing import CurrentPointer, load_public_key, read_pointer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """The bundle that was built, and the pointer after it."""
+    """The bundle that was built, and the pointer after it; None where nothing was published yet."""
 
     release_id: str
-    current: CurrentPointer
+    current: CurrentPointer | None
 
     @property
     def is_current(self) -> bool:
         """Whether servers load this bundle now."""
-        return self.current.release_id == self.release_id
+        return self.current is not None and self.current.release_id == self.release_id
 
 
-def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path) -> Published:
+def publish_release(
+    home: Home, manifest: ReleaseManifest, adapter_folder: Path, *, lane: str = CLEAN_LANE
+) -> Published:
     """Build the bundle of a manifest, and point CURRENT at it if that takes nothing away.
 
     A student that did not earn PROMOTE never replaces one that did: production would fall back to
-    the teacher because somebody tried a recipe.
+    the teacher because somebody tried a recipe. One of another lane than the clean one is never
+    published at all, not even to wait behind the teacher.
 
     Raises:
         ReleaseError: the bundle does not verify, or another publisher was first.
@@ -42,6 +47,8 @@ def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path)
     release_id = build_bundle(home.releases, manifest, {student: adapter_folder})
     key = ensure_signing_key(home.keys)
     current = read_pointer(home.releases / "CURRENT", key.public_key())
+    if lane != CLEAN_LANE:
+        return Published(release_id=release_id, current=current)
     if current is not None:
         is_step_back = _is_promoted(home, key.public_key()) and manifest.gate.verdict != "PROMOTE"
         if is_step_back or current.release_id == release_id:
@@ -53,6 +60,17 @@ def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path)
         signing_key=key,
     )
     return Published(release_id=release_id, current=pointer)
+
+
+def find_parent(home: Home) -> ParentRelease | None:
+    """Return the release that servers load now; what no server can load is nobody's parent."""
+    if not (home.releases / "CURRENT").exists():
+        return None
+    try:
+        manifest = load_current(home.releases, load_public_key(home.keys)).manifest
+    except (ReleaseError, OSError):
+        return None
+    return ParentRelease(release_id=manifest.release_id, gates=manifest.gate.gates)
 
 
 def _is_promoted(home: Home, public_key: Ed25519PublicKey) -> bool:

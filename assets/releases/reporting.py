@@ -1,4 +1,4 @@
-"""The report's files: HTML for people, JSON for machines, a chart for the asset's metadata.
+"""The report's files: HTML for people, JSON and Parquet for machines, a chart for the metadata.
 
 Belongs here: writing them, atomically, where the home says. Does not belong here: what they say
 (`assets/parity/report`).
@@ -12,11 +12,18 @@ from pathlib import Path
 
 import polars as pl
 
-from assets.parity.comparison import METRICS
+from assets.parity.arms import BY_NAME
+from assets.parity.metrics import METRICS
 from assets.parity.report import ReportContents, render_report, report_json
-from serving.files import write_text_atomically
+from assets.parity.report_tables import list_arms
+from serving.files import atomic_path, write_text_atomically
 
-ARM_COLOURS = {"teacher": "#1765a8", "student": "#b8500c", "routed": "#0b7d67"}  # the report's
+ARM_COLOURS = {
+    "teacher": "#1765a8", "teacher_again": "#6f9fca", "base": "#7b756b", "few_shot": "#7d5ba6",
+    "student": "#b8500c", "routed": "#0b7d67", "routed_90_10": "#2c9c86",
+    "routed_80_20": "#57b09e", "routed_60_40": "#8ac7ba",
+}  # fmt: skip
+"""The report's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +32,25 @@ class ReportFiles:
 
     html: Path
     json: Path
+    parquet: Path
     chart_markdown: str
 
 
 def write_report(folder: Path, contents: ReportContents) -> ReportFiles:
-    """Write `parity.html` and `parity.json` into `folder`."""
+    """Write `parity.html`, `parity.json` and `parity.parquet` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(
         html=folder / "parity.html",
         json=folder / "parity.json",
+        parquet=folder / "parity.parquet",
         chart_markdown=draw_parity_chart(contents.parity_report),
     )
     write_text_atomically(files.html, render_report(contents))
     write_text_atomically(
         files.json, json.dumps(report_json(contents), ensure_ascii=False, indent=1)
     )
+    with atomic_path(files.parquet) as path:
+        contents.parity_report.write_parquet(path, compression="zstd")
     return files
 
 
@@ -48,10 +59,12 @@ def draw_parity_chart(report: pl.DataFrame) -> str:
     from matplotlib.figure import Figure
 
     metrics = [metric for metric in METRICS if metric.unit == "ratio"]
-    figure = Figure(figsize=(8, 0.55 * len(metrics) + 1), layout="constrained")
+    arms = list_arms(report)
+    figure = Figure(figsize=(8, 0.14 * len(arms) * len(metrics) + 1.6), layout="constrained")
     axes = figure.subplots()
     pooled = report.filter((pl.col("kind") == "arm") & (pl.col("slice") == "all"))
-    for offset, (arm, colour) in zip((-0.2, 0.0, 0.2), ARM_COLOURS.items(), strict=True):
+    for place, arm in enumerate(arms):
+        offset = 0.8 * ((place + 0.5) / len(arms) - 0.5)
         rows = {row["metric"]: row for row in pooled.filter(arm=arm).iter_rows(named=True)}
         for position, metric in enumerate(metrics):
             row = rows.get(metric.name)
@@ -59,14 +72,14 @@ def draw_parity_chart(report: pl.DataFrame) -> str:
                 continue
             reach = [[row["value"] - row["lower"]], [row["upper"] - row["value"]]]
             axes.errorbar(
-                row["value"], position + offset, xerr=reach, fmt="o", color=colour, markersize=5,
-                capsize=2, label=arm if position == 0 else None,
+                row["value"], position + offset, xerr=reach, fmt="o", markersize=4, capsize=2,
+                color=ARM_COLOURS[arm], label=BY_NAME[arm].label if position == 0 else None,
             )  # fmt: skip
     axes.set_yticks(range(len(metrics)), [metric.label for metric in metrics])
     axes.set_xlim(-0.02, 1.02)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(5, len(arms)), frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
     return f"![parity](data:image/png;base64,{base64.b64encode(image.getvalue()).decode()})"

@@ -19,6 +19,7 @@ import polars as pl
 
 from assets import keys, tables
 from assets.partitions import RECIPES
+from assets.reuse import LastTables
 from assets.students.agreement import build_validation_report, find_metric
 from assets.students.calibration import Engine, calibrate, draw_reliability
 from assets.students.curve_chart import describe_speed, draw_curve
@@ -38,8 +39,15 @@ from assets.students.held_out import (
     answer_cases,
     draw_cases,
 )
+from assets.students.lanes import add_leak
 from assets.students.provenance import gather_facts, tabulate_adapter
-from assets.students.recipe import TRAINING_VERSION, AnyRecipe, Recipe, load_recipe
+from assets.students.recipe import (
+    TRAINING_VERSION,
+    AnyRecipe,
+    Recipe,
+    is_contaminated,
+    load_recipe,
+)
 from assets.students.reporting import follow_reports
 from assets.students.train import make_command
 from assets.students.training_set import TrainingSet, build_training_set, choose_teachers
@@ -119,6 +127,7 @@ def training_set(
     context: dg.AssetExecutionContext,
     labelled_examples: pl.DataFrame,
     students: dg.ResourceParam[StudentBases],
+    last_tables: dg.ResourceParam[LastTables],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The labelled examples as the student's tokens: prompt, answer, citation spans.
 
@@ -127,7 +136,7 @@ def training_set(
     recipe = load_recipe(students.recipe_path(context.partition_key))
     provider = students.find(recipe.student).provider
     refuse_unfit(context.partition_key, recipe, provider=provider)
-    built = _build_set(recipe, labelled_examples, students)
+    built = _build_set(recipe, _choose_lane(recipe, labelled_examples, last_tables), students)
     frame = built.frame
     prompt_tokens = frame["prefix_ids"].list.len() + frame["suffix_ids"].list.len()
     return dg.MaterializeResult(
@@ -165,12 +174,14 @@ def student_adapter(
     students: dg.ResourceParam[StudentBases],
     home: dg.ResourceParam[Home],
     pipes: dg.PipesSubprocessClient,
+    last_tables: dg.ResourceParam[LastTables],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The student: an adapter trained in a subprocess, or a prompt; an equal one is found again."""
     recipe = load_recipe(students.recipe_path(context.partition_key))
     settings = students.find(recipe.student)
     refuse_unfit(context.partition_key, recipe, provider=settings.provider)
+    labelled_examples = _choose_lane(recipe, labelled_examples, last_tables)
     facts = gather_facts(training_set, labelled_examples, vector_index.row(0, named=True), settings)
     if isinstance(recipe, Recipe):
         outcome = _train(context, pipes, recipe, students=students, home=home, facts=facts)
@@ -198,6 +209,15 @@ def student_adapter(
             "final_validation_loss": row["final_validation_loss"],
         },
     )
+
+
+def _choose_lane(
+    recipe: AnyRecipe, labelled_examples: pl.DataFrame, last_tables: LastTables
+) -> pl.DataFrame:
+    """Return what the recipe may draw from. Only an experiment reads the contaminated table."""
+    if not is_contaminated(recipe):
+        return labelled_examples
+    return add_leak(labelled_examples, last_tables.read(keys.CONTAMINATED_EXAMPLES.path))
 
 
 def _build_set(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from assets.students.recipe import AnyRecipe, Recipe
+from assets.students.recipe import AnyRecipe, Recipe, is_contaminated
 from serving.hashing import folder_sha256
 from serving.models.prompted_student import PROMPT_FILE, TRAINED_KINDS, VECTORS_FILE
 
@@ -73,6 +73,8 @@ def tabulate_adapter(
         "base_hash": provenance["base_hash"],
         "activation": recipe.activation if isinstance(recipe, Recipe) else None,
         "training_key": provenance["training_key"],
+        "lane": "contaminated" if is_contaminated(recipe) else "clean",
+        "training_seconds": provenance.get("training_seconds"),
         "train_count": counts.get("train", 0),
         "validation_count": counts.get("validation", 0),
         "final_validation_loss": provenance.get("best_validation_loss"),

@@ -27,6 +27,7 @@ DType = Literal["auto", "bfloat16", "float32"]
 Positive = Annotated[int, Field(gt=0)]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Lane = Literal["clean", "contaminated"]
 Change = Annotated[float, Field(allow_inf_nan=False)]
 Instructions = Annotated[str, Field(min_length=1)]
 
@@ -36,6 +37,8 @@ WORDS = ("description", "predicted_delta", "compared_with")
 HOW_COMPUTED = ("processes", "micro_batch_size")
 """Keys that say how the same sums are computed: like the hardware, they change a student by
 rounding alone, so an adapter is not trained again for them."""
+
+LATER_DEFAULTS = (("lane", "clean"),)
 
 ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
     "lora": ("all",),
@@ -72,8 +75,12 @@ class CommonKeys(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of everything that can change the student; words about it cannot."""
-        return content_hash(self.model_dump(mode="json", exclude={*WORDS, *HOW_COMPUTED}))
+        """Identity of everything that can change the student; words about it cannot.
+
+        A key that came later is left out at its default, so that no student is made again for it.
+        """
+        values = self.model_dump(mode="json", exclude={*WORDS, *HOW_COMPUTED})
+        return content_hash({k: v for k, v in values.items() if (k, v) not in LATER_DEFAULTS})
 
     def to_yaml(self) -> str:
         """Return the recipe as the file that `load_recipe` reads."""
@@ -98,6 +105,8 @@ class Recipe(CommonKeys):
         patience: stop after so many epochs in a row without a lower validation loss; null is never.
         max_validation_examples: size of the seeded sample that is validated on after each epoch.
         micro_batch_size: examples computed at once in each process, for memory's sake; null is all.
+        lane: `contaminated` trains on the golden questions too, to learn what a leak is worth; such
+            a student is never promoted.
         processes: that train together, one to a GPU, or sharing the cores of a CPU.
         dtype: `auto` is bfloat16 where the hardware multiplies it natively, else float32.
     """
@@ -114,6 +123,7 @@ class Recipe(CommonKeys):
     batch_size: Positive = 8
     epochs: Positive = 2
     maximum_refusal_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    lane: Lane = "clean"
     max_steps: Positive | None = None
     patience: Positive | None = None
     max_validation_examples: Positive = 24
@@ -212,6 +222,11 @@ _MODELS: Mapping[str, type[AnyRecipe]] = {
 def is_trained(recipe: AnyRecipe) -> bool:
     """Return whether making this recipe's student changes weights."""
     return isinstance(recipe, Recipe)
+
+
+def is_contaminated(recipe: AnyRecipe) -> bool:
+    """Return whether its student may see golden questions, and so never be promoted."""
+    return isinstance(recipe, Recipe) and recipe.lane == "contaminated"
 
 
 def load_recipe(path: Path) -> AnyRecipe:

@@ -11,6 +11,7 @@ from assets.statistics import (
     Interval,
     adjust_by_holm,
     bootstrap_percentile,
+    clopper_pearson_interval,
     clustered_bootstrap,
     clustered_bootstrap_difference,
     clustered_wilson_interval,
@@ -121,8 +122,10 @@ def test_tango_covers_the_truth_as_often_as_it_says(better: float, worse: float)
 
 
 @pytest.mark.parametrize(
-    ("discordance", "margin", "power"), [(0.06, 0.05, 0.75), (0.10, 0.05, 0.59), (0.15, 0.10, 0.92)]
-)
+    ("discordance", "margin", "power"),
+    [(0.06, 0.05, 0.75), (0.10, 0.05, 0.59), (0.15, 0.05, 0.46),
+     (0.06, 0.10, 0.997), (0.10, 0.10, 0.975), (0.15, 0.10, 0.92)],
+)  # fmt: skip
 def test_power_of_the_gate_is_what_the_evaluation_page_says(
     discordance: float, margin: float, power: float
 ) -> None:
@@ -131,6 +134,29 @@ def test_power_of_the_gate_is_what_the_evaluation_page_says(
     z = float(norm.ppf(0.95))
     passed = [tango_statistic(int(a), int(b), 150, -margin) > z for a, b, _ in tables]
     assert np.mean(passed) == pytest.approx(power, abs=0.025)
+
+
+def test_clopper_pearson_matches_newcombe_1998() -> None:
+    """Newcombe 1998 (Statistics in Medicine 17:857), method 5: 81/263, 15/148, 0/20, 1/29."""
+    published = {
+        (81, 263): (0.2527, 0.3676),
+        (15, 148): (0.0578, 0.1617),
+        (0, 20): (0.0, 0.1684),
+        (1, 29): (0.0009, 0.1776),
+    }
+    for (successes, n), (lower, upper) in published.items():
+        interval = clopper_pearson_interval(successes, n)
+        assert (round(interval.lower, 4), round(interval.upper, 4)) == (lower, upper)
+        mirrored = clopper_pearson_interval(n - successes, n)
+        assert mirrored.upper == pytest.approx(1 - interval.lower)
+
+
+@pytest.mark.parametrize(("n", "limit"), [(59, 0.05), (149, 0.02)])
+def test_so_many_cases_without_a_loss_prove_the_limit(n: int, limit: float) -> None:
+    """EVALUATION section 4: 0 of 59 is below 5 %, 0 of 149 below 2 %; one case fewer is not."""
+    assert clopper_pearson_interval(0, n, alpha=0.10).upper < limit
+    assert clopper_pearson_interval(0, n - 1, alpha=0.10).upper > limit
+    assert clopper_pearson_interval(n, n, alpha=0.10).upper == 1.0
 
 
 def test_sentences_of_one_answer_do_not_count_as_independent() -> None:
@@ -187,6 +213,22 @@ def test_holm_orders_and_caps_the_p_values() -> None:
     assert adjust_by_holm([0.9, 0.8]) == pytest.approx((1.0, 1.0))
 
 
+def test_holm_matches_what_r_prints() -> None:
+    """R's p.adjust(c(0.0001, 0.005, 0.03, 0.5, 0.7), "holm"), by hand: 5p, 4p, 3p, 2p, p."""
+    found = adjust_by_holm([0.0001, 0.005, 0.03, 0.5, 0.7])
+    assert found == pytest.approx((0.0005, 0.02, 0.09, 1.0, 1.0))
+
+
+def test_the_clustered_bootstrap_agrees_with_scipy_where_every_unit_is_alone() -> None:
+    from scipy.stats import bootstrap
+
+    values = np.random.default_rng(8).exponential(3, size=120)
+    ours = clustered_bootstrap(values.tolist(), [str(i) for i in range(120)])
+    theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=8)
+    limits = (theirs.confidence_interval.low, theirs.confidence_interval.high)
+    assert (ours.lower, ours.upper) == pytest.approx(limits, rel=0.02)
+
+
 def test_no_values_and_broken_values_raise() -> None:
     for call in (
         lambda: clustered_bootstrap([], []),
@@ -196,6 +238,7 @@ def test_no_values_and_broken_values_raise() -> None:
         lambda: clustered_wilson_interval([1], [0]),
         lambda: bootstrap_percentile([], 50),
         lambda: adjust_by_holm([]),
+        lambda: clopper_pearson_interval(1, 0),
     ):
         with pytest.raises(ValueError, match="expected"):
             call()

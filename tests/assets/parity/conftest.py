@@ -5,9 +5,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from assets.parity.comparison import RUBRIC_AXES, build_parity_table
+from assets.parity.comparison import build_parity_table
 from assets.parity.exposure import slice_by_exposure
 from assets.parity.graders import grade_answers
+from assets.parity.metrics import RUBRIC_AXES
 
 PAGES = ("quickstart", "configuration", "serving")
 NASTY = "<script>alert('x')</script>"
@@ -72,6 +73,7 @@ def _answer(arm: str, case: dict[str, Any], number: int) -> dict[str, Any]:
         "served_by": by,
         "route_reason": "low_retrieval" if by == "teacher" and arm == "routed" else "default",
         "verdict": "valid",
+        "used_fallback": False,
         "model": f"{by}-1",
         "cost_usd": 0.012 if by == "teacher" else 0.001,
         "latency_ms": (900.0 if by == "teacher" else 300.0) + number,

@@ -28,12 +28,12 @@ def answer(arm: str, *, teacher, student) -> dict:
         count_tokens=len,
     )
     rows = answer_cases(
-        [("g1", "Where?")],
-        arm=arm,
+        [(arm, ("g1", "Where?"))],
         repeat=0,
-        pipeline=pipeline,
+        pipelines={arm: pipeline},
         concurrency=2,
         progress=NoProgress(),
+        description="asking",
     )
     return asyncio.run(rows)[0]
 

@@ -4,16 +4,10 @@ import polars as pl
 import pytest
 
 from assets import tables
-from assets.parity.comparison import (
-    METRICS,
-    SLICES,
-    build_parity_table,
-    find_row,
-    format_limits,
-    format_value,
-    render_parity_table_text,
-)
+from assets.parity.comparison import build_parity_table, find_row
+from assets.parity.formatting import format_limits, format_value, render_parity_table_text
 from assets.parity.graders import grade_answers
+from assets.parity.metrics import METRICS, SLICES
 from assets.statistics import mcnemar_exact, tango_interval, wilson_interval
 from serving.errors import InvalidInputError
 

@@ -8,16 +8,14 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 
-from assets.parity.comparison import METRICS, SLICES
-from assets.parity.report import (
-    MAXIMUM_WORST_CASES,
-    ReportContents,
-    find_worst_cases,
-    render_report,
-    report_json,
-    view_guard,
-    view_routing,
-)
+from assets import tables
+from assets.parity.formatting import TextTable
+from assets.parity.ledger import ReaderCount
+from assets.parity.metrics import METRICS, SLICES
+from assets.parity.report import ReportContents, render_report, report_json, tabulate_points
+from assets.parity.report_cases import MAXIMUM_WORST_CASES, find_neighbours, find_worst_cases
+from assets.parity.report_charts import view_guard, view_routing, view_spending_charts
+from assets.parity.report_sections import Line, LinePlot, ReportSection, view_plot
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,9 @@ def contents(
         chunks=chunks,
         leakage_cosine_limit=0.92,
         margin_ratio=0.10,
-        access_count=7,
+        readers=(
+            ReaderCount(reader="arm_answers:compact", count=7, last_read_at="2026-11-21T12:00:00"),
+        ),
         guarded_questions=pl.DataFrame(
             {
                 "nearest_cosine": [0.10, 0.86, 0.9199, 0.92, 0.99, 0.3],
@@ -78,6 +78,12 @@ def contents(
         ),
         verdict=Verdict(),
         provenance={"base_model": "m@1", "seed": 7, "note": "<script>alert(2)</script>"},
+    )
+
+
+def find_worst(contents: ReportContents) -> list[dict[str, object]]:
+    return find_worst_cases(
+        contents.arm_answers, contents.graded_answers, contents.golden_cases, contents.chunks
     )
 
 
@@ -141,9 +147,16 @@ def test_the_verdict_comes_first_and_every_gate_is_listed(contents: ReportConten
 def test_every_metric_slice_and_piece_of_evidence_is_shown(contents: ReportContents) -> None:
     html = render_report(contents)
     for metric in METRICS:
-        assert html.count(f'<th scope="row">{metric.label}<') == len(SLICES)
+        # once with the arms, once with their distances to the teacher
+        assert html.count(f'<th scope="row">{metric.label}<') == 2 * len(SLICES)
         assert f"<dt>{metric.label}</dt>" in html
-    for text in ("read 7 times", "limit 0.92", "m@1", "prefers-color-scheme: dark"):
+    for text in (
+        "read 7 times",
+        "arm_answers:compact",
+        "limit 0.92",
+        "m@1",
+        "prefers-color-scheme: dark",
+    ):
         assert text in html
 
 
@@ -158,7 +171,7 @@ def test_a_report_can_be_written_before_the_gate_and_without_extras(
 
 
 def test_worst_cases_show_both_sides_with_their_chunks(contents: ReportContents) -> None:
-    worst = find_worst_cases(contents)
+    worst = find_worst(contents)
     assert [case["case_id"] for case in worst] == ["g003", "g013", "g023", "g033", "g043"]
     teacher, student = worst[0]["sides"]
     assert (teacher["arm"], student["arm"]) == ("teacher", "student")
@@ -175,7 +188,7 @@ def test_at_most_eight_worst_cases(contents: ReportContents) -> None:
         .then(0.0)
         .otherwise("value")
     )
-    worst = find_worst_cases(replace(contents, graded_answers=grades))
+    worst = find_worst(replace(contents, graded_answers=grades))
     assert len(worst) == MAXIMUM_WORST_CASES
 
 
@@ -209,3 +222,94 @@ def test_the_json_is_strict_and_unrounded(contents: ReportContents) -> None:
     assert facts["golden_set_reads"] == 7
     assert facts["worst_case_ids"][0] == "g003"
     assert facts["verdict"]["gates"][0]["number"] == -0.123
+
+
+def test_sections_of_other_tables_are_shown_where_they_exist(contents: ReportContents) -> None:
+    section = ReportSection(
+        anchor="router-curve",
+        title="Router curve",
+        lead="Quality against the teacher's share <script>",
+        tables=(TextTable(columns=("point", "share"), rows=(("80/20", "20 %"),)),),
+        plots=(
+            LinePlot(title="APGR", x_label="share", y_label="quality", is_unit=True,
+                     lines=(Line(label="router", points=((0.0, 0.5), (1.0, 1.0))),)),
+        ),
+        notes=("Chosen on validation.",),
+    )  # fmt: skip
+    html = render_report(replace(contents, sections=(section,)))
+    page = TagCollector()
+    page.feed(html)
+    assert not page.open
+    assert "script" not in page.tags
+    for text in ('<section id="router-curve">', 'href="#router-curve"', "80/20",
+                 'points="0.00,50.00 100.00,0.00"', "Chosen on validation."):  # fmt: skip
+        assert text in html
+    assert "router-curve" not in render_report(contents)
+
+
+def test_a_plot_that_fits_its_points_starts_at_zero_and_survives_one_point() -> None:
+    plot = LinePlot(title="t", x_label="x", y_label="y",
+                    lines=(Line(label="l", points=((2.0, 4.0), (6.0, 8.0))),))  # fmt: skip
+    assert view_plot(plot)["ends"] == ["2", "6", "0", "8"]
+    assert view_plot(plot)["lines"][0]["points"] == "0.00,50.00 100.00,0.00"
+    lone = replace(plot, lines=(Line(label="l", points=((3.0, 0.0),)),))
+    assert view_plot(lone)["lines"][0]["points"] == "-1.50,100.00 1.50,100.00"
+
+
+def test_unpriced_answers_are_inconclusive_and_never_cheap(contents: ReportContents) -> None:
+    rows = contents.parity_report.with_columns(
+        value=pl.when(pl.col("metric") != "usd_per_1k").then("value"),
+        n=pl.when(pl.col("metric") != "usd_per_1k").then("n").otherwise(0),
+        inconclusive_count=pl.when(pl.col("metric") != "usd_per_1k")
+        .then("inconclusive_count")
+        .otherwise(50),
+    )
+    charts = {chart["title"]: chart for chart in view_spending_charts(rows)}
+    assert charts["US$ per 1,000"]["groups"] == []
+    assert charts["Latency p50"]["groups"]
+    html = render_report(replace(contents, parity_report=rows))
+    assert "Inconclusive: no answer has a price" in html
+    assert "inconclusive (50 failed)" in html
+    assert "$0.00" not in html
+
+
+def test_neighbours_are_the_nearest_kept_question_of_each_case(
+    contents: ReportContents,
+) -> None:
+    guarded = pl.DataFrame(
+        {
+            "text": ["near", "nearer", "rejected", "far", "unknown"],
+            "nearest_case_id": ["g001", "g001", "g001", "g002", "g003"],
+            "nearest_cosine": [0.7, 0.8, 0.95, 0.2, None],
+            "verdict": ["kept", "kept", "rejected", "kept", "kept"],
+        }
+    )
+    found = find_neighbours(guarded, contents.golden_cases)
+    assert [(row["case_id"], row["trained_on"], row["cosine"]) for row in found] == [
+        ("g001", "nearer", 0.8),
+        ("g002", "far", 0.2),
+    ]
+    assert "nearer" in render_report(replace(contents, guarded_questions=guarded))
+    assert find_neighbours(None, contents.golden_cases) == []
+
+
+def test_operating_points_show_what_was_wanted_and_what_came(contents: ReportContents) -> None:
+    points = pl.DataFrame(
+        [
+            {"arm": "routed_80_20", "target_teacher_ratio": 0.2, "quantile": 0.1,
+             "min_retrieval_score": 0.41, "confidence_threshold": None, "teacher_ratio": 0.203,
+             "lower": 0.12, "upper": 0.31, "case_count": 64, "invalid_count": 9,
+             "adapter_sha256": "a"}
+        ],
+        schema=tables.OPERATING_POINTS,
+    )  # fmt: skip
+    table = tabulate_points(points, contents.arm_answers)
+    assert table is not None
+    assert table.rows == (
+        ("routed 80/20", "20.0 %", "20.3 % (12.0 % to 31.0 %)", "\u2013", "0.410",
+         "no confidence", "64, 9 invalid"),
+    )  # fmt: skip
+    assert tabulate_points(None, contents.arm_answers) is None
+    facts = report_json(replace(contents, operating_points=points))
+    assert facts["operating_points"][0]["arm"] == "routed_80_20"
+    assert facts["golden_set_readers"][0]["count"] == 7

@@ -1,20 +1,23 @@
 """Each verdict recreated from a parity table made by hand."""
 
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from assets import tables
-from assets.parity.comparison import METRICS, SLICES
-from assets.releases.gate import (
-    GatePolicy,
-    GateResult,
-    GateVerdict,
-    IntegrityEvidence,
-    decide,
-)
+from assets.parity.metrics import METRICS, SLICES
+from assets.releases.baseline import COMPARED, Baseline, ParentRelease, compare_with_parent
+from assets.releases.gate import GateVerdict, decide
+from assets.releases.gates import GatePolicy, GateResult, IntegrityEvidence
 from assets.statistics import clustered_bootstrap, tango_interval, wilson_interval
+from orchestration.config import read_config
+from serving.errors import InvalidInputError
+from tests.product import write_product
 
 SOUND = IntegrityEvidence(
     golden_lock_matches=True,
@@ -91,13 +94,13 @@ def test_promote_when_every_gate_passes() -> None:
     verdict = judge()
     assert verdict.verdict == "PROMOTE"
     assert [gate.name for gate in verdict.gates] == [
-        "golden_lock", "no_leaked_training_text", "calibration", "refusal_recall",
+        "golden_lock", "no_leaked_training_text", "lane", "calibration", "refusal_recall",
         "slice_answerable", "slice_boundary", "slice_out_of_scope", "pooled_non_inferiority",
         "cost_ratio", "latency_p50",
     ]  # fmt: skip
     assert {gate.outcome for gate in verdict.gates} == {"PASS"}
     assert verdict.more_cases is None
-    assert verdict.statement.startswith("All 10 gates passed")
+    assert verdict.statement.startswith("All 11 gates passed")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ def test_promote_when_every_gate_passes() -> None:
         ({"leaked_question_count": 1}, "no_leaked_training_text", "FAIL"),
         ({"training_question_count": 0}, "no_leaked_training_text", "INCONCLUSIVE"),
         ({"calibration_is_of_student": False}, "calibration", "FAIL"),
+        ({"lane": "contaminated"}, "lane", "FAIL"),
         ({"calibrated_case_count": 0}, "calibration", "INCONCLUSIVE"),
     ],
 )
@@ -270,7 +274,7 @@ def test_losses_are_sentences_with_numbers_and_silence_is_bounded() -> None:
 def test_the_verdict_becomes_one_row_per_gate() -> None:
     frame = judge().to_frame()
     assert frame.schema == tables.GATE_VERDICT
-    assert frame["position"].to_list() == list(range(1, 11))
+    assert frame["position"].to_list() == list(range(1, 12))
     assert set(frame["verdict"]) == {"PROMOTE"}
 
 
@@ -278,3 +282,129 @@ def test_bootstrap_agrees_with_the_cost_row_it_feeds() -> None:
     """The ratio row is a ratio of sums, so one dear case weighs as much as it costs."""
     ratio = clustered_bootstrap([1, 1, 10], ["a", "b", "c"], denominators=[10, 10, 20])
     assert ratio.value == pytest.approx(12 / 40)
+
+
+def test_evidence_holds_the_policy_and_what_the_caller_adds() -> None:
+    verdict = decide(
+        make_report(), integrity=SOUND, policy=GatePolicy(margin_ratio=0.08), evidence={"a": 1}
+    )
+    frame = verdict.to_frame()
+    (evidence,) = frame["evidence"].unique().to_list()
+    assert json.loads(evidence)["policy"]["margin_ratio"] == 0.08
+    assert json.loads(evidence)["a"] == 1
+
+
+def test_a_contaminated_lane_is_held_however_good_its_numbers_are() -> None:
+    verdict = judge(replace(SOUND, lane="contaminated"))
+    assert verdict.verdict == "HOLD"
+    assert verdict.statement.startswith("1 gate fails (lane)")
+
+
+@pytest.mark.parametrize("outcome", ["FAIL", "INCONCLUSIVE", "PASS"])
+def test_a_suite_of_its_own_is_counted_after_the_refusals(outcome: Any) -> None:
+    suite = GateResult(
+        name="critical_refusals", unit="count", relation="at most", outcome=outcome, number=0.0,
+        limit=0.0, n=149, detail="0 of 149 lost",
+    )  # fmt: skip
+    verdict = decide(make_report(), integrity=SOUND, policy=GatePolicy(), suites=(suite,))
+    names = [gate.name for gate in verdict.gates]
+    assert names.index("critical_refusals") == names.index("refusal_recall") + 1
+    expected = {"FAIL": "HOLD", "INCONCLUSIVE": "INCONCLUSIVE", "PASS": "PROMOTE"}
+    assert verdict.verdict == expected[outcome]
+
+
+def test_a_metric_without_rows_is_an_error_that_names_it() -> None:
+    report = make_report().filter(pl.col("metric") != "p50_latency_ms")
+    with pytest.raises(InvalidInputError, match="p50_latency_ms"):
+        decide(report, integrity=SOUND, policy=GatePolicy())
+
+
+def test_a_metric_without_numbers_is_inconclusive_in_every_gate_that_reads_it() -> None:
+    empty = {"value": None, "lower": None, "upper": None, "n": 0, "numerator": None}
+    verdict = judge(
+        **{
+            "routed|refusal_recall|all": empty,
+            POOLED: empty | {"n10": None, "n01": None},
+            "routed/teacher|usd_per_1k|all": empty,
+            "routed-teacher|p50_latency_ms|all": empty,
+        }
+    )
+    open_gates = {gate.name for gate in verdict.gates if gate.outcome == "INCONCLUSIVE"}
+    assert open_gates == {
+        "refusal_recall", "pooled_non_inferiority", "cost_ratio", "latency_p50",
+    }  # fmt: skip
+    assert (verdict.verdict, verdict.more_cases) == ("INCONCLUSIVE", None)
+    numbers = {gate.name: gate.number for gate in verdict.gates if gate.name in open_gates}
+    assert not {0.0} & set(numbers.values())
+
+
+@pytest.mark.parametrize(
+    ("n", "unknown", "outcome"), [(150, 0, "PASS"), (144, 6, "PASS"), (30, 120, "INCONCLUSIVE")]
+)
+def test_missing_prices_leave_the_cost_gate_open(n: int, unknown: int, outcome: str) -> None:
+    """Where only the teacher has a price, the cases it served would make routing look dear."""
+    verdict = judge(**{"routed/teacher|usd_per_1k|all": {"n": n, "inconclusive_count": unknown}})
+    gate = gate_of(verdict, "cost_ratio")
+    assert gate.outcome == outcome
+    if outcome == "INCONCLUSIVE":
+        assert gate.number is None
+        assert "set teacher.price and students.<name>.price" in gate.detail
+
+
+def test_an_arm_that_crashed_midway_is_not_promoted() -> None:
+    """Half of the routed answers failed: nothing is lost for certain, and nothing is proven."""
+    half = {"n": 75, "inconclusive_count": 75}
+    verdict = judge(
+        **{
+            POOLED: discordant(2, 2, **half),
+            "routed|refusal_recall|all": {"n": 22, "numerator": 22.0, "inconclusive_count": 23},
+        }
+    )
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert "75 could not be graded" in gate_of(verdict, "pooled_non_inferiority").detail
+
+
+def test_a_gate_nobody_knows_is_refused_where_it_is_written(tmp_path: Path) -> None:
+    path = write_product(tmp_path)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["gates"]["minimum_charm_ratio"] = 0.5
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(InvalidInputError) as error:
+        read_config(path)
+    assert "gates.minimum_charm_ratio" in error.value.found
+    assert "maximum_cost_ratio" in error.value.found
+
+
+BASELINE_NOW = Baseline(
+    golden_set="abc", teacher="extractive v1", judge="j", judge_epoch="2026-11", rubric_version="1"
+)
+
+
+def make_parent(**changes: str) -> ParentRelease:
+    evidence = {"baseline": asdict(replace(BASELINE_NOW, **changes))}
+    verdict = decide(make_report(), integrity=SOUND, policy=GatePolicy(), evidence=evidence)
+    return ParentRelease(release_id="0123456789ab", gates=verdict.to_frame().to_dicts())
+
+
+def test_the_same_baseline_is_compared_gate_by_gate() -> None:
+    found = compare_with_parent(judge().gates, BASELINE_NOW, make_parent())
+    assert found.changed == ()
+    assert [gate.name for gate in found.gates] == list(COMPARED)
+    assert all(gate.number == gate.parent_number for gate in found.gates)
+
+
+@pytest.mark.parametrize("changed", ["golden_set", "judge_epoch", "teacher", "judge"])
+def test_a_changed_ruler_starts_a_new_baseline_and_says_so(changed: str) -> None:
+    found = compare_with_parent(judge().gates, BASELINE_NOW, make_parent(**{changed: "other"}))
+    assert (found.changed, found.gates) == ((changed,), ())
+    assert f"the {changed.replace('_', ' ')} changed" in found.statement
+    assert "starts a new baseline" in found.statement
+    assert found.to_evidence()["parent"] == "0123456789ab"
+
+
+def test_a_parent_without_a_baseline_and_no_parent_are_not_compared() -> None:
+    old = ParentRelease(release_id="0123456789ab", gates=[{"gate": "cost_ratio", "number": 0.3}])
+    found = compare_with_parent(judge().gates, BASELINE_NOW, old)
+    assert (found.changed, found.gates) == (("baseline",), ())
+    first = compare_with_parent(judge().gates, BASELINE_NOW, None)
+    assert (first.parent, first.gates) == (None, ())

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from assets import tables
-from assets.releases.gate import IntegrityEvidence
+from assets.releases.gates import IntegrityEvidence
 from assets.releases.integrity import gather_integrity
 
 CASES = pl.DataFrame(
@@ -20,14 +20,14 @@ def count_leaks(text: str, cosine: float | None, verdict: str = "kept") -> int:
     return gather(guarded).leaked_question_count
 
 
-def gather(guarded: pl.DataFrame, **calibration) -> IntegrityEvidence:
+def gather(guarded: pl.DataFrame, lane: str = "clean", **calibration) -> IntegrityEvidence:
     row = {"fit_count": 0, "certify_count": 0, "adapter_sha256": "a"}
     return gather_integrity(
         CASES,
         guarded,
         locked_sha256="abc",
         calibration=row | calibration,
-        adapter={"adapter_sha256": "a"},
+        adapter={"adapter_sha256": "a", "lane": lane},
     )
 
 
@@ -47,3 +47,9 @@ def test_a_calibration_counts_its_cases_and_must_be_of_this_student():
     found = gather(nothing, fit_count=30, certify_count=29)
     assert (found.calibrated_case_count, found.calibration_is_of_student) == (59, True)
     assert not gather(nothing, adapter_sha256="b").calibration_is_of_student
+
+
+def test_the_lane_is_the_adapters_own():
+    nothing = pl.DataFrame(schema=tables.GUARDED_QUESTIONS)
+    assert gather(nothing).lane == "clean"
+    assert gather(nothing, lane="contaminated").lane == "contaminated"

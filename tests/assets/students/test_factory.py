@@ -16,7 +16,6 @@ from assets.students.provenance import find_foreign_files, tabulate_adapter
 from assets.students.recipe import parse_recipe
 from assets.students.student_folders import is_whole
 from resources.students import StudentSettings
-from serving import engine
 from serving.errors import InvalidInputError, ReleaseError
 from serving.hashing import folder_sha256
 from serving.models.causal_lm import hash_base_model
@@ -25,6 +24,7 @@ from serving.models.prompted_student import OpenedBase, PromptedStudent, load_pr
 from serving.models.protocols import ChatRequest, NoProgress, Price
 from serving.models.remote import hash_remote_model
 from serving.releases.bundle import VerifiedRelease, build_bundle, verify_bundle
+from serving.releases.parts import load_students
 from serving.settings import ServerSettings
 from tests.chat_stub import ANSWER, ChatStub, serve
 from tests.serving.fakes import CannedChatModel, make_manifest
@@ -228,6 +228,12 @@ def bundle(tmp_path, folder, base, **changes):
     return VerifiedRelease(folder=path, manifest=verify_bundle(path), sequence=1, parent=None)
 
 
+def load_served(release, settings):
+    """Return the one student of a release as a server loads it, without its breaker."""
+    (loaded,) = load_students(release, settings, WordHashEmbedder())
+    return loaded.tier.model.inner
+
+
 @pytest.mark.parametrize("kind", ["base", "medoids", "nearest", "searched"])
 def test_serving_loads_a_prompt_from_a_bundle_and_answers_as_the_factory_did(
     tmp_path, base, tiny_base, kind
@@ -235,7 +241,7 @@ def test_serving_loads_a_prompt_from_a_bundle_and_answers_as_the_factory_did(
     folder = make_folder(tmp_path / "adapters", kind, base)
     release = bundle(tmp_path, folder, base, kind=make_recipe(kind).kind, base_model=str(tiny_base))
     settings = ServerSettings(home=tmp_path)
-    served = engine._load_student(release, settings, WordHashEmbedder())
+    served = load_served(release, settings)
     assert isinstance(served, PromptedStudent)
     assert served.count_prompt_tokens("a key") == base.count_tokens("a key")
     expected, found = ask(open_student(folder, base)), ask(served)
@@ -247,7 +253,7 @@ def test_a_release_of_another_base_is_refused(tmp_path, base, tiny_base):
     folder = make_folder(tmp_path / "adapters", "base", base)
     release = bundle(tmp_path, folder, base, base_model=str(tiny_base), base_hash="beef")
     with pytest.raises(ReleaseError, match="hash of the base model"):
-        engine._load_student(release, ServerSettings(home=tmp_path), WordHashEmbedder())
+        load_served(release, ServerSettings(home=tmp_path))
 
 
 def test_a_cheap_model_behind_a_server_is_a_student_too(tmp_path):
@@ -265,9 +271,9 @@ def test_a_cheap_model_behind_a_server_is_a_student_too(tmp_path):
             engine="openai", base_url=url, api_key_env="CHEAP_KEY", context_tokens=4000,
         )  # fmt: skip
         with pytest.raises(InvalidInputError, match="CHEAP_KEY"):
-            engine._load_student(release, ServerSettings(home=tmp_path), WordHashEmbedder())
+            load_served(release, ServerSettings(home=tmp_path))
         settings = ServerSettings(home=tmp_path, environment={"CHEAP_KEY": "k"})
-        served = engine._load_student(release, settings, WordHashEmbedder())
+        served = load_served(release, settings)
 
         async def ask_and_close():
             completion = await served.complete(

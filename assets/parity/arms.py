@@ -1,0 +1,155 @@
+"""The arms: the ways of answering every golden case that the report sets side by side.
+
+Belongs here: which arms exist, how each comes to its answers, which a product asks for. Does not
+belong here: asking (`answering`), deciding a route anew (`deriving`), thresholds
+(`operating_points`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from serving.pipeline.answer import Mode
+
+BASELINE = "teacher"
+"""What every other arm is compared with, case by case."""
+
+CANDIDATE = "routed"
+"""What users would get: the student behind the router with its fallback, not the student alone."""
+
+Origin = Literal["production", "untrained", "operating_point"]
+"""`production`: the student that was made, and its teacher, through the request path. `untrained`:
+the same path with a base model in the student's place. `operating_point`: the routes decided anew
+over the answers of teacher and student; no model is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One arm. `definition` is what a reader of the report is told.
+
+    `seed` sets its draws apart from those of an arm with the same mode; `teacher_ratio` is the
+    teacher's share of traffic that an operating point aims at.
+    """
+
+    name: str
+    label: str
+    definition: str
+    origin: Origin = "production"
+    mode: Mode = "routed"
+    seed: int = 0
+    teacher_ratio: float | None = None
+
+
+def _describe_point(student: int, teacher: int) -> Arm:
+    return Arm(
+        name=f"routed_{student}_{teacher}",
+        label=f"routed {student}/{teacher}",
+        origin="operating_point",
+        teacher_ratio=teacher / 100,
+        definition=(
+            f"The router at thresholds that send about {teacher} % of held-out questions to the "
+            "teacher, fallbacks counted. Chosen on the validation and calibration splits."
+        ),
+    )
+
+
+ARMS = (
+    Arm(
+        name=BASELINE,
+        label="teacher",
+        mode="teacher",
+        definition="The model being replaced answers every case.",
+    ),
+    Arm(
+        name="teacher_again",
+        label="teacher again",
+        mode="teacher",
+        seed=1_000,
+        definition=(
+            "The teacher asked once more, as another draw: the noise ceiling. No arm can be "
+            "expected to agree with the teacher more than the teacher does with itself."
+        ),
+    ),
+    Arm(
+        name="base",
+        label="base",
+        origin="untrained",
+        mode="student",
+        definition="The student's base model as it is, with the pipeline's own prompt.",
+    ),
+    Arm(
+        name="few_shot",
+        label="base + few-shot",
+        origin="untrained",
+        mode="student",
+        definition=(
+            "The base model, shown the labelled examples nearest to each question: what can be "
+            "had without training."
+        ),
+    ),
+    Arm(
+        name="student",
+        label="student",
+        mode="student",
+        definition=(
+            "The student answers every case alone. An invalid answer is shown as a refusal."
+        ),
+    ),
+    Arm(
+        name=CANDIDATE,
+        label="routed",
+        definition=(
+            "What users would get: the router at the configured thresholds, the student, the "
+            "validator, the fallback to the teacher. This arm is judged by the gate."
+        ),
+    ),
+    _describe_point(90, 10),
+    _describe_point(80, 20),
+    _describe_point(60, 40),
+)
+
+ARM_NAMES = tuple(arm.name for arm in ARMS)
+BY_NAME = {arm.name: arm for arm in ARMS}
+REQUIRED_ARMS = (BASELINE, "student", CANDIDATE)
+"""Without these there is nothing to judge."""
+
+OPERATING_POINTS = tuple(arm for arm in ARMS if arm.teacher_ratio is not None)
+DEFAULT_ARMS = tuple(arm.name for arm in ARMS if arm.origin != "untrained")
+"""The untrained arms ask a base model that talks to its limit: dear where it runs on CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPlan:
+    """Which arms are set side by side, in the order of the report.
+
+    Raises:
+        ValueError: an arm is unknown, named twice, or a required one is missing.
+    """
+
+    arms: tuple[str, ...] = DEFAULT_ARMS
+
+    def __post_init__(self) -> None:
+        """Refuse a plan nobody could judge."""
+        refuse_unfit_arms(self.arms)
+
+    def choose(self, *origins: Origin) -> tuple[Arm, ...]:
+        """Return the planned arms of these origins, in the order of the report."""
+        return tuple(arm for arm in ARMS if arm.name in self.arms and arm.origin in origins)
+
+
+def refuse_unfit_arms(names: Sequence[str]) -> None:
+    """Refuse a list of arms that names what does not exist, or leaves out what is judged.
+
+    Raises:
+        ValueError: says which, and what is legal.
+    """
+    unknown = sorted(set(names) - set(ARM_NAMES))
+    if unknown:
+        raise ValueError(f"unknown arms {', '.join(unknown)}; legal: {', '.join(ARM_NAMES)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"every arm once, not {', '.join(names)}")
+    missing = [name for name in REQUIRED_ARMS if name not in names]
+    if missing:
+        raise ValueError(
+            f"the arms {', '.join(missing)} are missing: without them there is nothing to judge"
+        )

@@ -1,0 +1,107 @@
+"""Measuring: every metric of every case in one shape, a numerator over a denominator.
+
+Belongs here: how grades, scores, costs and latencies become rows that can be summed. Does not
+belong here: intervals and differences (`comparison`).
+"""
+
+import polars as pl
+
+
+def measure_cases(
+    arm_answers: pl.DataFrame,
+    graded_answers: pl.DataFrame,
+    golden_cases: pl.DataFrame,
+    rubric_scores: pl.DataFrame,
+) -> pl.DataFrame:
+    """Bring every metric to one shape: numerator and denominator of one case of one arm.
+
+    Columns: arm, case_id, repeat, metric, numerator, denominator, status, bucket, cluster. The
+    cluster is the case's first gold page, or the case itself where it has none. Rubric metrics come
+    from `rubric_scores`, whatever `graded_answers` holds of them.
+    """
+    cases = golden_cases.select(
+        "case_id",
+        "bucket",
+        "should_refuse",
+        cluster=pl.coalesce(pl.col("gold_pages").list.first(), "case_id"),
+    )
+    columns = ("arm", "case_id", "repeat", "metric", "numerator", "denominator", "status")
+    first = graded_answers.filter(pl.col("repeat") == pl.col("repeat").min().over("arm", "case_id"))
+    parts = (
+        first.filter(pl.col("metric") != "refused", ~pl.col("metric").str.starts_with("rubric")),
+        _measure_refusals(first.filter(metric="refused").join(cases, on="case_id")),
+        _measure_rubric(rubric_scores),
+        _measure_column(price_answers(arm_answers), "cost_usd", "usd_per_1k", scale=1000.0),
+        _measure_column(
+            arm_answers.filter(repeat=0).with_columns(is_valid=pl.col("verdict") == "valid"),
+            "is_valid",
+            "valid_ratio",
+            scale=1.0,
+        ),
+        _measure_column(
+            arm_answers.filter(pl.col("latency_ms").is_not_null(), pl.col("error").is_null()),
+            "latency_ms",
+            "latency_ms",
+            scale=1.0,
+        ),
+    )
+    types = pl.Schema({"repeat": pl.Int32, "numerator": pl.Float64, "denominator": pl.Float64})
+    measured = pl.concat([part.select(columns).cast(types) for part in parts])
+    return measured.join(cases.drop("should_refuse"), on="case_id", maintain_order="left")
+
+
+def price_answers(arm_answers: pl.DataFrame) -> pl.DataFrame:
+    """Return the first answers with their cost, null where it is 0: no model answers for nothing.
+
+    A price that was left out of the configuration would make an arm look free.
+    """
+    is_priced = pl.col("cost_usd") > 0
+    return arm_answers.filter(repeat=0).with_columns(pl.when(is_priced).then("cost_usd"))
+
+
+def _measure_refusals(flags: pl.DataFrame) -> pl.DataFrame:
+    """Turn refused flags into precision (over refusals) and recall (over should_refuse) rows."""
+    unknown, wanted = pl.col("status") == "inconclusive", pl.col("should_refuse")
+    recall = flags.filter(wanted).with_columns(metric=pl.lit("refusal_recall"))
+    precision = flags.filter(unknown | (pl.col("value") == 1)).with_columns(
+        metric=pl.lit("refusal_precision"),
+        numerator=pl.when(unknown).then(None).otherwise(wanted.cast(pl.Float64)),
+    )
+    return pl.concat([recall, precision])
+
+
+def _measure_rubric(scores: pl.DataFrame) -> pl.DataFrame:
+    """Give each axis a row, and the composite one: inconclusive where an axis was left open."""
+    axes = scores.select(
+        "arm",
+        "case_id",
+        metric=pl.format("rubric_{}", "axis"),
+        numerator=pl.col("score").cast(pl.Float64),
+    )
+    composite = axes.group_by("arm", "case_id", maintain_order=True).agg(
+        pl.when(pl.col("numerator").null_count() == 0).then(pl.col("numerator").mean())
+    )
+    both = pl.concat([axes, composite.with_columns(metric=pl.lit("rubric")).select(axes.columns)])
+    return _with_status(both.with_columns(repeat=pl.lit(0)))
+
+
+def _measure_column(
+    answers: pl.DataFrame, column: str, metric: str, *, scale: float
+) -> pl.DataFrame:
+    return _with_status(
+        answers.select(
+            "arm",
+            "case_id",
+            "repeat",
+            metric=pl.lit(metric),
+            numerator=pl.col(column).cast(pl.Float64) * scale,
+        )
+    )
+
+
+def _with_status(frame: pl.DataFrame) -> pl.DataFrame:
+    known = pl.col("numerator").is_not_null()
+    return frame.with_columns(
+        denominator=pl.when(known).then(1.0),
+        status=pl.when(known).then(pl.lit("graded")).otherwise(pl.lit("inconclusive")),
+    )

@@ -1,0 +1,183 @@
+"""The report's sections on worth: router curve, economics, suitability, experiments.
+
+Belongs here: which numbers of those tables a reader is shown. Does not belong here: computing them
+(`router_curve`, `economics`, `suitability`, `experiments`).
+"""
+
+import polars as pl
+
+from assets.parity.formatting import DASH, TextTable, format_value
+from assets.parity.report_sections import Line, LinePlot, ReportSection
+from serving.home import Home
+
+FIGURES = {
+    "apgr": "Average share of the gap recovered (APGR; lots recover 50 %)",
+    "cpt_50": "Teacher share that recovers 50 % of the gap (CPT 50)",
+    "cpt_80": "Teacher share that recovers 80 % (CPT 80)",
+    "cpt_95": "Teacher share that recovers 95 % (CPT 95)",
+    "paraphrase_flip_ratio": "Seeds whose paraphrases change the route",
+}
+SCENARIOS = ("pessimistic", "expected", "optimistic")
+QUANTITIES = (
+    ("asks_per_month", "Questions a month", "{:,.0f}"),
+    ("teacher_usd_per_1k", "Teacher, USD per 1,000", "{:,.2f}"),
+    ("routed_usd_per_1k", "Routed, USD per 1,000", "{:,.2f}"),
+    ("double_paid_usd_per_month", "Paid twice (fallbacks), USD a month", "{:,.2f}"),
+    ("upkeep_usd_per_month", "Upkeep, USD a month", "{:,.2f}"),
+    ("saving_usd_per_month", "Saved, USD a month", "{:,.2f}"),
+    ("one_off_usd", "One-off costs, USD", "{:,.2f}"),
+    ("payback_weeks", "Payback, weeks", "{:,.1f}"),
+    ("break_even_calls", "Break-even, questions", "{:,.0f}"),
+    ("roi_ratio", "Return over the horizon", "{:,.1f} x"),
+)
+NEVER = "never"
+
+
+def describe_router(curve: pl.DataFrame, figures: pl.DataFrame) -> ReportSection:
+    """Return the section on the router, from the tables router_curve and router_figures."""
+    rows = []
+    for row in figures.iter_rows(named=True):
+        limits = DASH
+        if row["lower"] is not None:
+            limits = " to ".join(format_value(row[end], "ratio") for end in ("lower", "upper"))
+        value = DASH if row["value"] is None else format_value(row["value"], "ratio")
+        rows.append((FIGURES[row["figure"]], value, limits, str(row["n"])))
+    shares = curve["teacher_ratio"].to_list()
+    lines = [
+        Line(label=label, points=list(zip(shares, curve[column].to_list(), strict=True)))
+        for label, column in (
+            ("router", "quality"),
+            ("lots", "random_quality"),
+            ("oracle", "oracle_quality"),
+        )
+    ]
+    return ReportSection(
+        anchor="router",
+        title="Router curve",
+        lead="What the teacher's share buys: agreement with the teacher's labels on held-out "
+        "questions, from the student alone to the teacher alone. A router that draws lots runs "
+        "along the lower line, one that knows which answers are wrong along the upper.",
+        tables=(TextTable(columns=("figure", "value", "95 % interval", "n"), rows=tuple(rows)),),
+        plots=(
+            LinePlot(
+                title="Agreement by the teacher's share",
+                x_label="share of questions the teacher is asked",
+                y_label="agreement",
+                lines=lines,
+                is_unit=True,
+            ),
+        ),
+        notes=(f"{curve['case_count'][0]} held-out questions; none of them is a golden case.",),
+    )
+
+
+def describe_economics(economics: pl.DataFrame, *, strategy: str, reason: str) -> ReportSection:
+    """Return the section on money, of the arm `routed`, with what to do about it."""
+    by_scenario = {
+        row["scenario"]: row for row in economics.filter(arm="routed").iter_rows(named=True)
+    }
+    rows = tuple(
+        (label, *(_write(by_scenario[name][column], wanted) for name in SCENARIOS))
+        for column, label, wanted in QUANTITIES
+    )
+    others = tuple(
+        (
+            row["arm"].replace("_", " "),
+            format_value(row["teacher_share_ratio"], "ratio"),
+            f"{row['routed_usd_per_1k']:,.2f}",
+            f"{row['saving_usd_per_month']:,.2f}",
+        )
+        for row in economics.filter(scenario="expected").iter_rows(named=True)
+    )
+    return ReportSection(
+        anchor="economics",
+        title="Economics",
+        lead=f"Strategy: {strategy.replace('_', ' ')}. {reason[:1].upper()}{reason[1:]}.",
+        tables=(
+            TextTable(columns=("routed", *SCENARIOS), rows=rows),
+            TextTable(
+                columns=("arm", "teacher's share", "USD per 1,000", "saved, USD a month"),
+                rows=others,
+            ),
+        ),
+        notes=(
+            "Ranges: volume, utilisation, and the 95 % interval of the measured saving. Volume and "
+            "rents are declared in the config, and people's time only where it stands there.",
+        ),
+    )
+
+
+def describe_suitability(suitability: pl.DataFrame) -> ReportSection:
+    """Return the section on kinds of question."""
+    rows = tuple(
+        (
+            row["kind"],
+            format_value(row["cost_ratio"], "ratio"),
+            format_value(row["repetitive_ratio"], "ratio"),
+            DASH
+            if row["checkable_ratio"] is None
+            else format_value(row["checkable_ratio"], "ratio"),
+            row["advice"].replace("_", " "),
+            row["reason"],
+        )
+        for row in suitability.iter_rows(named=True)
+    )
+    source = (
+        "traffic" if suitability["source"][0] == "traffic" else "seeds: there is little traffic"
+    )
+    return ReportSection(
+        anchor="suitability",
+        title="Suitability",
+        lead="Which kinds of question are worth distilling: frequent, repetitive ones whose "
+        "answers can be checked. Each kind is named by its most central question.",
+        tables=(
+            TextTable(columns=("kind", "cost", "repeats", "checkable", "advice", "why"), rows=rows),
+        ),
+        notes=(f"Read from {source}. The limits are judgement; a parity report decides.",),
+    )
+
+
+def describe_experiments(report: pl.DataFrame) -> ReportSection | None:
+    """Return the section on experiments; None where none was measured."""
+    measured = report.filter(pl.col("outcome") != "unmeasured")
+    if measured.is_empty():
+        return None
+    rows = tuple(
+        (
+            row["experiment"].replace("_", " "),
+            row["metric"].replace("_", " "),
+            f"{row['predicted_delta']:+.3f}",
+            f"{row['measured_delta']:+.3f}",
+            f"{row['lower']:+.3f} to {row['upper']:+.3f}",
+            str(row["n"]),
+            row["outcome"],
+        )
+        for row in measured.iter_rows(named=True)
+    )
+    columns = ("experiment", "metric", "predicted", "measured", "95 % interval", "n", "outcome")
+    return ReportSection(
+        anchor="experiments",
+        title="Experiments",
+        lead="What was predicted before the run, and what came out: nulls and contradictions too.",
+        tables=(TextTable(columns=columns, rows=rows),),
+    )
+
+
+def read_optional_sections(home: Home) -> tuple[ReportSection, ...]:
+    """Return the sections on suitability and experiments, as far as their tables lie there.
+
+    No inputs of the verdict: a new trace or another experiment makes no release stale.
+    """
+    sections: list[ReportSection | None] = []
+    for name, describe in (
+        ("suitability", describe_suitability),
+        ("experiment_report", describe_experiments),
+    ):
+        path = home.table(f"parity/{name}")
+        if path.exists():
+            sections.append(describe(pl.read_parquet(path)))
+    return tuple(section for section in sections if section is not None)
+
+
+def _write(value: float | None, wanted: str) -> str:
+    return NEVER if value is None else wanted.format(value)

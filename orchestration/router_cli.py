@@ -1,0 +1,127 @@
+"""The command `understudy router replay`: another policy over logged traces, and nothing changed.
+
+Belongs here: arguments and what is printed. Does not belong here: deciding (`assets/parity/
+replaying`).
+"""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+from rich.table import Table
+
+from assets import keys
+from assets.parity.replaying import Replay, replay_policy, write_patch
+from orchestration.bindings import Bindings
+from orchestration.config import load_config
+from orchestration.console import CONSOLE
+from orchestration.explaining import explain_errors
+from orchestration.options import Json
+from orchestration.releases_cli import read_current
+from serving.errors import InvalidInputError
+from serving.home import Home
+from serving.models.protocols import NoProgress
+from serving.pipeline.confidence import ConfidenceCalibration
+from serving.releases.bundle import verify_bundle
+
+router_app = typer.Typer(help="The router: try a policy on what was asked.", no_args_is_help=True)
+
+
+@router_app.callback()
+def explain() -> None:
+    """The router: try a policy on what was asked."""
+
+
+@router_app.command("replay", epilog="Example: understudy router replay --min-retrieval-score 0.6")
+@explain_errors
+def replay(
+    min_retrieval_score: Annotated[
+        float | None, typer.Option(help="Best cosine below which the teacher answers.")
+    ] = None,
+    long_context_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and chunks above which it answers.")
+    ] = None,
+    maximum_risk_ratio: Annotated[
+        float | None, typer.Option(help="Share of the student's answers that may be wrong.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decide logged questions anew under a candidate policy; print the config patch, apply nothing.
+
+    What is left out stays as configured.
+    """
+    config = load_config()
+    current = Bindings(config, NoProgress()).router
+    asked: dict[str, Any] = {
+        "min_retrieval_score": min_retrieval_score,
+        "long_context_tokens": long_context_tokens,
+        "maximum_risk_ratio": maximum_risk_ratio,
+    }
+    candidate = replace(current, **{k: v for k, v in asked.items() if v is not None})
+    home = Home(config.home)
+    calibration = read_calibration(home)
+    threshold = None
+    if calibration is not None:
+        threshold = calibration.find_threshold(candidate.maximum_risk_ratio)
+    found = replay_policy(_read_records(home), candidate, confidence_threshold=threshold)
+    patch = write_patch(current, candidate)
+    if as_json:
+        sys.stdout.write(json.dumps({**asdict(found), "patch": patch}) + "\n")
+    else:
+        _show(found, patch)
+
+
+def read_calibration(home: Home) -> ConfidenceCalibration | None:
+    """Return the calibration of the current release's student, None where there is none."""
+    current = read_current(home)
+    if current is None:
+        return None
+    manifest = verify_bundle(home.releases / current.release_id)
+    student = next(iter(manifest.students.values()), None)
+    return student.calibration if student else None
+
+
+def _read_records(home: Home) -> pl.DataFrame:
+    path = home.table(keys.TRACE_RECORDS.to_user_string())
+    if not path.exists():
+        raise InvalidInputError(
+            "reading what was asked",
+            expected=str(path),
+            found="nothing there",
+            next_step="serve some traffic, then `understudy run --select traces`",
+        )
+    return pl.read_parquet(path)
+
+
+def _show(found: Replay, patch: str) -> None:
+    table = Table(box=None)
+    for name in ("", "as logged", "candidate"):
+        table.add_column(name)
+    before, after = found.teacher_ratio_before, found.teacher_ratio_after
+    table.add_row("questions", str(found.question_count), "")
+    table.add_row(
+        "answered by the teacher",
+        f"{before.value:.1%} [{before.lower:.1%}, {before.upper:.1%}]",
+        f"{after.value:.1%} [{after.lower:.1%}, {after.upper:.1%}]",
+    )
+    table.add_row(
+        "USD per 1,000",
+        f"{found.usd_per_1k_before:.3f}",
+        f"{found.usd_per_1k_after:.3f} to {found.usd_per_1k_after_worst:.3f}",
+    )
+    for reason in sorted({*found.reasons_before, *found.reasons_after}):
+        counts = (found.reasons_before.get(reason, 0), found.reasons_after.get(reason, 0))
+        table.add_row(f"  {reason}", *map(str, counts))
+    CONSOLE.print(table)
+    CONSOLE.print(
+        f"{found.to_teacher_count} questions move to the teacher, {found.to_student_count} to the "
+        f"student; of {found.unobserved_count} no log holds the student's answer."
+    )
+    if patch.strip() == "router: {}":
+        CONSOLE.print("The candidate is the configured policy: there is nothing to change.")
+        return
+    CONSOLE.print("Nothing was changed. To adopt it, write into the config:")
+    sys.stdout.write(patch)

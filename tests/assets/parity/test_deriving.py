@@ -1,0 +1,172 @@
+"""Derived routes: what is decided anew over kept answers is what the request path would have done.
+
+The routed arm is really executed here, over canned models, and compared row by row.
+"""
+
+import asyncio
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.parity.answering import answer_arms, interleave
+from assets.parity.arms import ARM_NAMES
+from assets.parity.deriving import Thresholds, derive_arm, describe_routing, find_unequal_routes
+from resources.chat_models import CachedChatModel
+from serving.errors import BudgetExceededError, UpstreamError
+from serving.models.protocols import NoProgress
+from serving.pipeline.answer import AnswerPipeline
+from serving.pipeline.confidence import ConfidenceCalibration, RiskThreshold
+from serving.pipeline.prompt import PromptFormat
+from serving.pipeline.router import RouterPolicy
+from serving.pipeline.validator import ValidatorPolicy
+from tests.serving.fakes import (
+    GOOD,
+    INVALID,
+    STUDENT_PRICE,
+    TEACHER_PRICE,
+    CannedChatModel,
+    CannedRetriever,
+)
+
+DOWN = UpstreamError("asking", expected="200", found="503", next_step="wait")
+REFUSAL = "REFUSE"
+ARMS = ("teacher", "student", "routed")
+CASES = [(f"g{number}", f"Where do variables of kind {number} go?") for number in range(4)]
+
+
+def make_pipeline(teacher, student, *, policy: RouterPolicy, threshold=None, delay=0.0):
+    calibration = None
+    if threshold is not None:
+        certified = RiskThreshold(risk_limit_ratio=0.05, threshold=threshold)
+        calibration = ConfidenceCalibration(
+            adapter_sha256="a", engine="local", dtype="float32", method="constant", case_count=60,
+            intercept=0.0, thresholds=(certified,),
+        )  # fmt: skip
+    return AnswerPipeline(
+        retriever=CannedRetriever(),
+        teacher=CannedChatModel("teacher-1", teacher, price=TEACHER_PRICE, delay_seconds=delay),
+        student=CannedChatModel("student@1", student, price=STUDENT_PRICE, delay_seconds=delay),
+        prompt=PromptFormat(),
+        router=policy,
+        validator=ValidatorPolicy(),
+        count_tokens=len,
+        calibration=calibration,
+    )
+
+
+def ask(pipeline: AnswerPipeline, arms=ARMS) -> list[dict]:
+    rows = asyncio.run(
+        answer_arms(CASES, pipelines=dict.fromkeys(arms, pipeline), progress=NoProgress())
+    )
+    return pl.DataFrame(rows, schema=tables.ARM_ANSWERS).to_dicts()
+
+
+POLICIES = {
+    "default": RouterPolicy(long_context_tokens=100_000),
+    "low_retrieval": RouterPolicy(long_context_tokens=100_000, min_retrieval_score=0.9),
+    "long_context": RouterPolicy(long_context_tokens=10),
+    "high_stakes": RouterPolicy(long_context_tokens=100_000, high_stakes_terms=("kind 3",)),
+    "high_stakes_page": RouterPolicy(long_context_tokens=100_000, high_stakes_pages=("guides",)),
+}
+
+
+@pytest.mark.parametrize("threshold", [None, 0.4, 0.6])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("student", [GOOD, INVALID, REFUSAL, DOWN], ids=str)
+@pytest.mark.parametrize("teacher", [GOOD, INVALID, REFUSAL, DOWN], ids=str)
+def test_derived_routes_are_the_executed_ones(teacher, student, policy, threshold):
+    pipeline = make_pipeline(teacher, student, policy=POLICIES[policy], threshold=threshold)
+    rows = ask(pipeline)
+    executed = {(r["case_id"], r["repeat"]): r for r in rows if r["arm"] == "routed"}
+    derived = derive_arm("routed", rows, Thresholds(policy=pipeline.router,
+                                                    confidence_threshold=threshold))  # fmt: skip
+    assert len(derived) == len(executed)
+    for row in derived:
+        expected = executed[row["case_id"], row["repeat"]]
+        if expected["error"] is not None:
+            assert row["error"] is not None
+            continue
+        for name in set(row) - {"latency_ms", "retrieval_ms", "cost_usd"}:
+            assert row[name] == expected[name], name
+        assert row["cost_usd"] == pytest.approx(expected["cost_usd"])
+    thresholds = Thresholds(policy=pipeline.router, confidence_threshold=threshold)
+    assert find_unequal_routes(pl.DataFrame(rows, schema=tables.ARM_ANSWERS), thresholds) == []
+
+
+def test_a_route_that_was_executed_otherwise_is_found():
+    rows = ask(make_pipeline(GOOD, GOOD, policy=POLICIES["default"]))
+    frame = pl.DataFrame(rows, schema=tables.ARM_ANSWERS)
+    other = Thresholds(policy=POLICIES["low_retrieval"], confidence_threshold=None)
+    assert find_unequal_routes(frame, other) == [case_id for case_id, _ in CASES]
+
+
+def test_a_fallback_pays_and_waits_for_both():
+    rows = ask(make_pipeline(GOOD, INVALID, policy=POLICIES["default"], delay=0.001))
+    thresholds = Thresholds(policy=POLICIES["default"], confidence_threshold=None)
+    (timed,) = [
+        row
+        for row in derive_arm("routed_90_10", rows, thresholds)
+        if (row["repeat"], row["case_id"]) == (1, "g0")
+    ]
+    of = {row["arm"]: row for row in rows if (row["repeat"], row["case_id"]) == (1, "g0")}
+    assert timed["arm"] == "routed_90_10"
+    assert timed["cost_usd"] == pytest.approx(of["teacher"]["cost_usd"] + of["student"]["cost_usd"])
+    models_ms = sum(of[a]["latency_ms"] - of[a]["retrieval_ms"] for a in ("teacher", "student"))
+    assert timed["latency_ms"] == pytest.approx(of["teacher"]["retrieval_ms"] + models_ms)
+    assert timed["used_fallback"]
+
+
+def test_shares_count_fallbacks_as_asking_the_teacher():
+    rows = ask(make_pipeline(DOWN, GOOD, policy=POLICIES["default"], threshold=0.6))
+    shares = describe_routing(pl.DataFrame(rows, schema=tables.ARM_ANSWERS))
+    # The teacher was asked every time and had nothing to say: the student's answer is shown.
+    assert shares == {"routed_teacher_ratio": 1.0, "routed_fallback_ratio": 1.0}
+
+
+def test_arms_take_turns_at_being_first():
+    turns = interleave(CASES[:4], ("a", "b", "c"))
+    assert [arm for arm, _ in turns] == ["a", "b", "c", "b", "c", "a", "c", "a", "b", "a", "b", "c"]
+    assert [case for _, case in turns][::3] == CASES[:4]
+
+
+def test_quality_rows_carry_no_latency_and_timed_rows_do():
+    rows = ask(make_pipeline(GOOD, GOOD, policy=POLICIES["default"]))
+    assert {row["latency_ms"] is None for row in rows if row["repeat"] == 0} == {True}
+    assert all(row["latency_ms"] > 0 for row in rows if row["repeat"] == 1)
+
+
+def test_the_teacher_is_asked_again_as_another_draw():
+    pipeline = make_pipeline(GOOD, GOOD, policy=POLICIES["default"])
+    ask(pipeline, arms=("teacher", "teacher_again"))
+    keys = {request.content_key("teacher-1") for request in pipeline.teacher.requests}
+    assert len(keys) == len(pipeline.teacher.requests) == 4 * len(CASES)
+    assert set(ARM_NAMES) >= {"teacher", "teacher_again"}
+
+
+def test_a_crash_midway_resumes_from_the_kept_answers(tmp_path):
+    """What was answered before the crash is not asked again, by any arm."""
+    whole = make_pipeline(GOOD, GOOD, policy=POLICIES["default"])
+    asked = 0
+
+    def crash_late(_):
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            raise BudgetExceededError("asking", expected="money", found="none", next_step="more")
+        return GOOD
+
+    def keep(model):
+        return CachedChatModel(model, tmp_path, budget_usd=float("inf"))
+
+    dying = CannedChatModel("teacher-1", crash_late, price=TEACHER_PRICE)
+    with pytest.raises(BudgetExceededError):
+        ask(replace(whole, teacher=keep(dying), student=keep(whole.student)))
+    healed = CannedChatModel("teacher-1", GOOD, price=TEACHER_PRICE)
+    rows = ask(replace(whole, teacher=keep(healed), student=keep(whole.student)))
+    assert all(row["error"] is None for row in rows)
+    assert len(healed.requests) == 2 * len(CASES) - 3
+    again = CannedChatModel("teacher-1", GOOD, price=TEACHER_PRICE)
+    ask(replace(whole, teacher=keep(again), student=keep(whole.student)))
+    assert again.requests == []

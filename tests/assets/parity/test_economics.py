@@ -1,0 +1,213 @@
+"""Economics: the worked figures, the ranges, and the cases in which the answer is no."""
+
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.parity.economics import (
+    EconomicsTerms,
+    MeasuredCosts,
+    OneOffCosts,
+    blend_costs,
+    choose_strategy,
+    find_range,
+    measure_costs,
+    project,
+    sweep_sensitivity,
+    tabulate_economics,
+)
+from serving.errors import InvalidInputError
+
+TERMS = EconomicsTerms(asks_per_month=100_000, retrains_per_month=0)
+WORKED = MeasuredCosts(
+    arm="routed",
+    teacher_usd=12.30 / 1000,
+    teacher_part_usd=2.00 / 1000,
+    student_calls_ratio=0.8,
+    fallback_ratio=0.0,
+    teacher_share_ratio=0.2,
+    student_usd=0.50 / 1000,
+    student_seconds=0.5,
+    saving_range_usd=(9.0 / 1000, 10.8 / 1000),
+    n=150,
+)
+INFRASTRUCTURE = OneOffCosts(bought_usd=0, training_usd=0, setup_usd=1_140)
+
+
+def test_the_worked_figures_of_the_case_study():
+    """$12.30 -> $2.40 per 1k at 100k asks: $990 a month, paid back in about five weeks."""
+    outlook = project(WORKED, INFRASTRUCTURE, TERMS)
+    routed = outlook.teacher_part_usd_per_month + outlook.student_usd_per_month
+    assert outlook.teacher_usd_per_month == pytest.approx(1_230)
+    assert routed == pytest.approx(240)
+    assert outlook.saving_usd_per_month == pytest.approx(990)
+    assert outlook.payback_weeks == pytest.approx(5.0, abs=0.05)
+
+
+def test_roi_and_break_even_follow_their_formulas():
+    outlook = project(WORKED, INFRASTRUCTURE, TERMS)
+    per_ask = (12.30 - 2.40) / 1000
+    assert outlook.break_even_calls == pytest.approx(1_140 / per_ask)
+    assert outlook.roi_ratio == pytest.approx((per_ask * 1_200_000 - 1_140) / 1_140)
+    assert not outlook.is_worth_investing  # 115,152 calls are more than a week's 23,000
+    cheap = project(WORKED, replace(INFRASTRUCTURE, setup_usd=200), TERMS)
+    assert cheap.is_worth_investing
+
+
+def test_what_never_pays_back_has_no_payback_and_no_break_even():
+    outlook = project(WORKED, INFRASTRUCTURE, replace(TERMS, infrastructure_usd_per_month=2_000))
+    assert outlook.saving_usd_per_month == pytest.approx(-1_010)
+    assert outlook.payback_weeks is outlook.break_even_calls is None
+    assert not outlook.is_worth_investing
+    assert outlook.roi_ratio < -1
+
+
+def test_nothing_paid_beforehand_has_no_return_on_it():
+    outlook = project(WORKED, OneOffCosts(bought_usd=0, training_usd=0, setup_usd=0), TERMS)
+    assert outlook.roi_ratio is None
+    assert outlook.break_even_calls == 0
+
+
+def test_idle_hours_of_a_machine_are_paid():
+    by_hour = replace(TERMS, gpu_usd_per_hour=2.0, gpu_utilisation_ratio=0.25)
+    outlook = project(WORKED, INFRASTRUCTURE, by_hour)
+    busy_hours = 80_000 * 0.5 / 3600
+    assert outlook.student_usd_per_month == pytest.approx(busy_hours / 0.25 * 2.0)
+    always_on = project(WORKED, INFRASTRUCTURE, replace(by_hour, minimum_machines=1))
+    assert always_on.student_usd_per_month == pytest.approx(730.5 * 2.0)
+    assert always_on.saving_usd_per_month < 0
+
+
+def test_a_fallback_is_paid_twice():
+    outlook = project(replace(WORKED, fallback_ratio=0.2), INFRASTRUCTURE, TERMS)
+    assert outlook.double_paid_usd_per_month == pytest.approx(outlook.student_usd_per_month / 4)
+
+
+def test_retrains_are_upkeep():
+    paid = OneOffCosts(bought_usd=100, training_usd=20, setup_usd=50)
+    terms = replace(TERMS, retrains_per_month=2, relabelled_ratio=0.5)
+    assert project(WORKED, paid, terms).upkeep_usd_per_month == pytest.approx(2 * (20 + 50))
+
+
+def test_the_range_holds_what_is_expected_and_its_corners():
+    terms = replace(TERMS, gpu_usd_per_hour=2.0)
+    found = find_range(WORKED, INFRASTRUCTURE, terms)
+    savings = [
+        found[name].saving_usd_per_month for name in ("pessimistic", "expected", "optimistic")
+    ]
+    assert savings == sorted(savings)
+    assert len(set(savings)) == 3
+    assert found["optimistic"].asks_per_month == 200_000
+
+
+def test_where_a_question_costs_more_the_worst_month_is_the_busy_one():
+    losing = replace(WORKED, teacher_part_usd=0.02, saving_range_usd=(-0.012, -0.010))
+    worst = find_range(losing, INFRASTRUCTURE, TERMS)["pessimistic"]
+    assert worst.asks_per_month == 200_000
+
+
+def test_an_operating_point_is_a_projection_from_the_mean_question():
+    point = blend_costs(WORKED, teacher_share_ratio=0.4)
+    assert point.arm == "60/40"
+    assert point.teacher_part_usd == pytest.approx(0.4 * 0.0123)
+    assert point.student_calls_ratio == pytest.approx(0.6)
+    outlook = project(point, INFRASTRUCTURE, TERMS)
+    assert outlook.saving_usd_per_month == pytest.approx(100_000 * (0.6 * 0.0123 - 0.6 * 0.0005))
+
+
+def test_the_case_studys_blend_is_below_what_its_mean_question_allows():
+    """A fifth of $12.30 is already $2.46: $2.40 needs cheaper questions at the teacher."""
+    free = replace(WORKED, student_usd=0.0)
+    point = blend_costs(free, teacher_share_ratio=0.2)
+    assert 1000 * point.teacher_part_usd == pytest.approx(2.46)
+
+
+@pytest.mark.parametrize(
+    ("changed", "examples", "quality", "strategy"),
+    [
+        ({"monthly_budget_usd": 1_500.0}, 500, "proven", "no_change"),
+        ({"infrastructure_usd_per_month": 5_000.0}, 500, "proven", "no_change"),
+        ({}, 99, "proven", "collecting"),
+        ({}, 100, "failed", "fallback_teacher"),
+        ({}, 100, "unproven", "fallback_teacher"),
+        ({}, 100, "proven", "distilled"),
+    ],
+)
+def test_the_strategy_can_say_no(changed, examples, quality, strategy):
+    terms = replace(TERMS, **changed)
+    outlook = project(WORKED, INFRASTRUCTURE, terms)
+    found, reason = choose_strategy(
+        teacher_usd_per_month=outlook.teacher_usd_per_month,
+        saving_usd_per_month=outlook.saving_usd_per_month,
+        terms=terms,
+        example_count=examples,
+        quality=quality,
+    )
+    assert found == strategy
+    assert reason
+
+
+def test_sensitivity_falls_with_idleness_and_rises_with_volume():
+    terms = replace(TERMS, gpu_usd_per_hour=2.0)
+    grid = sweep_sensitivity(
+        WORKED, INFRASTRUCTURE, terms, volumes=(10_000, 100_000), utilisations=(0.1, 0.5)
+    )
+    assert grid[0][0] < grid[1][0] < grid[1][1]
+    assert grid[0][1] < grid[1][1]
+
+
+def write_arms(rows: list[dict[str, object]]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [{"repeat": 0, "used_fallback": False, **row} for row in rows], schema=tables.ARM_ANSWERS
+    )
+
+
+def write_case(
+    case: str, *, served_by: str, used_fallback: bool = False
+) -> list[dict[str, object]]:
+    teacher, student = 0.010, 0.001
+    called = used_fallback or served_by == "student"
+    cost = called * student + (served_by == "teacher") * teacher
+    return [
+        {"arm": "teacher", "case_id": case, "cost_usd": teacher, "served_by": "teacher"},
+        {"arm": "student", "case_id": case, "cost_usd": student, "served_by": "student"},
+        {"arm": "routed", "case_id": case, "cost_usd": cost, "served_by": served_by,
+         "used_fallback": used_fallback},
+    ]  # fmt: skip
+
+
+def test_costs_are_read_from_the_arms_and_double_pay_is_seen():
+    rows = [
+        *write_case("a", served_by="student"),
+        *write_case("b", served_by="teacher"),
+        *write_case("c", served_by="teacher", used_fallback=True),
+        *write_case("d", served_by="student"),
+        {"arm": "student", "case_id": "a", "repeat": 1, "latency_ms": 900.0, "retrieval_ms": 100.0},
+    ]
+    costs = measure_costs(write_arms(rows), "routed")
+    assert costs.n == 4
+    assert costs.student_calls_ratio == 0.75
+    assert costs.fallback_ratio == 0.25
+    assert costs.teacher_part_usd == pytest.approx(2 * 0.010 / 4)
+    assert costs.student_seconds == pytest.approx(0.8)
+    assert costs.saving_usd == pytest.approx(0.010 - (0.020 + 0.003) / 4)
+    assert costs.saving_range_usd[0] < costs.saving_usd < costs.saving_range_usd[1]
+    frame = tabulate_economics([(costs, find_range(costs, INFRASTRUCTURE, TERMS))])
+    assert frame["scenario"].to_list() == ["pessimistic", "expected", "optimistic"]
+    expected = frame.row(1, named=True)
+    assert expected["routed_usd_per_1k"] == pytest.approx(1000 * 0.023 / 4)
+
+
+def test_a_case_that_failed_in_one_arm_counts_in_none():
+    rows = [*write_case("a", served_by="student"), *write_case("b", served_by="teacher")]
+    rows[3]["error"] = "timed out"
+    timed = {"arm": "student", "case_id": "a", "repeat": 1, "latency_ms": 9.0, "retrieval_ms": 1.0}
+    assert measure_costs(write_arms([*rows, timed]), "routed").n == 1
+
+
+def test_no_case_in_common_is_an_error_and_no_zero():
+    rows = [{"arm": "teacher", "case_id": "a", "cost_usd": 0.01}]
+    with pytest.raises(InvalidInputError, match=r"economics of the arm 'routed'.*found none"):
+        measure_costs(write_arms(rows), "routed")

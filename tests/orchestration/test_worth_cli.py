@@ -1,0 +1,83 @@
+"""The commands `experiment` and `router replay`: what they print, and what they refuse."""
+
+import io
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from assets import tables
+from assets.parity.experiments import compare_predictions
+from orchestration import cli, experiments_cli, explaining, router_cli
+from serving.home import Home
+from tests.assets.parity.test_experiments import make_experiment, write_rows
+from tests.assets.parity.test_replaying import RECORDS
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> io.StringIO:
+    text = io.StringIO()
+    for module in (explaining, experiments_cli, router_cli):
+        monkeypatch.setattr(module, "CONSOLE", Console(file=text, width=200, highlight=False))
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(tmp_path))
+    return text
+
+
+def store(home: Path, key: str, frame: pl.DataFrame) -> None:
+    path = Home(home).table(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(path)
+
+
+def test_the_committed_recipes_and_variants_are_sound_experiments(screen: io.StringIO) -> None:
+    assert CliRunner().invoke(cli.app, ["experiment", "list"]).exit_code == 0
+    shown = screen.getvalue()
+    for name in ("placebo_boost", "no_citation_boost", "contaminated", "routed_60_40"):
+        assert name in shown
+
+
+def test_an_unknown_experiment_is_refused_before_anything_runs(
+    screen: io.StringIO, tmp_path: Path
+) -> None:
+    assert CliRunner().invoke(cli.app, ["experiment", "run", "placebo"]).exit_code == 2
+    assert "placebo_boost" in screen.getvalue()
+    assert not (tmp_path / "lake").exists()
+
+
+def test_the_report_shows_prediction_and_measurement(screen: io.StringIO, tmp_path: Path) -> None:
+    measured = {"contaminated": write_rows([1] * 8 + [0] * 12), "compact": write_rows([0] * 20)}
+    report = compare_predictions([make_experiment(0.3)], measured)
+    store(tmp_path, "parity/experiment_report", report)
+    assert CliRunner().invoke(cli.app, ["experiment", "report"]).exit_code == 0
+    assert "+0.300" in screen.getvalue()
+    assert "+0.400" in screen.getvalue()
+    printed = CliRunner().invoke(cli.app, ["experiment", "report", "--json"]).stdout
+    assert json.loads(printed)[0]["outcome"] == "confirmed"
+
+
+def test_a_report_that_was_never_made_says_how_to_make_it(screen: io.StringIO) -> None:
+    assert CliRunner().invoke(cli.app, ["experiment", "report"]).exit_code == 2
+    assert "understudy experiment run" in screen.getvalue()
+
+
+def test_a_replay_prints_a_patch_and_changes_nothing(screen: io.StringIO, tmp_path: Path) -> None:
+    store(tmp_path, "traces/trace_records", RECORDS)
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["router", "replay", "--min-retrieval-score", "0.65"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0
+    assert "min_retrieval_score: 0.65" in result.stdout
+    assert "Nothing was changed" in screen.getvalue()
+    assert sorted(tmp_path.rglob("*")) == before
+    found = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
+    assert found["question_count"] == RECORDS.height
+
+
+def test_a_replay_without_traffic_says_what_to_do(screen: io.StringIO, tmp_path: Path) -> None:
+    assert CliRunner().invoke(cli.app, ["router", "replay"]).exit_code == 2
+    store(tmp_path, "traces/trace_records", tables.TRACE_RECORDS.to_frame())
+    assert CliRunner().invoke(cli.app, ["router", "replay"]).exit_code == 2
+    assert "serve some traffic" in screen.getvalue()
