@@ -12,13 +12,17 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse
+from uvicorn.config import LOGGING_CONFIG
 
 from serving.access.admission import Admission
 from serving.access.keys import Scope
 from serving.access.ring import KeyRing
 from serving.edge import Edge
 from serving.engine import ServingEngine, load_engine
-from serving.errors import InvalidInputError, UnderstudyError
+from serving.errors import InvalidInputError
+from serving.logs import write_logs_as
+from serving.operations import Operations
 from serving.page import add_pages
 from serving.problems import describe_problems, install_problem_handlers
 from serving.releases.live import LiveRelease, Load
@@ -31,7 +35,8 @@ from serving.schemas import (
     ReleaseInfo,
 )
 from serving.server import Server
-from serving.settings import LOOPBACK_HOSTS, VARIABLES, ServerSettings, load_settings
+from serving.settings import LOOPBACK_HOSTS, VARIABLES, ServerSettings
+from serving.streaming import EVENT_STREAM
 from serving.tracing.segments import SegmentWriter, seal_abandoned
 
 __all__ = ["ServingEngine", "create_app", "load_engine", "run", "serve"]
@@ -48,17 +53,18 @@ def create_app(
     settings: ServerSettings,
     writer: SegmentWriter,
     load: Load | None = None,
+    admission: Admission | None = None,
 ) -> FastAPI:
     """Return the ASGI app.
 
     Its lifespan warms the engine up, follows CURRENT, and at the end closes engine and writer.
     Until it is warm /ask is refused (503); /healthz answers from the start. `load` returns the
-    engine of another release; the default is `load_engine`.
+    engine of another release; the default is `load_engine`. `admission` is opened unless given.
 
     Raises:
         InvalidInputError: the key file cannot be read, or the server would be open to a network.
     """
-    admission = open_admission(settings)
+    admission = admission or open_admission(settings)
     live = LiveRelease(
         engine,
         releases_folder=settings.releases_folder,
@@ -88,7 +94,7 @@ def create_app(
     app.add_middleware(Edge, is_foreign=_find_foreign(settings, admission))
     install_problem_handlers(app)
     _add_product_routes(app, server)
-    _add_operation_routes(app, server)
+    _add_operation_routes(app, server.operations)
     if settings.pages:
         add_pages(app)
     return app
@@ -131,7 +137,12 @@ def open_admission(settings: ServerSettings) -> Admission:
     anybody: set[Scope] = {"ask", "feedback:write", "release:read", "metrics:read"}
     if settings.allow_prefer_quality:
         anybody.add("ask:prefer_quality")
-    return Admission(settings.auth, ring, open_scopes=frozenset(anybody))
+    return Admission(
+        settings.auth,
+        ring,
+        open_scopes=frozenset(anybody),
+        teacher_calls_per_day=settings.teacher_calls_per_day,
+    )
 
 
 def _add_product_routes(app: FastAPI, server: Server) -> None:
@@ -143,7 +154,14 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
         summary="Ask a question",
         tags=["product"],
         responses={
-            200: {"headers": _ASK_HEADERS},
+            200: {
+                "headers": _ASK_HEADERS,
+                "content": {
+                    EVENT_STREAM: {
+                        "schema": {"type": "string"},
+                    }
+                },
+            },
             **describe_problems(
                 *_ADMISSION,
                 "too-large",
@@ -168,25 +186,24 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
     )
 
 
-def _add_operation_routes(app: FastAPI, server: Server) -> None:
+def _add_operation_routes(app: FastAPI, ops: Operations) -> None:
     for path, endpoint, model, summary, problems in (
-        ("/healthz", server.report_health, Health, "Is the process alive?", ()),
-        ("/readyz", server.report_readiness, Readiness, "Is it loaded and warm?", ("not-ready",)),
-        ("/v1/release", server.report_release, ReleaseInfo, "What is being served?", _ADMISSION),
-        ("/metrics", server.report_metrics, None, "Counts for Prometheus", _ADMISSION),
+        ("/healthz", ops.report_health, Health, "Is the process alive?", ()),
+        ("/readyz", ops.report_readiness, Readiness, "Is it loaded and warm?", ("not-ready",)),
+        ("/v1/release", ops.report_release, ReleaseInfo, "What is being served?", _ADMISSION),
+        ("/metrics", ops.report_metrics, None, "Counts for Prometheus", _ADMISSION),
     ):
         app.add_api_route(
             path,
             endpoint,
             methods=["GET"],
             response_model=model,
+            response_class=JSONResponse if model else PlainTextResponse,
             summary=summary,
             tags=["operation"],
             responses=describe_problems(*problems) or None,
         )
-    app.add_api_route(
-        "/openapi.json", server.describe_api, methods=["GET"], include_in_schema=False
-    )
+    app.add_api_route("/openapi.json", ops.describe_api, methods=["GET"], include_in_schema=False)
 
 
 _ASK_HEADERS = {
@@ -205,24 +222,14 @@ def run(settings: ServerSettings) -> None:
         ReleaseError: the release does not verify or a part is not what it pins: nothing listens.
         InvalidInputError: see `open_admission`.
     """
+    write_logs_as(settings.log_format)
     asyncio.run(serve(settings))
-
-
-def main() -> None:
-    """Serve what the environment says: the command `understudy-serve` of the server's own package.
-
-    Raises:
-        SystemExit: with the reason, when the release or a setting is not what it has to be.
-    """
-    try:
-        run(load_settings())
-    except UnderstudyError as error:
-        raise SystemExit(str(error)) from None
 
 
 async def serve(settings: ServerSettings) -> None:
     """Load the release, then listen."""
-    open_admission(settings)  # a server nobody may reach says so before anything slow is loaded
+    # First: a server nobody may reach says so before anything slow is loaded.
+    admission = open_admission(settings)
     engine = await load_engine(settings)
     seal_abandoned(settings.segments_folder)
     seal_abandoned(settings.feedback_folder)
@@ -230,12 +237,14 @@ async def serve(settings: ServerSettings) -> None:
         engine=engine,
         settings=replace(settings, checks_host=True),
         writer=SegmentWriter(settings.segments_folder),
+        admission=admission,
     )
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         access_log=False,
+        log_config=LOGGING_CONFIG if settings.log_format == "text" else None,
         server_header=False,
         lifespan="on",
         timeout_graceful_shutdown=DRAIN_SECONDS,

@@ -3,6 +3,7 @@
 Belongs here: what holds for every request before any route sees it. Does not belong here: routes.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,13 +22,23 @@ SECURITY_HEADERS: Mapping[str, str] = {
 }
 """A page of our own names a wider content policy itself; these do not replace it."""
 
+LONGEST_BODY_SECONDS = 30.0
+"""A client that sends a byte now and then holds a connection no longer than this."""
+
 
 class Edge:
     """Middleware around the whole app. No CORS header is ever sent: other origins get nothing."""
 
-    def __init__(self, app: ASGIApp, *, is_foreign: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        is_foreign: Callable[[str], bool] | None = None,
+        body_seconds: float = LONGEST_BODY_SECONDS,
+    ) -> None:
         """Wrap an app. `is_foreign` says of a `Host` that nobody may have come by it."""
         self._app = app
+        self._body_seconds = body_seconds
         self._is_foreign = is_foreign or (lambda _host: False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,12 +57,25 @@ class Edge:
 
         try:
             self._check_host(Headers(scope=scope).get("host", ""))
-            body = await _read_body(scope, receive)
+            body = await self._read_body_in_time(scope, receive)
         except ProblemError as problem:
             await write_problem(problem, trace_id)(scope, receive, send_secured)
             return
         if body is not None:
             await self._app(scope, _replay(body, receive), send_secured)
+
+    async def _read_body_in_time(self, scope: Scope, receive: Receive) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                return await _read_body(scope, receive)
+        except TimeoutError:
+            raise ProblemError(
+                "invalid-request",
+                expected=f"a whole body within {self._body_seconds:g} s",
+                found="a part of one",
+                next_step="Send the body at once.",
+                headers={"Connection": "close"},
+            ) from None
 
     def _check_host(self, host: str) -> None:
         if self._is_foreign(host):

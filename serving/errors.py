@@ -6,7 +6,8 @@
     ├── ModelError
     │   ├── UpstreamError        the model's server failed; `is_retryable`: may trying again help?
     │   │   ├── RateLimitedError        it asked for fewer calls
-    │   │   └── UpstreamRejectedError   it refused the request itself
+    │   │   ├── UpstreamRejectedError   it refused the request itself
+    │   │   └── CircuitOpenError        it failed too often just now, so it was not asked
     │   ├── BudgetExceededError  the next call would spend past the budget
     │   └── DeadlineExceededError
     ├── IndexMismatchError       index and embedder (or prompt) do not belong together
@@ -78,6 +79,12 @@ class UpstreamRejectedError(UpstreamError):
     """The server refused the request itself (`models/faults`): trying again cannot help."""
 
     is_retryable = False
+
+
+class CircuitOpenError(UpstreamError):
+    """The model failed too often just now: it was not asked. `retry_after_seconds` says when."""
+
+    retry_after_seconds: float = 0.0
 
 
 class BudgetExceededError(ModelError):

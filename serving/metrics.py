@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.pipeline.answer import Answered
+from serving.pipeline.answered import Answered
 from serving.releases.live import LiveRelease
 from serving.tracing.segments import SegmentWriter
 
@@ -59,6 +59,17 @@ class ServerMetrics:
             ("rating",),
             registry=self._registry,
         )
+        self._shadows = Counter(
+            "understudy_shadows",
+            "Questions drawn for the shadow, by what became of them.",
+            ("outcome",),
+            registry=self._registry,
+        )
+        self._shadow_answered_at = Gauge(
+            "understudy_shadow_answered_at_seconds",
+            "Unix time of the shadow's last answer: one that stands still is a dead mirror.",
+            registry=self._registry,
+        )
         self.in_flight = Gauge(
             "understudy_asks_in_flight", "Questions being answered.", registry=self._registry
         )
@@ -72,6 +83,7 @@ class ServerMetrics:
         ).set_function(lambda: float(live.failure is not None))
         self._registry.register(_TraceCounts(traces))
         self._registry.register(_ReleaseInForce(live))
+        self._registry.register(_Breakers(live))
 
     def count_answer(self, answered: Answered) -> None:
         """Count an answer or refusal and what its attempts cost."""
@@ -87,6 +99,13 @@ class ServerMetrics:
                 "low_confidence" if is_doubted else str(answered.attempts[0].verdict or "error")
             )
             self._fallbacks.labels(verdict).inc()
+
+    def count_shadow(self, outcome: str, *, cost_usd: float = 0.0, now: float = 0.0) -> None:
+        """Count a shadow; `now` is when it answered."""
+        self._shadows.labels(outcome).inc()
+        if outcome == "answered":
+            self._cost.labels("shadow").inc(cost_usd)
+            self._shadow_answered_at.set(now)
 
     def count_problem(self, name: str) -> None:
         """Count a question that ended in a problem document."""
@@ -133,3 +152,26 @@ class _ReleaseInForce(Collector):
         swaps = CounterMetricFamily("understudy_release_swaps", "Releases swapped in.")
         swaps.add_metric((), self._live.swap_count)
         return [info, swaps]
+
+
+class _Breakers(Collector):
+    """The breakers of the release in force, by model."""
+
+    def __init__(self, live: LiveRelease) -> None:
+        self._live = live
+
+    def collect(self) -> list[Metric]:
+        """Return their state of this moment."""
+        stopped = GaugeMetricFamily(
+            "understudy_breaker_open", "1 while a model is left alone.", labels=("model",)
+        )
+        opened = CounterMetricFamily(
+            "understudy_breaker_openings", "How often a model's breaker opened.", labels=("model",)
+        )
+        pipeline = self._live.engine.pipeline
+        for model in (pipeline.teacher, *(tier.model for tier in pipeline.tiers)):
+            breaker = getattr(model, "breaker", None)
+            if breaker is not None:
+                stopped.add_metric((model.name,), float(breaker.state != "closed"))
+                opened.add_metric((model.name,), breaker.opened_count)
+        return [stopped, opened]

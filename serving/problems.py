@@ -4,6 +4,7 @@ Belongs here: the catalogue of problems, raising and rendering them. Does not be
 that a request has one (`app`). Nothing of an upstream's message or of the request is echoed.
 """
 
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -92,12 +93,22 @@ def explain_model_error(error: ModelError) -> ProblemError:
     """Return the problem of a failed model. Its message stays in the log: it may hold secrets."""
     if isinstance(error, DeadlineExceededError):
         return deadline_exceeded("the model's deadline passed")
-    is_retryable = getattr(error, "is_retryable", not isinstance(error, BudgetExceededError))
+    if isinstance(error, BudgetExceededError):
+        return ProblemError(
+            "over-quota",
+            expected="a question within the budget of the expensive model",
+            found="a budget that is used up",
+            next_step="Ask again later, or ask the operator for a larger budget.",
+            headers={"Retry-After": "60"},
+        )
+    wait = getattr(error, "retry_after_seconds", None)
+    is_retryable = getattr(error, "is_retryable", True)
     return ProblemError(
         "upstream-failed",
         expected="an answer of the model",
         found=type(error).__name__,
         next_step="Try again in a moment." if is_retryable else "Tell the operator of this server.",
+        headers={"Retry-After": str(max(1, math.ceil(wait)))} if wait else None,
     )
 
 

@@ -1,44 +1,38 @@
-"""One server's state and what its routes do: admit, answer, trace, report.
+"""One server's state and what its product routes do: admit, make room, answer, take feedback.
 
-Belongs here: the life of a request between HTTP and the pipeline. Does not belong here: addresses
-(`app`), answering (`pipeline.answer`), error documents (`problems`), traces on disk (`tracing`).
+Belongs here: whether a question is taken, and the life of the server. Does not belong here:
+addresses (`app`), one question's answer and trace (`exchange`), events (`streaming`), what
+operators ask (`operations`).
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.background import BackgroundTask
+from starlette.responses import Response
 
 from serving.access.admission import Admission, Principal
 from serving.access.escalation import strip_admin_prefix
 from serving.access.keys import Scope
 from serving.engine import ServingEngine
 from serving.errors import ModelError
+from serving.exchange import Exchange, Exchanged, Inquiry, trace_headers
 from serving.feedback import build_feedback
 from serving.metrics import ServerMetrics
-from serving.pipeline.answer import Answered
-from serving.problems import ProblemError, deadline_exceeded, explain_model_error, unexpected
+from serving.operations import Operations
+from serving.pipeline.circumstances import DraftReader
+from serving.problems import ProblemError
 from serving.releases.live import LiveRelease
-from serving.schemas import (
-    AskRequest,
-    AskResponse,
-    FeedbackRequest,
-    FeedbackStored,
-    Health,
-    Readiness,
-    ReleaseInfo,
-    ReleaseStudent,
-    TraceHealth,
-)
+from serving.schemas import AskRequest, FeedbackRequest, FeedbackStored
 from serving.settings import ServerSettings
-from serving.tracing.record import Escalation, build_failure_record, build_record
+from serving.shadowing import Shadow
+from serving.streaming import stream_answer, wants_stream
+from serving.tracing.record import Escalation
 from serving.tracing.segments import SegmentWriter
+from serving.tracing.spans import connect_otlp
 
 _LONGEST_WARM_UP_PAUSE_SECONDS = 30.0
 _LOG = logging.getLogger(__name__)
@@ -63,6 +57,24 @@ class Server:
         self._feedback = feedback
         self._admission = admission
         self._metrics = ServerMetrics(traces, live)
+        self._spans = connect_otlp(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._exchange = Exchange(
+            settings,
+            traces=traces,
+            metrics=self._metrics,
+            admission=admission,
+            spans=self._spans,
+        )
+        self._shadow = Shadow(live, settings, traces=traces, metrics=self._metrics)
+        self._streams: set[asyncio.Task[None]] = set()
+        self.operations = Operations(
+            live,
+            settings,
+            traces=traces,
+            metrics=self._metrics,
+            admit=self.admit,
+            require_ready=self._require_ready,
+        )
         self._in_flight = 0
         # Why /ask is refused; None when it is not.
         self._not_ready: str | None = "the release is still warming up"
@@ -76,10 +88,13 @@ class Server:
         finally:
             self._close_to_questions("the server is shutting down")
             background.cancel()
-            await asyncio.gather(background, return_exceptions=True)
+            await asyncio.gather(background, *self._streams, return_exceptions=True)
+            await self._shadow.close()
             await self._traces.close()
             await self._feedback.close()
             await self._live.close()
+            if self._spans is not None:
+                await asyncio.to_thread(self._spans.close)
 
     async def _warm_up_and_watch(self) -> None:
         """Warm up and follow CURRENT at once: another release may cure what this one cannot."""
@@ -127,16 +142,50 @@ class Server:
         self._require_ready()
         self._require_room()
         body, escalation = await self._settle_escalation(body, principal)
-        self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
+        inquiry = Inquiry(
+            body=body,
+            trace_id=request.state.trace_id,
+            principal=principal,
+            escalation=escalation,
+        )
+        self._enter()
+        if wants_stream(request.headers.get("accept")):
+            return stream_answer(
+                lambda reader: self._answer_streamed(inquiry, reader),
+                trace_id=inquiry.trace_id,
+                tasks=self._streams,
+            )
+        engine, done = await self._answer(inquiry)
+        return Response(
+            done.response.model_dump_json(),
+            media_type="application/json",
+            headers=trace_headers(inquiry.trace_id, is_persisted=done.is_persisted),
+            background=BackgroundTask(
+                self._shadow.follow, engine, done.answered, done.record, principal
+            ),
+        )
+
+    async def _answer_streamed(self, inquiry: Inquiry, reader: DraftReader) -> Exchanged:
+        engine, done = await self._answer(inquiry, reader)
+        await self._shadow.follow(engine, done.answered, done.record, inquiry.principal)
+        return done
+
+    async def _answer(
+        self, inquiry: Inquiry, reader: DraftReader | None = None
+    ) -> tuple[ServingEngine, Exchanged]:
+        """Answer in the place that was taken, and free it."""
         try:
             with self._live.lease() as engine:
-                return await self._answer_and_trace(
-                    engine, body, request.state.trace_id, principal, escalation
-                )
+                return engine, await self._exchange.answer(engine, inquiry, reader)
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.set(self._in_flight)
+
+    def _enter(self) -> None:
+        """Take a place; the room is looked at again, since admission may have waited."""
+        self._require_room()
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
 
     async def admit(self, request: Request, scope: Scope) -> Principal:
         """Return who asks, if they may.
@@ -193,68 +242,6 @@ class Server:
                 headers={"Retry-After": "1"},
             )
 
-    async def _answer_and_trace(
-        self,
-        engine: ServingEngine,
-        body: AskRequest,
-        trace_id: str,
-        principal: Principal,
-        escalation: Escalation,
-    ) -> Response:
-        asked_at, began = datetime.now(UTC), time.perf_counter()
-        common: dict[str, Any] = {
-            "origin": engine.trace_origin(principal.trace_env(self._settings.env)),
-            "trace_id": trace_id,
-            "asked_at": asked_at,
-            "key_id": principal.key_id,
-            "conversation_id": body.conversation_id,
-            "escalation": escalation,
-        }
-        try:
-            answered = await self._answer(engine, body)
-        except ProblemError as problem:
-            total_ms = (time.perf_counter() - began) * 1000
-            failure = build_failure_record(
-                body.question, outcome=problem.name, total_ms=total_ms, **common
-            )
-            self._metrics.count_problem(problem.name)
-            problem.headers |= _trace_headers(
-                trace_id, is_persisted=await self._traces.append(failure)
-            )
-            raise
-        record = build_record(answered, **common)
-        is_persisted = await self._traces.append(record)
-        self._metrics.count_answer(answered)
-        sees_cost = "release:read" in principal.scopes
-        response = AskResponse.from_answered(
-            answered,
-            trace_id=trace_id,
-            release=engine.release_id,
-            counterfactual_cost_usd=record.counterfactual_cost_usd if sees_cost else None,
-        )
-        return Response(
-            response.model_dump_json(),
-            media_type="application/json",
-            headers=_trace_headers(trace_id, is_persisted=is_persisted),
-        )
-
-    async def _answer(self, engine: ServingEngine, body: AskRequest) -> Answered:
-        """Answer within the deadline; whatever goes wrong becomes a problem."""
-        seconds = self._settings.request_deadline_seconds
-        try:
-            async with asyncio.timeout(seconds) as deadline:
-                return await engine.pipeline.answer(
-                    body.question, prefer_quality=body.prefer_quality
-                )
-        except ModelError as error:
-            _LOG.warning("no model answered", exc_info=error)
-            raise explain_model_error(error) from error
-        except Exception as error:
-            if deadline.expired():
-                raise deadline_exceeded(f"none after {seconds:g} s") from error
-            _LOG.exception("answering failed")
-            raise unexpected(error) from error
-
     async def take_feedback(self, body: FeedbackRequest, request: Request) -> FeedbackStored:
         """Store what a reader thought of an answer; 201 only once it is on disk.
 
@@ -273,68 +260,3 @@ class Server:
             )
         self._metrics.count_feedback(body.rating)
         return FeedbackStored(feedback_id=record.feedback_id)
-
-    async def report_metrics(self, request: Request) -> Response:
-        """Count questions, answers, fallbacks, cost and traces, in the Prometheus format."""
-        await self.admit(request, "metrics:read")
-        return Response(
-            self._metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
-
-    async def describe_api(self, request: Request) -> Response:
-        """Describe every route in the OpenAPI format."""
-        await self.admit(request, "release:read")
-        return JSONResponse(request.app.openapi())
-
-    async def report_health(self) -> Health:
-        """Alive; `degraded` when traces are being lost or a new release cannot be loaded."""
-        is_degraded = self._traces.is_losing or self._live.failure is not None
-        return Health(
-            status="degraded" if is_degraded else "ok",
-            release=self._live.engine.release_id,
-            is_new_release_refused=self._live.failure is not None,
-            traces=TraceHealth(
-                stored_count=self._traces.stored_count, lost_count=self._traces.lost_count
-            ),
-        )
-
-    async def report_readiness(self) -> Readiness:
-        """Answer 200 once questions are taken, a 503 problem that says why before."""
-        self._require_ready()
-        return Readiness(status="ready", release=self._live.engine.release_id)
-
-    async def report_release(self, request: Request) -> ReleaseInfo:
-        """Name the release, its models and its evidence. No secrets: a manifest holds none."""
-        await self.admit(request, "release:read")
-        engine = self._live.engine
-        manifest = engine.manifest
-        origin = engine.trace_origin(self._settings.env)
-        return ReleaseInfo(
-            release=engine.release_id,
-            parent=engine.parent,
-            sequence=engine.sequence,
-            created_at=manifest.created_at.isoformat(),
-            phase=engine.phase,
-            release_phase=manifest.phase,
-            gate_verdict=manifest.gate.verdict,
-            students={
-                name: ReleaseStudent(
-                    adapter=student.adapter,
-                    adapter_sha256=student.adapter_sha256,
-                    base_model=student.base_model,
-                    base_revision=student.base_revision,
-                )
-                for name, student in manifest.students.items()
-            },
-            teacher_model=manifest.teacher.model,
-            prompt_version=origin.prompt_version,
-            index_fingerprint=origin.index_fingerprint,
-            embedder_fingerprint=origin.embedder_fingerprint,
-            snapshot_hash=origin.snapshot_hash,
-            distillation_loss_statement=manifest.distillation_loss_statement,
-            new_release_refused_because=self._live.failure,
-        )
-
-
-def _trace_headers(trace_id: str, *, is_persisted: bool) -> dict[str, str]:
-    return {"X-Trace-Id": trace_id, "X-Trace-Persisted": "true" if is_persisted else "false"}

@@ -28,6 +28,14 @@ VARIABLES = {
     "request_deadline_seconds": f"{PREFIX}REQUEST_DEADLINE_SECONDS",
     "max_concurrency": f"{PREFIX}MAX_CONCURRENCY",
     "release_poll_seconds": f"{PREFIX}RELEASE_POLL_SECONDS",
+    "teacher_calls_per_day": f"{PREFIX}TEACHER_CALLS_PER_DAY",
+    "shadow_ratio": f"{PREFIX}SHADOW_RATIO",
+    "shadow_calls_per_day": f"{PREFIX}SHADOW_CALLS_PER_DAY",
+    "canary_salt": f"{PREFIX}CANARY_SALT",
+    "log_format": f"{PREFIX}LOG_FORMAT",
+    "otlp_endpoint": f"{PREFIX}OTLP_ENDPOINT",
+    "traces": f"{PREFIX}TRACES",
+    "student_share": f"{PREFIX}STUDENT_SHARE",
 }
 MAXIMUM_BODY_BYTES = 64 * 1024
 Choice = TypeVar("Choice")
@@ -35,6 +43,8 @@ Default = TypeVar("Default")
 AuthSetting = Literal["auto", "keys", "open"]
 """`keys`: every request needs one. `open`: none does. `auto`: keys once one was made; until then a
 server on loopback is open, and one on another address does not start."""
+
+LogFormat = Literal["text", "json"]
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -61,6 +71,24 @@ class ServerSettings:
     max_concurrency: int = 32
     release_poll_seconds: float = 5.0
     """How often CURRENT is looked at for another release."""
+    teacher_calls_per_day: int | None = None
+    """Of all keys together; None: as many as they may make."""
+    shadow_ratio: float | None = None
+    """The share of answers that the other model gives too. None: all in the phase `imposter`, which
+    is there for them, and none in the others."""
+    shadow_calls_per_day: int = 1000
+    canary_salt: str = field(default="", repr=False)
+    """What a conversation's side of the canary is drawn with; the same on every server. Empty: the
+    release's id, which whoever reads /v1/release could forecast sides from."""
+    log_format: LogFormat = "text"
+    traces: Path | None = None
+    """Where traces and feedback go; None: into the home. Several servers may share a home that they
+    only read, each with a folder of its own for what it writes."""
+    student_share: float = 0.5
+    """The share of the deadline that the students may take together, so that the teacher has the
+    rest; 1: all of it."""
+    otlp_endpoint: str | None = None
+    """Where spans go, as `http://127.0.0.1:4318/v1/traces`; None: nowhere."""
     checks_host: bool = False
     """Whether an open loopback server refuses other names than its own; set for one that listens,
     not for an app that is called in process."""
@@ -83,14 +111,24 @@ class ServerSettings:
         return self.home / "models"
 
     @property
+    def traces_folder(self) -> Path:
+        """Where all that this server writes lies."""
+        return self.traces or self.home / "traces"
+
+    @property
     def segments_folder(self) -> Path:
         """Where this server writes its traces."""
-        return self.home / "traces" / "segments"
+        return self.traces_folder / "segments"
 
     @property
     def feedback_folder(self) -> Path:
         """Where this server writes feedback: beside the traces, a store of its own."""
-        return self.home / "traces" / "feedback"
+        return self.traces_folder / "feedback"
+
+    @property
+    def student_seconds(self) -> float:
+        """How long the students of one request may take together."""
+        return self.student_share * self.request_deadline_seconds
 
     @property
     def is_loopback(self) -> bool:
@@ -151,6 +189,26 @@ def from_environment(env: Mapping[str, str]) -> ServerSettings:
         release_poll_seconds=_read_number(
             "release_poll_seconds", given, default.release_poll_seconds, 0.1, 3600
         ),
+        teacher_calls_per_day=_read_optional_count("teacher_calls_per_day", given),
+        shadow_ratio=_read_number("shadow_ratio", given, 0, 0, 1)
+        if given["shadow_ratio"]
+        else None,
+        shadow_calls_per_day=int(
+            _read_number(
+                "shadow_calls_per_day", given, default.shadow_calls_per_day, 0, 10**9, whole=True
+            )
+        ),
+        canary_salt=given["canary_salt"],
+        log_format=_read_choice(
+            "log_format",
+            given["log_format"],
+            get_args(LogFormat),
+            default=default.log_format,
+            otherwise=default.log_format,
+        ),
+        otlp_endpoint=_read_url("otlp_endpoint", given),
+        traces=_read_traces(given["traces"]),
+        student_share=_read_number("student_share", given, default.student_share, 0.01, 1),
         environment=dict(env),
     )
 
@@ -159,6 +217,12 @@ def _read_home(value: str) -> Path:
     if "://" in value:
         raise _illegal(HOME, "a local folder (a server reads its release from disk)", value)
     return Path(value).expanduser() if value else ServerSettings().home
+
+
+def _read_traces(value: str) -> Path | None:
+    if "://" in value:
+        raise _illegal(VARIABLES["traces"], "a local folder (records are fsynced there)", value)
+    return Path(value).expanduser() if value else None
 
 
 def _read_phase(value: str) -> Phase | None:
@@ -216,6 +280,17 @@ def _read_number(
     if not lowest <= value <= highest:
         raise _illegal(VARIABLES[name], f"{kind} from {lowest} to {highest}", text)
     return value
+
+
+def _read_optional_count(name: str, given: Mapping[str, str]) -> int | None:
+    return int(_read_number(name, given, 0, 0, 10**9, whole=True)) if given[name] else None
+
+
+def _read_url(name: str, given: Mapping[str, str]) -> str | None:
+    url = given[name]
+    if url and not url.startswith(("http://", "https://")):
+        raise _illegal(VARIABLES[name], "an http:// or https:// URL, or empty for none", url)
+    return url or None
 
 
 def _illegal(variable: str, expected: str, found: str) -> InvalidInputError:

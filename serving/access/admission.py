@@ -10,8 +10,12 @@ from datetime import UTC, datetime
 from serving.access.keys import SCOPES, ApiKey, Scope
 from serving.access.quotas import Exhausted, Quotas
 from serving.access.ring import KeyRing
+from serving.pipeline.circumstances import AllowTeacher
+from serving.pipeline.router import RouteReason
 from serving.problems import ProblemError
 from serving.settings import VARIABLES, AuthSetting
+
+_BY_OPERATOR: frozenset[RouteReason] = frozenset({"phase", "explore", "canary"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,19 @@ class Principal:
 class Admission:
     """Decides on requests of one server."""
 
-    def __init__(self, mode: AuthSetting, ring: KeyRing, *, open_scopes: frozenset[Scope]) -> None:
-        """Decide by the keys of `ring`; `open_scopes` are anybody's while the server is open."""
+    def __init__(
+        self,
+        mode: AuthSetting,
+        ring: KeyRing,
+        *,
+        open_scopes: frozenset[Scope],
+        teacher_calls_per_day: int | None = None,
+    ) -> None:
+        """Decide by the keys of `ring`; `open_scopes` are anybody's while the server is open.
+
+        `teacher_calls_per_day` holds for all together.
+        """
+        self._teacher_calls_per_day = teacher_calls_per_day
         self._mode = mode
         self._ring = ring
         self._anybody = Principal(key=None, scopes=open_scopes)
@@ -98,6 +113,22 @@ class Admission:
         return await self._quotas.count_teacher_call(
             key.key_id, per_minute=key.teacher_calls_per_minute, per_day=key.teacher_calls_per_day
         )
+
+    def allow_teacher(self, principal: Principal, *, is_granted: bool) -> AllowTeacher:
+        """Return what counts the teacher's calls for one question of a principal.
+
+        A key pays for what its questions cause. What the operator chose (the phase, exploration,
+        the canary's control) and quality granted, which was counted then, is on the house.
+        """
+
+        async def allow(reason: RouteReason) -> bool:
+            is_paid = is_granted or reason in _BY_OPERATOR
+            if not is_paid and await self.count_teacher_call(principal) is not None:
+                return False
+            per_day = self._teacher_calls_per_day
+            return per_day is None or await self._quotas.count_daily("teacher", per_day) is None
+
+        return allow
 
     async def may_have_quality(self, principal: Principal) -> bool:
         """Return whether quality is granted to who asks for it without insisting."""

@@ -40,6 +40,12 @@ class Quotas:
         items = [RateLimitItemPerMinute(per_minute), RateLimitItemPerDay(per_day)]
         return await self._count("teacher", key_id, items)
 
+    async def count_daily(self, purpose: str, per_day: int) -> Exhausted | None:
+        """Count one call of this server against a limit that no key has to itself."""
+        if per_day == 0:
+            return Exhausted(limit=f"no {purpose} calls", retry_after_seconds=86_400)
+        return await self._count(purpose, "server", [RateLimitItemPerDay(per_day)])
+
     async def _count(
         self, purpose: str, key_id: str, items: list[RateLimitItem]
     ) -> Exhausted | None:

@@ -5,8 +5,8 @@ and the retry (`asking`); caching, budgets, patience (`resources`); prompts.
 """
 
 import time
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anthropic
@@ -22,6 +22,7 @@ from serving.models.asking import (
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
 from serving.models.protocols import ChatRequest, Completion, Price
+from serving.models.retry_budget import RetryBudget
 from serving.models.transports import TransportPerLoop
 
 ANTHROPIC_URL = "https://api.anthropic.com"
@@ -59,6 +60,7 @@ class AnthropicChatModel:
     retries: int = 1
     retry_wait_seconds: float = 1.0
     concessions: set[Concession] = field(default_factory=set, compare=False)
+    retry_budget: RetryBudget = field(default_factory=RetryBudget, repr=False, compare=False)
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request.
@@ -75,46 +77,102 @@ class AnthropicChatModel:
             timeout_seconds=self.timeout_seconds,
             retries=self.retries,
             retry_wait_seconds=self.retry_wait_seconds,
+            budget=self.retry_budget,
         )
         return self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
+
+    async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
+        """Answer one request as `complete` does, and hand its text on while it comes.
+
+        A failure is asked again only before the first piece: the reader has the others already.
+        """
+        started = time.perf_counter()
+        first_at: list[float] = []
+
+        def note(text: str) -> None:
+            first_at.append(time.perf_counter())
+            on_text(text)
+
+        answer = await ask_again(
+            lambda: self._ask(request, note),
+            attempted=f"asking {self.name}",
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+            retry_wait_seconds=self.retry_wait_seconds,
+            budget=self.retry_budget,
+            may_ask_again=lambda: not first_at,
+        )
+        completion = self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
+        first_ms = (first_at[0] - started) * 1000 if first_at else None
+        return replace(completion, first_token_ms=first_ms)
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
-    async def _ask(self, request: ChatRequest) -> Message | UpstreamError:
+    async def _ask(
+        self, request: ChatRequest, on_text: Callable[[str], None] | None = None
+    ) -> Message | UpstreamError:
         async def send(sent: dict[str, Any], _: Set[Concession]) -> Message | UpstreamError:
-            return await self._send(request, sent)
+            return await self._send(request, sent, on_text)
 
         return await ask_conceding(send, _list_optional(request), self.concessions)
 
     async def _send(
-        self, request: ChatRequest, optional: Mapping[str, Any]
+        self,
+        request: ChatRequest,
+        optional: Mapping[str, Any],
+        on_text: Callable[[str], None] | None,
     ) -> Message | UpstreamError:
+        arguments: dict[str, Any] = {
+            "model": self.name,
+            "max_tokens": request.max_tokens,
+            "timeout": self.timeout_seconds,
+            **_write_messages(request),
+            **_write_format(optional.get("response_format")),
+            # The SDK has no argument for it any more: newer models refuse it, older take it.
+            "extra_body": {k: v for k, v in optional.items() if k == "temperature"},
+        }
         try:
-            answer: object = await self.client.messages.create(
-                model=self.name,
-                max_tokens=request.max_tokens,
-                timeout=self.timeout_seconds,
-                **_write_messages(request),
-                **_write_format(optional.get("response_format")),
-                # The SDK has no argument for it any more: newer models refuse it, older take it.
-                extra_body={k: v for k, v in optional.items() if k == "temperature"},
-            )
+            answer: object
+            if on_text is None:
+                answer = await self.client.messages.create(**arguments)
+            else:
+                answer = await self._read_stream(arguments, on_text)
         except anthropic.APITimeoutError as error:
             raise TimeoutError from error
-        except (anthropic.AnthropicError, ValueError) as error:
+        except (anthropic.AnthropicError, httpx2.TransportError, ValueError) as error:
             return self._explain(error)
         # The SDK hands on what a wrong base_url answers: a page as a string, any JSON unchecked.
         if isinstance(answer, Message) and isinstance(getattr(answer, "content", None), list):
             return answer
         return self._explain(ValueError(f"no message: {str(answer)[:200]!r}"))
 
-    def _explain(self, error: anthropic.AnthropicError | ValueError) -> UpstreamError:
+    async def _read_stream(
+        self, arguments: Mapping[str, Any], on_text: Callable[[str], None]
+    ) -> Message:
+        """Hand on the text of a streamed message, and return the whole.
+
+        Raises:
+            ValueError: the stream ended before the message did.
+        """
+        has_ended = False
+        async with self.client.messages.stream(**arguments) as events:
+            async for event in events:
+                if event.type == "text":
+                    on_text(event.text)
+                has_ended = event.type == "message_stop"
+            if not has_ended:
+                raise ValueError("the stream ended before the message did")
+            return await events.get_final_message()
+
+    def _explain(
+        self, error: anthropic.AnthropicError | httpx2.TransportError | ValueError
+    ) -> UpstreamError:
         return explain_sdk_error(
             error,
             code=error.type if isinstance(error, anthropic.APIStatusError) else None,
-            is_connection=isinstance(error, anthropic.APIConnectionError),
+            is_connection=isinstance(error, anthropic.APIConnectionError | httpx2.TransportError),
             attempted=f"asking {self.name}",
             client=self.client,
         )

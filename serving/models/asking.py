@@ -7,8 +7,11 @@ clients), patience with thousands of calls (`resources/pacing`).
 """
 
 import asyncio
+import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Set
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import httpx2
@@ -22,13 +25,17 @@ from serving.models.faults import (
     may_be_billed,
     read_retry_after,
 )
+from serving.models.retry_budget import RetryBudget
 
 Answer = TypeVar("Answer")
 
 NO_KEY = "no-key"
 """Sent where a server wants none: given nothing, an SDK would read a key from the environment."""
 
-LONGEST_RETRY_WAIT_SECONDS = 20.0
+LONGEST_WAIT_SECONDS = 20.0
+CALLER_DEADLINE: ContextVar[float] = ContextVar("caller_deadline", default=math.inf)
+"""When, by `time.monotonic`, whoever asks gives up: a wait past it is not begun, so that a server
+that only asks for patience is not taken for one that hangs."""
 SHOWN_CHARS = 500
 
 
@@ -39,6 +46,8 @@ async def ask_again(
     timeout_seconds: float,
     retries: int,
     retry_wait_seconds: float,
+    budget: RetryBudget | None = None,
+    may_ask_again: Callable[[], bool] = lambda: True,
 ) -> Answer:
     """Return the answer of `ask`, asked again while its failure can pass.
 
@@ -48,20 +57,30 @@ async def ask_again(
         timeout_seconds: for all attempts and the waits between them.
         retries: attempts after the first.
         retry_wait_seconds: mean wait before a retry, jittered by half so that callers spread out; a
-            server that asks for longer is given it, up to `LONGEST_RETRY_WAIT_SECONDS`.
+            server that asks for longer is given it. A wait that the deadline cuts off, or that is
+            over `LONGEST_WAIT_SECONDS`, is not begun.
+        budget: what all calls of this model together may ask again; None: without end.
+        may_ask_again: looked at before a retry: nobody can take back what was streamed.
 
     Raises:
         DeadlineExceededError: no answer within `timeout_seconds`.
         UpstreamError: the last failure.
     """
     outcome: Answer | ModelError
+    deadline = min(time.monotonic() + timeout_seconds, CALLER_DEADLINE.get())
+    if budget is not None:
+        budget.count_call()
     try:
         async with asyncio.timeout(timeout_seconds):
             outcome = await ask()
             for _ in range(retries):
                 if not isinstance(outcome, UpstreamError) or not outcome.is_retryable:
                     break
-                await asyncio.sleep(_find_wait(outcome, retry_wait_seconds))
+                wait = _find_wait(outcome, retry_wait_seconds)
+                is_in_time = time.monotonic() + wait < deadline and wait <= LONGEST_WAIT_SECONDS
+                if not (is_in_time and may_ask_again() and (budget is None or budget.take())):
+                    break
+                await asyncio.sleep(wait)
                 outcome = await ask()
     except TimeoutError:
         outcome = explain_timeout(attempted, timeout_seconds)
@@ -189,4 +208,4 @@ def mask_key(text: str, api_key: str | None) -> str:
 def _find_wait(failure: UpstreamError, mean_seconds: float) -> float:
     jitter = secrets.SystemRandom().uniform(0.5, 1.5)
     asked = getattr(failure, "retry_after_seconds", None) or 0.0
-    return float(min(max(asked, mean_seconds * jitter), LONGEST_RETRY_WAIT_SECONDS))
+    return float(max(asked, mean_seconds * jitter))

@@ -225,11 +225,12 @@ def decode_greedily(
     max_tokens: Sequence[int],
     stop_ids: frozenset[int],
     is_abandoned: Callable[[int], bool] = lambda _row: False,
+    on_token: Callable[[int, int], None] = lambda _row, _token: None,
 ) -> list[Generation]:
     """Continue every row with its most probable token until a stop token or its own `max_tokens`.
 
     Rows that finish, or that `is_abandoned` names, leave the batch at once, so no row pays for
-    another's length.
+    another's length. `on_token` is told the row and token of every step as it is made.
     """
     import torch
 
@@ -247,7 +248,8 @@ def decode_greedily(
             now = time.perf_counter()
             steps = zip(tokens.tolist(), logprobs.tolist(), margins.tolist(), strict=True)
             for row, step in zip(rows, steps, strict=True):
-                _append(results[row], step, now, stop_ids)
+                append_step(results[row], step, now, stop_ids)
+                on_token(row, step[0])
             keep = [
                 i
                 for i, row in enumerate(rows)
@@ -261,9 +263,10 @@ def decode_greedily(
             rows = [rows[i] for i in keep]
 
 
-def _append(
+def append_step(
     result: Generation, step: tuple[int, float, float], now: float, stop_ids: frozenset[int]
 ) -> None:
+    """Add a token with its logprob and margin to what a row produced."""
     token, logprob, margin = step
     result.first_token_at = result.first_token_at or now
     result.ids.append(token)

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +23,13 @@ from serving.errors import ModelError, ReleaseError, UpstreamRejectedError
 from serving.models.causal_lm import (
     PICKLE_SUFFIXES,
     Generation,
-    PrefixStates,
-    decode_greedily,
     hash_base_model,
     load_causal_lm,
     load_tokenizer,
-    read_prefix,
 )
 from serving.models.chat_tokens import Activation, ChatTokens, split_chat
 from serving.models.decoding_signs import read_signs
+from serving.models.engines import LocalEngine, Prefix, StudentEngine, TransformersEngine
 from serving.models.protocols import ChatRequest, Completion, Price
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -45,6 +43,7 @@ class _Job:
     tokens: ChatTokens
     max_tokens: int
     asked_at: float
+    on_token: Callable[[int], None] = field(default=lambda _token: None)
     future: "Future[Generation]" = field(default_factory=Future)
     is_abandoned: bool = False
 
@@ -62,8 +61,7 @@ class LocalStudent:
     def __init__(
         self,
         *,
-        base: Any,
-        adapted: Any,
+        engine: StudentEngine,
         tokenizer: Any,
         name: str,
         price: Price,
@@ -72,16 +70,17 @@ class LocalStudent:
         maximum_batch: int = 8,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
-        """Take loaded models; `adapted` is the merged copy, or `base` itself without an adapter."""
-        self._adapted = adapted
+        """Take what runs the models, loaded."""
+        self._engine = engine
         self._tokenizer = tokenizer
         self._name = name
         self._price = price
         self._activation = activation
         self._context_tokens = context_tokens
         self._maximum_batch = maximum_batch
-        self._stop_ids = _stop_ids(adapted, tokenizer)
-        self._prefixes = PrefixCache(base, prefix_cache_bytes)
+        own_stop = {tokenizer.eos_token_id} - {None}
+        self._stop_ids = frozenset({*own_stop, *engine.configured_stop_ids})
+        self._prefixes = PrefixCache(engine.read_prefix, prefix_cache_bytes)
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
         self._is_working = False
@@ -98,19 +97,29 @@ class LocalStudent:
         context_tokens: int,
         dtype: str = "auto",
         maximum_batch: int = 8,
+        local_engine: LocalEngine = "transformers",
+        models_folder: Path | None = None,
     ) -> "LocalStudent":
         """Load a base and, unless None, its adapter (None is the untrained base).
 
+        `dtype` is for transformers; the other engines keep what they compile in `models_folder`.
+
         Raises:
             ReleaseError: the adapter holds pickle files, lacks weights or provenance, was trained
-                for another base or activation, or does not load completely.
+                for another base or activation, or does not load completely; or the engine cannot
+                run it.
         """
         if adapter_folder is not None:
             verify_adapter(adapter_folder, base_folder, activation)
-        base = load_causal_lm(base_folder, dtype)
+        if local_engine == "transformers":
+            engine: StudentEngine = load_transformers(base_folder, adapter_folder, dtype)
+        else:
+            from serving.models.engine_conversion import prepare_engine
+
+            folder = models_folder or base_folder.parent
+            engine = prepare_engine(base_folder, adapter_folder, local_engine, folder)
         return cls(
-            base=base,
-            adapted=base if adapter_folder is None else merge_adapter(base, adapter_folder),
+            engine=engine,
             tokenizer=load_tokenizer(base_folder),
             name=name,
             price=price,
@@ -132,7 +141,7 @@ class LocalStudent:
     @property
     def dtype(self) -> str:
         """The numbers it computes with, as `bfloat16`: what its confidence was calibrated for."""
-        return str(self._adapted.dtype).removeprefix("torch.")
+        return self._engine.dtype
 
     @property
     def tokenizer(self) -> Any:
@@ -151,17 +160,38 @@ class LocalStudent:
                 sampling or a response format.
             ModelError: the forward pass failed.
         """
+        job = self._open_job(request)
+        return self._describe(job, await self._run(job))
+
+    async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
+        """Answer one request as `complete` does, handing every piece of the text on as it comes."""
+        job = self._open_job(request)
+        pieces = TextPieces(self._tokenizer)
+        loop = asyncio.get_running_loop()
+
+        def hand_on(token: int) -> None:
+            if token not in self._stop_ids and (piece := pieces.add(token)):
+                loop.call_soon_threadsafe(on_text, piece)
+
+        job.on_token = hand_on
+        completion = self._describe(job, await self._run(job))
+        if rest := pieces.finish(completion.text):
+            on_text(rest)
+        return completion
+
+    def _open_job(self, request: ChatRequest) -> _Job:
         asked_at = time.perf_counter()
         tokens = split_chat(self._tokenizer, request.messages, activation=self._activation)
         self._refuse_unanswerable(request, len(tokens))
-        job = _Job(tokens=tokens, max_tokens=request.max_tokens, asked_at=asked_at)
+        return _Job(tokens=tokens, max_tokens=request.max_tokens, asked_at=asked_at)
+
+    async def _run(self, job: _Job) -> Generation:
         self._enqueue(job)
         try:
-            generation = await asyncio.wrap_future(job.future)
+            return await asyncio.wrap_future(job.future)
         except asyncio.CancelledError:
             job.is_abandoned = True
             raise
-        return self._describe(job, generation)
 
     def _refuse_unanswerable(self, request: ChatRequest, prompt_tokens: int) -> None:
         attempted = f"answering with {self._name}"
@@ -231,13 +261,13 @@ class LocalStudent:
         if not jobs:
             return
         try:
-            generations = decode_greedily(
-                self._adapted,
+            generations = self._engine.decode(
                 [self._prefixes.read(job.tokens.prefix_ids) for job in jobs],
                 [job.tokens.suffix_ids for job in jobs],
                 max_tokens=[job.max_tokens for job in jobs],
                 stop_ids=self._stop_ids,
                 is_abandoned=lambda row: jobs[row].is_abandoned,
+                on_token=lambda row, token: jobs[row].on_token(token),
             )
         except Exception as error:  # noqa: BLE001 - the worker must outlive any batch; callers get it
             for job in jobs:
@@ -261,28 +291,67 @@ def take_batch(waiting: list[_Job], maximum_batch: int) -> list[_Job]:
 class PrefixCache:
     """The most recently used prefix states of a frozen model, bounded in bytes. For one thread."""
 
-    def __init__(self, base: Any, maximum_bytes: int) -> None:
-        """Start empty; `base` computes what is not kept."""
-        self._base = base
+    def __init__(self, read: Callable[[tuple[int, ...]], Prefix], maximum_bytes: int) -> None:
+        """Start empty; `read` computes what is not kept."""
+        self._read = read
         self._maximum_bytes = maximum_bytes
-        self._states: OrderedDict[tuple[int, ...], PrefixStates] = OrderedDict()
+        self._states: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._bytes = 0
         self.hits = 0
 
-    def read(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
+    def read(self, prefix_ids: tuple[int, ...]) -> Prefix:
         """Return the states of a prefix, computing them unless they are kept."""
         known = self._states.get(prefix_ids)
         if known is not None:
             self.hits += 1
             self._states.move_to_end(prefix_ids)
             return known
-        states = read_prefix(self._base, prefix_ids)
+        states = self._read(prefix_ids)
         self._states[prefix_ids] = states
         self._bytes += states.nbytes
         while self._bytes > self._maximum_bytes:
             _, dropped = self._states.popitem(last=False)
             self._bytes -= dropped.nbytes
         return states
+
+    def clear(self) -> None:
+        """Drop what is kept."""
+        self._states.clear()
+        self._bytes = 0
+
+
+class TextPieces:
+    """Turns tokens into pieces of text, each once it is certain. Joined, they are the text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Start before the first token."""
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._told = ""
+
+    def add(self, token: int) -> str:
+        """Return what the token adds; nothing while a character is still in parts."""
+        self._ids.append(token)
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.endswith("\ufffd") or not text.startswith(self._told):
+            return ""
+        piece, self._told = text[len(self._told) :], text
+        return piece
+
+    def finish(self, text: str) -> str:
+        """Return what of the whole text was not told.
+
+        Raises:
+            ModelError: what was told is no part of it.
+        """
+        if not text.startswith(self._told):
+            raise ModelError(
+                "streaming an answer",
+                expected=f"a text that begins as it was told, {self._told!r}",
+                found=repr(text),
+                next_step="ask without streaming: this tokenizer rewrites what stands before",
+            )
+        return text[len(self._told) :]
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -393,10 +462,13 @@ def _unusable(adapter_folder: Path, found: str) -> ReleaseError:
     )
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
-    several: Sequence[int] = configured if isinstance(configured, list) else [configured]
-    return frozenset({tokenizer.eos_token_id, *several} - {None})
+def load_transformers(
+    base_folder: Path, adapter_folder: Path | None, dtype: str
+) -> TransformersEngine:
+    """Load a base and the copy of it that the adapter is merged into."""
+    base = load_causal_lm(base_folder, dtype)
+    adapted = base if adapter_folder is None else merge_adapter(base, adapter_folder)
+    return TransformersEngine(base=base, adapted=adapted)
 
 
 def _as_model_error(name: str, error: Exception) -> ModelError:

@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx2
 import openai
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from serving.errors import InvalidInputError, UpstreamError, UpstreamRejectedError
+from serving.errors import InvalidInputError, UpstreamError
 from serving.models.asking import (
     NO_KEY,
     ask_again,
@@ -21,7 +21,9 @@ from serving.models.asking import (
     explain_sdk_error,
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
-from serving.models.protocols import ChatRequest, Completion, Price, TokenLogprob
+from serving.models.openai_answers import join_chunks, read_completion
+from serving.models.protocols import ChatRequest, Completion, Price
+from serving.models.retry_budget import RetryBudget
 from serving.models.transports import TransportPerLoop
 
 IN_PROCESS_URL = "http://embedded.invalid/v1"
@@ -29,6 +31,8 @@ IN_PROCESS_URL = "http://embedded.invalid/v1"
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 """As in the IETF draft of that name; servers that do not know it ignore it."""
+
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 ASGIApp = Callable[..., Awaitable[None]]
 
@@ -50,6 +54,8 @@ class OpenAIChatModel:
         top_logprobs: ask for this many per token (1-20), to fill `Completion.logprobs` and
             `mean_logprob`; 0: none.
         concessions: what the server does not take of a request; grows with its refusals.
+        retry_budget: what all calls together may ask again.
+        can_stream: whether the server hands its text on while it writes.
     """
 
     name: str
@@ -61,6 +67,8 @@ class OpenAIChatModel:
     retry_wait_seconds: float = 1.0
     top_logprobs: int = 0
     concessions: set[Concession] = field(default_factory=set, compare=False)
+    retry_budget: RetryBudget = field(default_factory=RetryBudget, repr=False, compare=False)
+    can_stream: bool = True
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request.
@@ -79,14 +87,56 @@ class OpenAIChatModel:
             timeout_seconds=self.timeout_seconds,
             retries=self.retries,
             retry_wait_seconds=self.retry_wait_seconds,
+            budget=self.retry_budget,
         )
-        return self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
+        return self._read(answer, started)
+
+    async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
+        """Answer one request as `complete` does, and hand its text on while it comes.
+
+        A failure is asked again only before the first piece: the reader has the others already.
+        """
+        if not self.can_stream:
+            completion = await self.complete(request)
+            on_text(completion.text)
+            return completion
+        started = time.perf_counter()
+        first_at: list[float] = []
+
+        def note(text: str) -> None:
+            first_at.append(time.perf_counter())
+            on_text(text)
+
+        answer = await ask_again(
+            lambda: self._ask(request, note),
+            attempted=f"asking {self.name}",
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+            retry_wait_seconds=self.retry_wait_seconds,
+            budget=self.retry_budget,
+            may_ask_again=lambda: not first_at,
+        )
+        return self._read(answer, started, first_at=first_at[0] if first_at else None)
+
+    def _read(
+        self, answer: ChatCompletion, started: float, *, first_at: float | None = None
+    ) -> Completion:
+        return read_completion(
+            answer,
+            name=self.name,
+            price=self.price,
+            latency_ms=(time.perf_counter() - started) * 1000,
+            first_token_ms=None if first_at is None else (first_at - started) * 1000,
+            top_logprobs=self.top_logprobs,
+        )
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
-    async def _ask(self, request: ChatRequest) -> ChatCompletion | UpstreamError:
+    async def _ask(
+        self, request: ChatRequest, on_text: Callable[[str], None] | None = None
+    ) -> ChatCompletion | UpstreamError:
         async def send(
             sent: dict[str, Any], conceded: Set[Concession]
         ) -> ChatCompletion | UpstreamError:
@@ -94,29 +144,43 @@ class OpenAIChatModel:
             # answers a call repeated after a crash without making, or billing, a second answer.
             parts = (request.content_key(self.name), *sorted(conceded))
             key = "-".join(parts + ((f"top{self.top_logprobs}",) if self.top_logprobs else ()))
-            return await self._send(sent, idempotency_key=key)
+            return await self._send(sent, idempotency_key=key, on_text=on_text)
 
         return await ask_conceding(send, self._arguments(request), self.concessions)
 
     async def _send(
-        self, arguments: dict[str, Any], *, idempotency_key: str
+        self,
+        arguments: dict[str, Any],
+        *,
+        idempotency_key: str,
+        on_text: Callable[[str], None] | None = None,
     ) -> ChatCompletion | UpstreamError:
+        # The SDK's own clock is a net below ours, which also covers the retry.
+        options: openai.RequestOptions = {
+            "headers": {IDEMPOTENCY_HEADER: idempotency_key},
+            "timeout": self.timeout_seconds,
+        }
         try:
             # `post` is what `chat.completions.create` calls once it has walked the body along its
             # type hints: a quarter of a call's CPU, for arguments that are plain JSON already.
-            answer: object = await self.client.post(
-                "/chat/completions",
-                cast_to=ChatCompletion,
-                body=arguments,
-                options={
-                    "headers": {IDEMPOTENCY_HEADER: idempotency_key},
-                    # The SDK's own clock is a net below ours, which also covers the retry.
-                    "timeout": self.timeout_seconds,
-                },
-            )
+            answer: object
+            if on_text is None:
+                answer = await self.client.post(
+                    "/chat/completions", cast_to=ChatCompletion, body=arguments, options=options
+                )
+            else:
+                chunks = await self.client.post(
+                    "/chat/completions",
+                    cast_to=ChatCompletion,
+                    body=arguments | STREAMED,
+                    options=options,
+                    stream=True,
+                    stream_cls=openai.AsyncStream[ChatCompletionChunk],
+                )
+                answer = await join_chunks(chunks, on_text)
         except openai.APITimeoutError as error:
             raise TimeoutError from error
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, httpx2.TransportError, ValueError) as error:
             return self._explain(error)
         # The SDK hands on what a wrong base_url answers: a page as a string, any JSON unchecked.
         if isinstance(answer, ChatCompletion) and isinstance(
@@ -140,54 +204,15 @@ class OpenAIChatModel:
             arguments["top_logprobs"] = self.top_logprobs
         return arguments
 
-    def _explain(self, error: openai.OpenAIError | ValueError) -> UpstreamError:
+    def _explain(
+        self, error: openai.OpenAIError | httpx2.TransportError | ValueError
+    ) -> UpstreamError:
         return explain_sdk_error(
             error,
             code=error.code if isinstance(error, openai.APIStatusError) else None,
-            is_connection=isinstance(error, openai.APIConnectionError),
+            is_connection=isinstance(error, openai.APIConnectionError | httpx2.TransportError),
             attempted=f"asking {self.name}",
             client=self.client,
-        )
-
-    def _read(self, answer: ChatCompletion, *, latency_ms: float) -> Completion:
-        choice = answer.choices[0] if answer.choices else None
-        text = getattr(getattr(choice, "message", None), "content", None)
-        usage = getattr(answer, "usage", None)
-        if choice is None or not isinstance(text, str) or usage is None:
-            missing = "text" if usage is not None else "usage"
-            rejection = UpstreamRejectedError(
-                f"reading the answer of {self.name}",
-                expected="one choice with text, and token usage",
-                found=f"no {missing} (finish_reason {getattr(choice, 'finish_reason', 'none')})",
-                next_step="use a server that reports usage, and look at what the model refused",
-            )
-            rejection.may_be_billed = True  # the prompt was read
-            raise rejection
-        tokens = choice.logprobs.content if choice.logprobs else None
-        if self.top_logprobs and text and not tokens:
-            raise self._no_logprobs()
-        return Completion(
-            text=text,
-            model=self.name,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            finish_reason=choice.finish_reason,
-            latency_ms=latency_ms,
-            cost_usd=self.price.cost_usd(usage.prompt_tokens, usage.completion_tokens),
-            mean_logprob=_mean_logprob(tokens),
-            logprobs=_keep_logprobs(tokens) if self.top_logprobs and tokens else None,
-        )
-
-    def _no_logprobs(self) -> InvalidInputError:
-        """Return the error of a setting, not of a question: every further answer lacks them too.
-
-        No `ModelError`, which would cost one question its row while the next answers are bought.
-        """
-        return InvalidInputError(
-            f"reading the answer of {self.name}",
-            expected=f"the {self.top_logprobs} most likely tokens at each position, as asked for",
-            found="no logprobs",
-            next_step="set top_logprobs to 0, or use a server that offers them",
         )
 
 
@@ -250,6 +275,7 @@ def connect_in_process(
         client=_make_client(IN_PROCESS_URL, NO_KEY, http_client),
         timeout_seconds=timeout_seconds,
         retry_wait_seconds=0.0,
+        can_stream=False,  # the transport hands a body on whole
     )
 
 
@@ -262,22 +288,3 @@ def _make_client(
     client.organization = None
     client.project = None
     return client
-
-
-def _mean_logprob(tokens: "list[Any] | None") -> float | None:
-    return sum(token.logprob for token in tokens) / len(tokens) if tokens else None
-
-
-def _keep_logprobs(tokens: "list[Any]") -> list[TokenLogprob]:
-    return [
-        {
-            "token": token.token,
-            "bytes": token.bytes,
-            "logprob": token.logprob,
-            "top": [
-                {"token": top.token, "bytes": top.bytes, "logprob": top.logprob}
-                for top in token.top_logprobs
-            ],
-        }
-        for token in tokens
-    ]

@@ -9,7 +9,7 @@ is put into the file (`assets.students`), the model that answers.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from serving.models.protocols import (
     Embedder,
     Message,
     Price,
+    StreamingChatModel,
     Vectors,
 )
 from serving.pipeline.prompt import read_sources_text
@@ -141,13 +142,31 @@ class PromptedStudent:
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request; raises what the base raises."""
+        return await self._ask(request, self._base.model.complete)
+
+    async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
+        """Answer one request, handing pieces on as they come; whole where the base does not."""
+        base = self._base.model
+
+        async def stream_base(written: ChatRequest) -> Completion:
+            if isinstance(base, StreamingChatModel):
+                return await base.stream(written, on_text)
+            completion = await base.complete(written)
+            on_text(completion.text)
+            return completion
+
+        return await self._ask(request, stream_base)
+
+    async def _ask(
+        self, request: ChatRequest, ask_base: Callable[[ChatRequest], Awaitable[Completion]]
+    ) -> Completion:
         started = time.perf_counter()
         if self._prompt.layout == "plain":
-            completion = await self._base.model.complete(request)
+            completion = await ask_base(request)
             return replace(completion, model=self._name)
         messages = await self._write_turns(request)
         writing_ms = (time.perf_counter() - started) * 1000
-        completion = await self._base.model.complete(replace(request, messages=messages))
+        completion = await ask_base(replace(request, messages=messages))
         first = completion.first_token_ms
         return replace(
             completion,

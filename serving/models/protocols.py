@@ -4,7 +4,7 @@ Belongs here: protocols and the plain data that crosses them. Does not belong he
 implementation, SDK or price arithmetic beyond `Price.cost_usd`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -124,6 +124,12 @@ class Completion:
     """Per answer token, where they were asked for (`teacher.top_logprobs`); else None."""
     signs: DecodingSigns | None = None
     """What a student's confidence is read from beside `mean_logprob`, where the engine says it."""
+    queue_ms: float | None = None
+    """How long the request waited for its turn, where the engine knows it."""
+    adapter_load_ms: float | None = None
+    """What loading weights added to this answer; 0: they were there."""
+    cold_start: bool | None = None
+    """Whether this was the first answer of a model just loaded; None: the engine does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +177,24 @@ class ChatModel(Protocol):
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request. Raises `ModelError` (or a subclass) when no answer was produced."""
         ...
+
+
+@runtime_checkable
+class StreamingChatModel(Protocol):
+    """A chat model that can hand its text on while it writes."""
+
+    async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
+        """Answer one request; `on_text` gets every piece of the text as it comes.
+
+        The pieces joined are the completion's text. Raises what `complete` raises, also after the
+        first piece: what was handed on by then is void.
+        """
+        ...
+
+
+def is_stopped(model: ChatModel) -> bool:
+    """Say whether a model would refuse a call at once, because it failed too often just now."""
+    return bool(getattr(model, "is_stopped", False))
 
 
 @runtime_checkable

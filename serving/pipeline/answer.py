@@ -1,33 +1,56 @@
 """The request path: retrieve -> route -> model -> validate -> fallback. One for three callers.
 
 Production answers users with it, labelling asks it for the teacher's answers, evaluation runs every
-arm through it. Belongs here: the order of the steps and what is recorded of each. Does not belong
-here: HTTP, traces on disk, caching (a `ChatModel` may cache).
+arm through it. Belongs here: the order of the steps. Does not belong here: what a step records
+(`answered`), HTTP, traces on disk, caching and breakers (a `ChatModel` may have either).
 """
 
+import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from serving.errors import ModelError
+from serving.errors import BudgetExceededError, ModelError
 from serving.models.protocols import (
     ChatModel,
     ChatRequest,
-    Completion,
-    Hit,
     Retriever,
     ServedBy,
+    is_stopped,
 )
+from serving.pipeline.answered import (
+    Answered,
+    Asked,
+    Attempt,
+    choose_last,
+    elapsed_ms,
+    is_usable,
+)
+from serving.pipeline.circumstances import ORDINARY, Circumstances
 from serving.pipeline.confidence import (
     ConfidenceCalibration,
     estimate_confidence,
     read_signals,
 )
+from serving.pipeline.drafting import complete_for
 from serving.pipeline.prompt import DraftAnswer, PromptFormat, read_answer, write_refusal
 from serving.pipeline.questions import normalise_question
-from serving.pipeline.router import Phase, Route, RouterPolicy, choose_route, doubt_answer
-from serving.pipeline.validator import ValidatorPolicy, Verdict, validate
+from serving.pipeline.router import (
+    DETOURS,
+    Obstacle,
+    Phase,
+    Route,
+    RouterPolicy,
+    choose_route,
+    detour,
+    doubt_answer,
+    draw_route,
+    has_high_stakes,
+)
+from serving.pipeline.validator import ValidatorPolicy, validate
+
+__all__ = ["AnswerPipeline", "Answered", "Attempt", "Mode", "Tier", "choose_last"]
 
 Mode = Literal["routed", "teacher", "student"]
 """`routed`: the router decides, and student answers that are invalid or not sure enough fall back
@@ -36,78 +59,27 @@ invalid answer is shown as a refusal, as it would be to a user."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One call of one model within a request."""
+class Tier:
+    """A student and how its confidence is read."""
 
-    role: ServedBy
-    completion: Completion | None
-    verdict: Verdict | None
-    error: str | None = None
-    raised: ModelError | None = field(default=None, compare=False, repr=False)
-    model: str
-    started_ms: float
-    """Milliseconds from the start of the request."""
-    confidence: float | None = None
-    """Calibrated probability that a student's valid answer is the teacher's; None: unknown."""
+    model: ChatModel
+    calibration: ConfidenceCalibration | None = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """Everything a request produced: the body's fields and what a trace or a label needs."""
-
-    question: str
-    answer: str
-    cited: tuple[Hit, ...]
-    refused: bool
-    served_by: ServedBy
-    model: str
-    route: Route
-    retrieved: tuple[Hit, ...]
-    request: ChatRequest
-    attempts: tuple[Attempt, ...]
-    prompt_tokens_estimate: int
-    retrieval_ms: float
-    total_ms: float
-
-    @property
-    def max_score(self) -> float:
-        """Best cosine among the retrieved, 0 when nothing was."""
-        return max((hit.score for hit in self.retrieved), default=0.0)
-
-    @property
-    def last(self) -> Attempt:
-        """The attempt whose text was used (or that failed last).
-
-        A doubted answer of the student is valid: it is used where the teacher has none.
-        """
-        return choose_last(self.attempts)
-
-    @property
-    def confidence(self) -> float | None:
-        """How sure the student was, whoever's answer was used in the end."""
-        return self.attempts[0].confidence
-
-    @property
-    def cost_usd(self) -> float:
-        """Every attempt paid for, the wasted student call of a fallback included."""
-        return sum(a.completion.cost_usd for a in self.attempts if a.completion)
-
-    @property
-    def model_ms(self) -> float:
-        """Time spent in models as they reported it (a cached answer keeps its first latency)."""
-        return sum(a.completion.latency_ms for a in self.attempts if a.completion)
-
-    @property
-    def used_fallback(self) -> bool:
-        """True when the teacher was asked after the student."""
-        return len(self.attempts) > 1
+    def find_threshold(self, policy: RouterPolicy) -> float | None:
+        """Return the confidence from which an answer may stand, None where none is certified."""
+        if self.calibration is None:
+            return None
+        return self.calibration.find_threshold(policy.maximum_risk_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerPipeline:
     """The assembled path. `count_tokens` counts with the student's tokenizer.
 
-    Without a `calibration` of the student its answers have no confidence, and none is doubted.
+    It does so in a thread, unless `counts_slowly` says that it costs next to nothing. Without a
+    `calibration` of the student its answers have no confidence, and none is doubted. `smaller` are
+    students before it, the smallest first: each takes what its certified confidence allows, and
+    `student` the rest.
     """
 
     retriever: Retriever
@@ -118,10 +90,26 @@ class AnswerPipeline:
     validator: ValidatorPolicy
     phase: Phase = "switch"
     count_tokens: Callable[[str], int]
+    counts_slowly: bool = True
     calibration: ConfidenceCalibration | None = None
+    smaller: tuple[Tier, ...] = ()
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The students in the order they are asked; one nothing is certified for takes nothing."""
+        if self.student is None:
+            return ()
+        certified = (t for t in self.smaller if t.find_threshold(self.router) is not None)
+        return (*certified, Tier(model=self.student, calibration=self.calibration))
 
     async def answer(
-        self, question: str, *, prefer_quality: bool = False, mode: Mode = "routed", seed: int = 0
+        self,
+        question: str,
+        *,
+        prefer_quality: bool = False,
+        mode: Mode = "routed",
+        seed: int = 0,
+        around: Circumstances = ORDINARY,
     ) -> Answered:
         """Answer one question; another `seed` is another draw, never taken from this one's cache.
 
@@ -134,123 +122,167 @@ class AnswerPipeline:
         started = time.perf_counter()
         question = normalise_question(question)
         hits = await self.retriever.retrieve(question)
-        retrieval_ms = _elapsed_ms(started)
+        retrieval_ms = elapsed_ms(started)
         request = replace(self.prompt.write_request(question, hits), seed=seed)
-        prompt_tokens = sum(self.count_tokens(m["content"]) for m in request.messages)
-        route = self._choose_route(hits, prompt_tokens, prefer_quality=prefer_quality, mode=mode)
-        attempts = [await self._attempt(route.to, request, hits, started)]
-        if mode == "routed" and route.to == "student":
-            if _is_usable(attempts[-1]):
-                route = doubt_answer(route, attempts[-1].confidence, self._find_threshold())
-            if route.reason == "low_confidence" or not _is_usable(attempts[-1]):
-                attempts.append(await self._attempt("teacher", request, hits, started))
-        return self._conclude(
-            question,
+        asked = Asked(
+            question=question,
             hits=hits,
             request=request,
-            route=route,
-            attempts=tuple(attempts),
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=await self._count_prompt(request),
             retrieval_ms=retrieval_ms,
             started=started,
+            around=around,
         )
-
-    def _choose_route(
-        self, hits: tuple[Hit, ...], prompt_tokens: int, *, prefer_quality: bool, mode: Mode
-    ) -> Route:
         if mode != "routed":
-            return Route(to=mode, reason="default")
-        return choose_route(
-            prompt_tokens=prompt_tokens,
-            max_score=max((hit.score for hit in hits), default=0.0),
+            route = Route(to=mode, reason="default")
+            return self._conclude(asked, route, [await self._attempt_alone(mode, asked)])
+        route = self._choose_route(asked, prefer_quality=prefer_quality)
+        return await self._ask_along(route, asked)
+
+    async def ask_again_as(self, answered: Answered, to: ServedBy) -> Answered:
+        """Put an answered question, as it was asked, to one model alone: the shadow's answer.
+
+        Raises:
+            ModelError: it did not answer.
+        """
+        asked = Asked(
+            question=answered.question,
+            hits=answered.retrieved,
+            request=answered.request,
+            prompt_tokens=answered.prompt_tokens_estimate,
+            retrieval_ms=0.0,
+            started=time.perf_counter(),
+        )
+        route = replace(answered.route, to=to)
+        return self._conclude(asked, route, [await self._attempt_alone(to, asked)])
+
+    async def _count_prompt(self, request: ChatRequest) -> int:
+        texts = [message["content"] for message in request.messages]
+        if not self.counts_slowly:
+            return sum(map(self.count_tokens, texts))
+        # A real tokenizer takes milliseconds of CPU for a prompt: the event loop stays free.
+        return await asyncio.to_thread(lambda: sum(map(self.count_tokens, texts)))
+
+    def _choose_route(self, asked: Asked, *, prefer_quality: bool) -> Route:
+        route = choose_route(
+            prompt_tokens=asked.prompt_tokens,
+            max_score=max((hit.score for hit in asked.hits), default=0.0),
             prefer_quality=prefer_quality,
             phase=self.phase if self.student else "hitchhiker",
             policy=self.router,
+            is_high_stakes=has_high_stakes(asked.question, asked.hits, self.router),
+        )
+        around = asked.around
+        return draw_route(
+            route,
+            self.router,
+            explore_draw=around.explore_draw,
+            canary_draw=around.canary_draw,
         )
 
-    async def _attempt(
-        self, role: ServedBy, request: ChatRequest, hits: tuple[Hit, ...], started: float
-    ) -> Attempt:
-        model = self.teacher if role == "teacher" else self.student
-        if model is None:
+    async def _ask_along(self, route: Route, asked: Asked) -> Answered:
+        """Ask the model of the route, and the next ones while no answer may be shown."""
+        obstacle = await self._find_obstacle(route, asked)
+        settled = detour(route, obstacle, has_student=self.student is not None)
+        if settled.to == "teacher":
+            # Around a student that is stopped lies the teacher, whose own share is counted then.
+            if settled.to != route.to:
+                obstacle = await self._find_obstacle(settled, asked)
+            return self._conclude(asked, settled, [await self._ask_teacher(asked, obstacle)])
+        settled, attempts = await self._ask_students(settled, asked)
+        is_settled = is_usable(attempts[-1]) and settled.reason != "low_confidence"
+        if not is_settled and settled.reason not in DETOURS:
+            obstacle = await self._find_obstacle(replace(settled, to="teacher"), asked)
+            attempts.append(await self._ask_teacher(asked, obstacle))
+        return self._conclude(asked, settled, attempts)
+
+    async def _ask_students(self, route: Route, asked: Asked) -> tuple[Route, list[Attempt]]:
+        """Ask the students in turn until one is valid and sure enough."""
+        attempts: list[Attempt] = []
+        found = route
+        for tier in self.tiers:
+            attempts.append(await self._attempt(tier, "student", asked))
+            found = route
+            if not is_usable(attempts[-1]):
+                continue
+            if route.reason not in DETOURS:
+                threshold = tier.find_threshold(self.router)
+                found = doubt_answer(route, attempts[-1].confidence, threshold)
+            if found.reason != "low_confidence":
+                break
+        return found, attempts
+
+    async def _find_obstacle(self, route: Route, asked: Asked) -> Obstacle | None:
+        """Return why the model of a route is not asked; a call of the teacher is counted here."""
+        if route.to == "student":
+            return "breaker" if all(is_stopped(t.model) for t in self.tiers) else None
+        if is_stopped(self.teacher):
+            return "breaker"
+        return None if await asked.around.allow_teacher(route.reason) else "budget"
+
+    async def _ask_teacher(self, asked: Asked, obstacle: Obstacle | None) -> Attempt:
+        """Ask the teacher; a spent budget is an attempt that made no call."""
+        if obstacle == "budget":
+            return Attempt.failed("teacher", self.teacher.name, _out_of_budget(), asked)
+        return await self._attempt(Tier(model=self.teacher), "teacher", asked)
+
+    async def _attempt_alone(self, role: ServedBy, asked: Asked) -> Attempt:
+        if role == "teacher":
+            return await self._attempt(Tier(model=self.teacher), role, asked)
+        if self.student is None:
             raise ValueError("the student was asked, but this pipeline has none")
-        began = _elapsed_ms(started)
+        return await self._attempt(self.tiers[-1], role, asked)
+
+    async def _attempt(self, tier: Tier, role: ServedBy, asked: Asked) -> Attempt:
+        began = elapsed_ms(asked.started)
         try:
-            completion = await model.complete(request)
+            completion = await complete_for(tier.model, asked, self.prompt)
         except ModelError as error:
-            return Attempt(
-                role=role,
-                completion=None,
-                verdict=None,
-                error=str(error),
-                raised=error,
-                model=model.name,
-                started_ms=began,
-            )
-        draft = read_answer(completion.text, hits, self.prompt)
-        verdict = validate(draft, hits, self.validator)
+            return Attempt.failed(role, tier.model.name, error, asked, started_ms=began)
+        draft = read_answer(completion.text, asked.hits, self.prompt)
+        verdict = validate(draft, asked.hits, self.validator)
         confidence = None
-        if role == "student" and verdict.is_valid and self.calibration is not None:
-            signals = read_signals(completion, hits, is_refusal=draft.refused)
-            confidence = estimate_confidence(signals, self.calibration)
+        if role == "student" and verdict.is_valid and tier.calibration is not None:
+            signals = read_signals(completion, asked.hits, is_refusal=draft.refused)
+            confidence = estimate_confidence(signals, tier.calibration)
         return Attempt(
             role=role,
             completion=completion,
             verdict=verdict,
-            model=model.name,
+            model=tier.model.name,
             started_ms=began,
             confidence=confidence,
         )
 
-    def _find_threshold(self) -> float | None:
-        if self.calibration is None:
-            return None
-        return self.calibration.find_threshold(self.router.maximum_risk_ratio)
-
-    def _conclude(
-        self,
-        question: str,
-        *,
-        hits: tuple[Hit, ...],
-        request: ChatRequest,
-        route: Route,
-        attempts: tuple[Attempt, ...],
-        prompt_tokens: int,
-        retrieval_ms: float,
-        started: float,
-    ) -> Answered:
+    def _conclude(self, asked: Asked, route: Route, attempts: Sequence[Attempt]) -> Answered:
         raised = attempts[-1].raised
         if all(a.completion is None for a in attempts) and raised is not None:
             raise raised
         draft = DraftAnswer(text="", cited=(), refused=True)
-        last = choose_last(attempts)
-        if last.completion is not None and _is_usable(last):
-            draft = read_answer(last.completion.text, hits, self.prompt)
+        last = choose_last(tuple(attempts))
+        if last.completion is not None and is_usable(last):
+            draft = read_answer(last.completion.text, asked.hits, self.prompt)
         return Answered(
-            question=question,
-            answer=write_refusal(question) if draft.refused else draft.text,
+            question=asked.question,
+            answer=write_refusal(asked.question) if draft.refused else draft.text,
             cited=draft.cited,
             refused=draft.refused,
             served_by=last.role,
             model=last.model,
             route=route,
-            retrieved=hits,
-            request=request,
-            attempts=attempts,
-            prompt_tokens_estimate=prompt_tokens,
-            retrieval_ms=retrieval_ms,
-            total_ms=_elapsed_ms(started),
+            retrieved=asked.hits,
+            request=asked.request,
+            attempts=tuple(attempts),
+            prompt_tokens_estimate=asked.prompt_tokens,
+            retrieval_ms=asked.retrieval_ms,
+            total_ms=elapsed_ms(asked.started),
         )
 
 
-def choose_last(attempts: tuple[Attempt, ...]) -> Attempt:
-    """Return the last attempt that may be shown; where none may, the last one."""
-    return next(filter(_is_usable, reversed(attempts)), attempts[-1])
-
-
-def _is_usable(attempt: Attempt) -> bool:
-    return attempt.verdict is not None and attempt.verdict.is_valid
-
-
-def _elapsed_ms(started: float) -> float:
-    return (time.perf_counter() - started) * 1000
+def _out_of_budget() -> BudgetExceededError:
+    return BudgetExceededError(
+        "asking the teacher",
+        expected="a call within the teacher's budget",
+        found="a budget that is used up",
+        next_step="wait until it has room again, or ask the operator for a larger one",
+    )

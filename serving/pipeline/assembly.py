@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, Embedder, Reranker, identify_model
-from serving.pipeline.answer import AnswerPipeline
+from serving.pipeline.answer import AnswerPipeline, Tier
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.indexing import RETRIEVAL_VERSION
 from serving.pipeline.prompt import PromptFormat
@@ -39,11 +39,12 @@ class PipelineParts:
         *,
         student: ChatModel | None = None,
         calibration: ConfidenceCalibration | None = None,
+        smaller: tuple[Tier, ...] = (),
         phase: Phase = "switch",
     ) -> AnswerPipeline:
         """Open the index snapshot and return the pipeline over it.
 
-        `calibration` is the student's, where it has one.
+        `calibration` is the student's, where it has one; `smaller` are students asked before it.
         """
         retriever = await LanceRetriever.open(
             self.index_folder,
@@ -61,7 +62,9 @@ class PipelineParts:
             validator=self.validator,
             phase=phase,
             count_tokens=self.count_tokens,
+            counts_slowly=self.count_tokens is not estimate_tokens,
             calibration=calibration,
+            smaller=smaller,
         )
 
     def fingerprint_answers(self, index_fingerprint: str) -> str:

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 
 from serving.hashing import content_hash
 from serving.models.chat_tokens import Activation
+from serving.models.engines import LocalEngine
 from serving.models.prompted_student import TRAINED_KINDS, StudentKind
 from serving.models.protocols import Price
 from serving.models.remote import NEEDS_BASE_URL, Provider, RemoteProvider
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.prompt import CitationIds
-from serving.pipeline.router import Phase, RouterPolicy
+from serving.pipeline.router import ROUTED_PHASES, Phase, RouterPolicy
 from serving.pipeline.validator import VALIDATOR_VERSION, ValidatorPolicy
 
 RELEASE_ID_PATTERN = r"[0-9a-f]{12}"
@@ -46,7 +47,8 @@ class StudentEntry(_Entry):
 
     `adapter` is the folder's name (`compact@3f9c0a1b2c4d`), `adapter_sha256` its `folder_sha256`,
     `base_hash` what `hash_base_model` says of the base, or `hash_remote_model` of one behind the
-    server that `engine`, `base_url` and `api_key_env` (the name of a variable) name.
+    server that `engine`, `base_url` and `api_key_env` (the name of a variable) name. `local_engine`
+    is what runs a local one.
     """
 
     kind: StudentKind = "alora"
@@ -59,6 +61,7 @@ class StudentEntry(_Entry):
     context_tokens: Positive
     max_answer_tokens: Positive
     engine: Literal["local"] | RemoteProvider = "local"
+    local_engine: LocalEngine = "transformers"
     base_url: str | None = None
     api_key_env: VariableName | None = None
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -179,6 +182,8 @@ class ReleaseManifest(_Entry):
     sequence: Annotated[int, Field(ge=0)] = 0
     phase: Phase
     students: dict[FolderName, StudentEntry] = Field(default_factory=dict)
+    tiers: tuple[FolderName, ...] = ()
+    """The students in the order they are asked, the smallest first; of several, all are named."""
     teacher: TeacherEntry
     embedder: EmbedderEntry
     index: IndexEntry
@@ -192,10 +197,18 @@ class ReleaseManifest(_Entry):
 
     @model_validator(mode="after")
     def _student_earned_its_traffic(self) -> Self:
-        if self.phase == "switch" and self.gate.verdict != "PROMOTE":
-            raise ValueError(f"phase switch needs the verdict PROMOTE, not {self.gate.verdict}")
-        if self.phase == "switch" and not self.students:
-            raise ValueError("phase switch needs a student")
+        is_routed = self.phase in ROUTED_PHASES
+        if is_routed and self.gate.verdict != "PROMOTE":
+            verdict = self.gate.verdict
+            raise ValueError(f"phase {self.phase} needs the verdict PROMOTE, not {verdict}")
+        if self.phase != "hitchhiker" and not self.students:
+            raise ValueError(f"phase {self.phase} needs a student")
+        order = sorted(self.tiers)
+        if order != sorted(self.students) and (order or len(self.students) > 1):
+            raise ValueError(
+                f"tiers must name every student once, found {', '.join(self.tiers) or 'none'} "
+                f"for {', '.join(self.students)}"
+            )
         if len({s.adapter for s in self.students.values()}) < len(self.students):
             raise ValueError("two students share an adapter folder")
         return self

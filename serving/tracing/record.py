@@ -4,7 +4,8 @@ Belongs here: the declared fields and how an `Answered` fills them. Does not bel
 records reach the disk (`segments`), admission to training beyond the first cut.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -12,7 +13,7 @@ import uuid6
 
 from serving.hashing import content_hash
 from serving.models.protocols import Price, ServedBy
-from serving.pipeline.answer import Answered, Attempt
+from serving.pipeline.answered import Answered, Attempt
 from serving.pipeline.questions import normalise_question
 from serving.pipeline.router import RouteReason
 from serving.tracing.scrub import scrub
@@ -108,6 +109,10 @@ class TraceRecord:
     trainable: bool
     trainable_reason: str
     outcome: str = "answered"
+    parent_trace_id: str | None = None
+    """Of a shadow's record: the question it was asked again from."""
+    canary_arm: ServedBy | None = None
+    """The side of the canary the conversation is on; null: none, or a rule decided."""
 
 
 TRACE_FIELDS = tuple(f.name for f in fields(TraceRecord))
@@ -125,7 +130,8 @@ class TraceOrigin:
     index_fingerprint: str
     embedder_fingerprint: str
     teacher_price: Price
-    adapter_sha: str | None = None
+    adapter_shas: Mapping[str, str] = field(default_factory=dict)
+    """Of each student, by the name it answers with."""
 
 
 def new_trace_id() -> str:
@@ -142,8 +148,9 @@ def build_record(
     key_id: str | None = None,
     conversation_id: str | None = None,
     escalation: Escalation = NO_ESCALATION,
+    shadow_of: str | None = None,
 ) -> TraceRecord:
-    """Describe an answered request."""
+    """Describe an answered request; `shadow_of` is the trace that a shadow's answer belongs to."""
     unanswered = build_failure_record(
         answered.question,
         origin=origin,
@@ -155,9 +162,11 @@ def build_record(
         conversation_id=conversation_id,
         escalation=escalation,
     )
-    attempts = _trace_attempts(answered, origin.adapter_sha)
+    attempts = _trace_attempts(answered, origin.adapter_shas)
     known_ms = answered.retrieval_ms + sum(a.latency_ms for a in attempts)
-    trainable_reason = _judge_trainable(env=origin.env, is_escalated=escalation.requested)
+    trainable_reason = _judge_trainable(
+        env=origin.env, is_escalated=escalation.requested, is_shadow=shadow_of is not None
+    )
     return replace(
         unanswered,
         retrieved=tuple(
@@ -168,7 +177,10 @@ def build_record(
         prompt_tokens_estimate=answered.prompt_tokens_estimate,
         route=answered.route.to,
         route_reason=answered.route.reason,
-        selection_mode=_name_selection(answered),
+        selection_mode="shadow" if shadow_of else _name_selection(answered),
+        propensity=answered.route.propensity,
+        parent_trace_id=shadow_of,
+        canary_arm=answered.route.canary_arm,
         attempts=attempts,
         served_by=answered.served_by,
         model=answered.model,
@@ -222,10 +234,10 @@ def build_failure_record(
     )
 
 
-def _trace_attempts(answered: Answered, adapter_sha: str | None) -> tuple[TracedAttempt, ...]:
+def _trace_attempts(answered: Answered, shas: Mapping[str, str]) -> tuple[TracedAttempt, ...]:
     ends = [a.started_ms for a in answered.attempts[1:]] + [answered.total_ms]
     return tuple(
-        _trace_attempt(attempt, end, adapter_sha)
+        _trace_attempt(attempt, end, shas.get(attempt.model))
         for attempt, end in zip(answered.attempts, ends, strict=True)
     )
 
@@ -239,9 +251,9 @@ def _trace_attempt(attempt: Attempt, end_ms: float, adapter_sha: str | None) -> 
         started_ms=attempt.started_ms,
         latency_ms=done.latency_ms if done else end_ms - attempt.started_ms,
         first_token_ms=done.first_token_ms if done else None,
-        queue_ms=None,
-        adapter_load_ms=None,
-        cold_start=None,
+        queue_ms=done.queue_ms if done else None,
+        adapter_load_ms=done.adapter_load_ms if done else None,
+        cold_start=done.cold_start if done else None,
         prompt_tokens=done.prompt_tokens if done else None,
         completion_tokens=done.completion_tokens if done else None,
         cost_usd=done.cost_usd if done else 0.0,
@@ -254,6 +266,8 @@ def _trace_attempt(attempt: Attempt, end_ms: float, adapter_sha: str | None) -> 
 def _name_selection(answered: Answered) -> SelectionMode:
     if answered.used_fallback:
         return "fallback"
+    if answered.route.reason == "explore":
+        return "explore"
     return "forced" if answered.route.reason == "prefer_quality" else "rule"
 
 
@@ -263,8 +277,10 @@ def _price_at_teacher(attempt: Attempt, price: Price) -> float:
     return price.cost_usd(done.prompt_tokens, done.completion_tokens) if done else 0.0
 
 
-def _judge_trainable(*, env: str, is_escalated: bool) -> str:
+def _judge_trainable(*, env: str, is_escalated: bool, is_shadow: bool) -> str:
     """First cut of admission: only unforced production traffic may ever be curated."""
+    if is_shadow:
+        return "shadow"
     if is_escalated:
         return "escalated"
     return "eligible" if env == "prod" else "not_prod"

@@ -31,11 +31,11 @@ _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
 _PHONE = re.compile(
     r"""
     (?<![\w.:/+-])(?:
-      (?:\+|00)\d{1,3}(?:[ ()./-]{0,3}\d{2,5}){1,5}                      # +44 20 7946 0958
+      (?:\+|\(\+|00)\d{1,15}\)?(?:[ ()./-]{1,3}\d{1,12}){0,6}              # +44 20 7946 0958
     | (?:1[ .-]?)?(?:\(\d{3}\)[ ]?|\d{3}[ .-])\d{3}[ .-]\d{4}            # (415) 555-2671
     | \(?0\d{1,4}\)?[ /.-]\d{2,4}(?:[ /.-]?\d{2,4}){1,3}                 # 020 7946 0958
     | 0\d{9,10} | [2-9]\d{9}                                             # 07946095812
-    )(?![\w:-])
+    )(?!\w|[:-]\w)
     """,
     re.VERBOSE,
 )
@@ -52,7 +52,7 @@ def scrub(text: str) -> str:
     text = _ASSIGNED.sub(lambda m: m[1] + SECRET, text)
     text = _EMAIL.sub(EMAIL, text)
     text = _CARD.sub(lambda m: CARD if _passes_luhn(m[0]) else m[0], text)
-    return _PHONE.sub(lambda m: PHONE if 9 <= _count_digits(m[0]) <= 15 else m[0], text)
+    return _PHONE.sub(lambda m: PHONE if 9 <= _count_digits(m[0]) <= 18 else m[0], text)
 
 
 def _passes_luhn(candidate: str) -> bool:

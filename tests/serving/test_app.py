@@ -343,8 +343,8 @@ class _SlowAfterWarmUp(CannedChatModel):
         ),
         (
             BudgetExceededError("a", expected="b", found=LEAK, next_step="c"),
-            "upstream-failed",
-            502,
+            "over-quota",
+            429,
         ),
         (
             DeadlineExceededError("a", expected="b", found=LEAK, next_step="c"),
@@ -515,7 +515,7 @@ async def test_stopping_seals_the_traces_and_lets_go_of_the_engine(tmp_path: Pat
 
     parts = make_engine()
     engine = ServingEngine(pipeline=parts.pipeline, manifest=parts.manifest, close=close)
-    async with _run(engine, tmp_path) as served:
+    async with _run(engine, tmp_path, home=tmp_path / "home") as served:
         await served.ask()
     assert closed == [True]
     assert len(list(tmp_path.glob("*.seg"))) == 1
@@ -550,7 +550,7 @@ def test_no_body_and_no_model_text_breaks_the_server(
             teacher=CannedChatModel("t", model_text),
         )
         folder = tmp_path_factory.mktemp("segments")
-        async with _run(engine, folder) as served:
+        async with _run(engine, folder, home=folder / "home") as served:
             for body in bodies:
                 response = await served.client.post(
                     "/ask", content=body, headers={"content-type": "application/json"}

@@ -13,15 +13,17 @@ from typing import Any
 import httpx2
 import pytest
 
-from serving.engine import choose_calibration, load_engine
+from serving.engine import load_engine
 from serving.errors import IndexMismatchError, ReleaseError
 from serving.hashing import folder_sha256
 from serving.models import embedder as embedder_module
 from serving.releases.bundle import build_bundle, ensure_signing_key, publish
+from serving.releases.parts import choose_calibration
 from serving.settings import ServerSettings
 from serving.tracing.segments import read_segment
 from tests.serving.fakes import make_engine, make_manifest
 from tests.serving.pipeline.test_confidence import make_calibration
+from tests.serving.torture import count, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,11 +105,19 @@ asyncio.run(serving.app.serve(ServerSettings(home=Path(sys.argv[1]), port=int(sy
 
 
 def test_sigterm_lets_questions_in_flight_finish(tmp_path: Path) -> None:
+    """Whatever was taken is answered and stored, by one server after another."""
+    stops = count(1, 50)
+    answered = [_stop_under_load(tmp_path / str(number)) for number in range(stops)]
+    report(f"{stops} stops, {sum(answered)} questions in flight, 0 lost")
+
+
+def _stop_under_load(home: Path) -> int:
+    """Stop a server while it answers; return how many questions it had taken."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(tmp_path), str(port)],
+        [sys.executable, "-c", _SERVER, str(home), str(port)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,9 +131,10 @@ def test_sigterm_lets_questions_in_flight_finish(tmp_path: Path) -> None:
     assert [r.status_code for r in responses] == [200] * 5, log
     assert "server" not in responses[0].headers
     assert QUESTION not in log
-    segments = tmp_path / "traces" / "segments"
+    segments = home / "traces" / "segments"
     stored = [r["trace_id"] for p in segments.glob("*.seg") for r in read_segment(p)]
     assert sorted(stored) == sorted(r.json()["trace_id"] for r in responses)
+    return len(stored)
 
 
 QUESTION = "Where do environment variables go?"
@@ -158,9 +169,10 @@ def test_a_calibration_is_used_in_the_precision_it_was_fitted_in(
     calibration = make_calibration(adapter_sha256="0" * 64)
     students["compact"]["calibration"] = asdict(calibration)
     manifest = make_manifest(students=students)
-    found = choose_calibration(manifest, SimpleNamespace(dtype=dtype))
+    found = choose_calibration(manifest.students["compact"], SimpleNamespace(dtype=dtype))
     assert found == (calibration if is_used else None)
     assert ("calibrated in float32" in caplog.text) != is_used
-    assert choose_calibration(make_manifest(), SimpleNamespace(dtype=dtype)) is None
+    plain_entry = make_manifest().students["compact"]
+    assert choose_calibration(plain_entry, SimpleNamespace(dtype=dtype)) is None
     plain = make_engine().snapshot_hash
     assert make_engine(manifest=manifest).snapshot_hash != plain

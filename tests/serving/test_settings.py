@@ -23,6 +23,7 @@ def test_every_variable_is_read() -> None:
             "UNDERSTUDY_SERVE_ENV": "prod",
             "UNDERSTUDY_SERVE_REQUEST_DEADLINE_SECONDS": "2.5",
             "UNDERSTUDY_SERVE_MAX_CONCURRENCY": "4",
+            "UNDERSTUDY_SERVE_STUDENT_SHARE": "0.4",
         }
     )
     assert settings == ServerSettings(
@@ -34,17 +35,32 @@ def test_every_variable_is_read() -> None:
         env="prod",
         request_deadline_seconds=2.5,
         max_concurrency=4,
+        student_share=0.4,
     )
+    assert settings.student_seconds == 1.0
     assert settings.segments_folder == Path("/srv/understudy/traces/segments")
+
+
+def test_a_server_may_write_outside_its_home() -> None:
+    settings = from_environment({"UNDERSTUDY_HOME": "/h", "UNDERSTUDY_SERVE_TRACES": "/var/t"})
+    assert settings.segments_folder == Path("/var/t/segments")
+    assert settings.feedback_folder == Path("/var/t/feedback")
+    assert settings.releases_folder == Path("/h/releases")
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
+        ("UNDERSTUDY_SERVE_STUDENT_SHARE", "0"),
+        ("UNDERSTUDY_SERVE_STUDENT_SHARE", "1.1"),
+        ("UNDERSTUDY_SERVE_TRACES", "s3://bucket/traces"),
         ("UNDERSTUDY_SERVE_PORT", "http"),
         ("UNDERSTUDY_SERVE_PORT", "0"),
         ("UNDERSTUDY_SERVE_PORT", "80.5"),
-        ("UNDERSTUDY_SERVE_PHASE", "imposter"),
+        ("UNDERSTUDY_SERVE_PHASE", "impostor"),
+        ("UNDERSTUDY_SERVE_SHADOW_RATIO", "1.5"),
+        ("UNDERSTUDY_SERVE_LOG_FORMAT", "xml"),
+        ("UNDERSTUDY_SERVE_OTLP_ENDPOINT", "collector:4318"),
         ("UNDERSTUDY_SERVE_ALLOW_PREFER_QUALITY", "maybe"),
         ("UNDERSTUDY_SERVE_ENV", "my env"),
         ("UNDERSTUDY_SERVE_REQUEST_DEADLINE_SECONDS", "nan"),

@@ -17,7 +17,7 @@ from serving.errors import (
     UpstreamRejectedError,
 )
 from serving.models.anthropic_chat import AnthropicChatModel, connect_anthropic
-from serving.models.protocols import ChatModel, ChatRequest, Price
+from serving.models.protocols import ChatModel, ChatRequest, Price, StreamingChatModel
 
 PRICE = Price(input_usd_per_mtok=3.0, output_usd_per_mtok=15.0)
 KEY = "sk-ant-very-secret"
@@ -243,3 +243,66 @@ async def test_nothing_of_anthropics_environment_reaches_another_server(monkeypa
     await model.complete(REQUEST)
     sent = json.dumps(upstream.headers)
     assert not any(secret in sent for secret in (KEY, "token-1", "team-1"))
+
+
+def stream_message(*texts: str, is_whole: bool = True) -> Response:
+    """A message as server-sent events, one for each text."""
+    start = make_message(
+        content=[], stop_reason=None, usage={"input_tokens": 9, "output_tokens": 1}
+    )
+    block = {"index": 0, "content_block": {"type": "text", "text": ""}}
+    events: list[tuple[str, dict[str, object]]] = [
+        ("message_start", {"message": start}),
+        ("content_block_start", block),
+        *(
+            ("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": text}})
+            for text in texts
+        ),
+    ]
+    if is_whole:
+        ended = {"delta": {"stop_reason": "end_turn", "stop_sequence": None}}
+        events += [
+            ("content_block_stop", {"index": 0}),
+            ("message_delta", ended | {"usage": {"output_tokens": 5}}),
+            ("message_stop", {}),
+        ]
+    lines = [
+        f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n" for kind, data in events
+    ]
+    return Response("".join(lines), media_type="text/event-stream")
+
+
+async def test_a_streamed_answer_is_handed_on_in_pieces_and_counted_as_a_whole_one():
+    upstream = Upstream(stream_message("Put it ", "in .env. ", "[1]"))
+    model = model_over(upstream)
+    pieces: list[str] = []
+    completion = await model.stream(JSON_REQUEST, pieces.append)
+    assert isinstance(model, StreamingChatModel)
+    assert pieces == ["Put it ", "in .env. ", "[1]"]
+    assert upstream.bodies[0]["stream"] is True
+    assert upstream.bodies[0]["output_config"]["format"]["schema"] == SCHEMA
+    assert (completion.text, completion.finish_reason) == ("Put it in .env. [1]", "stop")
+    assert (completion.prompt_tokens, completion.completion_tokens) == (9, 5)
+    assert 0 < completion.first_token_ms <= completion.latency_ms
+
+
+async def test_a_stream_that_breaks_off_is_a_failure_and_not_asked_again():
+    upstream = Upstream(stream_message("Put it ", is_whole=False), stream_message("whole"))
+    pieces: list[str] = []
+    with pytest.raises(UpstreamError, match="ended before"):
+        await model_over(upstream, retries=3).stream(REQUEST, pieces.append)
+    assert pieces == ["Put it "]
+    assert len(upstream.bodies) == 1
+
+
+async def test_a_stream_refused_before_its_first_piece_is_asked_again():
+    upstream = Upstream(refuse(529, "busy", "overloaded_error"), stream_message("hi"))
+    pieces: list[str] = []
+    completion = await model_over(upstream).stream(REQUEST, pieces.append)
+    assert (completion.text, pieces, len(upstream.bodies)) == ("hi", ["hi"], 2)
+
+
+async def test_an_empty_stream_is_a_failure_too():
+    upstream = Upstream(*[Response("", media_type="text/event-stream") for _ in range(2)])
+    with pytest.raises(UpstreamError, match="ended before"):
+        await model_over(upstream).stream(REQUEST, print)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,14 @@ from safetensors.torch import load_file, save_file
 from serving.errors import ModelError, ReleaseError, UpstreamRejectedError
 from serving.models.causal_lm import hash_base_model, load_causal_lm, read_prefix
 from serving.models.chat_tokens import split_chat
-from serving.models.local_student import LocalStudent, PrefixCache, merge_adapter, take_batch
-from serving.models.protocols import ChatModel, ChatRequest, Price
+from serving.models.local_student import (
+    LocalStudent,
+    PrefixCache,
+    TextPieces,
+    merge_adapter,
+    take_batch,
+)
+from serving.models.protocols import ChatModel, ChatRequest, Price, StreamingChatModel
 from tests.tiny_student import make_adapter, make_base, make_messages, make_tokenizer
 
 PRICE = Price(input_usd_per_mtok=1.0, output_usd_per_mtok=2.0)
@@ -218,7 +225,7 @@ def test_count_prompt_tokens(student):
 
 def test_without_an_adapter_it_is_the_base(tiny_base):
     student = load(tiny_base, None)
-    assert student._adapted is student._prefixes._base
+    assert student._engine.adapted is student._engine.base
     assert asyncio.run(student.complete(request())).completion_tokens
 
 
@@ -273,7 +280,7 @@ def test_weights_that_do_not_fit_are_refused(tiny_base, copied, how):
 def test_the_prefix_cache_is_bounded_and_keeps_the_recently_used(tiny_base):
     base = load_causal_lm(tiny_base, "float32")
     size = read_prefix(base, range(5, 15)).nbytes
-    cache = PrefixCache(base, maximum_bytes=2 * size)
+    cache = PrefixCache(partial(read_prefix, base), maximum_bytes=2 * size)
     one, two, three = (tuple(range(start, start + 10)) for start in (5, 20, 40))
     first = cache.read(one)
     cache.read(two)
@@ -290,6 +297,40 @@ def test_questions_on_the_same_sources_read_them_once(tiny_base, adapter):
     for question in QUESTIONS:
         asyncio.run(student.complete(request(question)))
     assert student._prefixes.hits == 2
+
+
+async def test_a_stream_is_the_answer_in_pieces(student):
+    for question in QUESTIONS:
+        whole = await student.complete(request(question, max_tokens=24))
+        pieces = []
+        streamed = await student.stream(request(question, max_tokens=24), pieces.append)
+        assert isinstance(student, StreamingChatModel)
+        assert "".join(pieces) == streamed.text == whole.text
+        assert streamed.signs == pytest.approx(whole.signs, abs=1e-4)
+        assert len(pieces) > 1
+
+
+async def test_streams_in_one_batch_get_their_own_pieces(student):
+    heard = {question: [] for question in QUESTIONS}
+    answers = await asyncio.gather(
+        *(student.stream(request(q, max_tokens=20), heard[q].append) for q in QUESTIONS)
+    )
+    for answer, question in zip(answers, QUESTIONS, strict=True):
+        assert "".join(heard[question]) == answer.text
+
+
+def test_a_character_in_parts_is_told_when_it_is_whole():
+    tokenizer = make_tokenizer()
+    text = "Größe 🙂 naïve"
+    pieces = TextPieces(tokenizer)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    told = [pieces.add(token) for token in ids]
+    assert "".join(told) == text
+    assert not any("\ufffd" in piece for piece in told)
+    assert told.count("") > 0
+    assert TextPieces(tokenizer).finish("all of it") == "all of it"
+    with pytest.raises(ModelError, match="ask without streaming"):
+        pieces.finish("another text")
 
 
 def test_a_batch_is_the_oldest_and_those_nearest_in_length():

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from serving.errors import (
     DeadlineExceededError,
     InvalidInputError,
+    RateLimitedError,
     UpstreamError,
     UpstreamRejectedError,
 )
@@ -144,10 +145,11 @@ async def test_the_deadline_covers_the_call():
     assert time.perf_counter() - started < 2
 
 
-async def test_the_deadline_covers_the_wait_a_server_asks_for():
+async def test_a_wait_that_the_deadline_cuts_off_is_not_begun():
     upstream = Upstream(error(429, **{"retry-after": "15"}))
-    with pytest.raises(DeadlineExceededError):
-        await model_over(upstream, timeout_seconds=0.2).complete(REQUEST)
+    with pytest.raises(RateLimitedError) as raised:
+        await model_over(upstream, timeout_seconds=10).complete(REQUEST)
+    assert raised.value.retry_after_seconds == 15
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,22 @@ def test_rules_come_first_then_examples_as_turns_then_the_question_with_its_sour
     assert student.price == PRICE
 
 
+def test_a_stream_is_the_bases_or_else_the_whole_answer(tiny_base):
+    local = LocalStudent.load(
+        tiny_base, None, name="base", price=PRICE, activation="question", context_tokens=1000,
+        dtype="float32",
+    )  # fmt: skip
+    for model, several in ((local, True), (CannedChatModel("base"), False)):
+        student = PromptedStudent(name="t@1", base=make_base(model), prompt=FIXED)
+        pieces = []
+        messages = tuple(make_messages("How?", SOURCES))
+        request = ChatRequest(messages=messages, max_tokens=12)
+        completion = asyncio.run(student.stream(request, pieces.append))
+        assert "".join(pieces) == completion.text
+        assert (len(pieces) > 1) == several
+        assert completion.model == "t@1"
+
+
 def test_the_plain_layout_asks_the_base_as_the_pipeline_would():
     model = CannedChatModel("base")
     student = PromptedStudent(

@@ -1,0 +1,273 @@
+"""The engines of a student side by side: the same adapter, the same prompts, this machine.
+
+    python bench/student_engines.py [--home .understudy] [--recipe compact] [--prompts 30]
+        [--rounds 3] [--engines transformers openvino openvino_int8]
+        [--server http://127.0.0.1:8000/v1 --served-model NAME]
+
+Prompts are those the student was asked on the golden set of a finished run. Engines take turns
+within a round and the best round counts: on a shared machine the noise only ever slows. A server is
+asked for the same prompts, one at a time; what it cannot say is left out.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from serving.home import Home  # noqa: E402 - run as a script from anywhere
+from serving.models.chat_tokens import split_chat  # noqa: E402
+from serving.models.embedded import resolve_model  # noqa: E402
+from serving.models.engine_conversion import compare  # noqa: E402
+from serving.models.engines import LocalEngine  # noqa: E402
+from serving.models.local_student import LocalStudent, load_transformers  # noqa: E402
+from serving.models.openvino_engine import OpenVinoEngine  # noqa: E402
+from serving.models.protocols import ChatModel, ChatRequest, Completion, Price  # noqa: E402
+from serving.models.remote import connect_remote  # noqa: E402
+
+REFERENCE = "transformers"
+LONG_PROMPT, SHORT_PROMPT, DECODED, BATCH = 1000, 400, 32, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equality:
+    """How the answers of an engine compare with those of the reference on the same prompts."""
+
+    equal_ratio: float
+    first_difference_token: float | None
+    """Median place of the first token that differs, among the answers that do."""
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One engine: what is asked, and the best that was seen of it."""
+
+    name: str
+    model: ChatModel
+    local: LocalStudent | None
+    load_seconds: float
+    best: dict[str, float]
+    answers: list[Completion]
+
+    def keep(self, figure: str, value: float) -> None:
+        """Keep a duration if it is the shortest."""
+        self.best[figure] = min(value, self.best.get(figure, float("inf")))
+
+
+def compare_answers(
+    encode: Callable[[str], Sequence[int]], expected: Sequence[str], found: Sequence[str]
+) -> Equality:
+    """Return how many texts are equal, and where the others part."""
+    places = []
+    for one, other in zip(expected, found, strict=True):
+        if one == other:
+            continue
+        tokens = list(encode(one)), list(encode(other))
+        same = [a == b for a, b in zip(*tokens, strict=False)]
+        places.append(same.index(False) if False in same else len(same))
+    return Equality(
+        equal_ratio=1 - len(places) / len(expected),
+        first_difference_token=statistics.median(places) if places else None,
+    )
+
+
+def read_prompts(home: Home, recipe: str, count: int) -> list[tuple[dict[str, str], ...]]:
+    """Return an even sample of what the student was asked on the golden set."""
+    path = home.table("parity/arm_answers", recipe)
+    rows = pl.read_parquet(path).filter((pl.col("arm") == "student") & (pl.col("repeat") == 0))
+    prompts = [tuple(messages) for messages in rows["messages"].to_list()]
+    return prompts[:: max(1, len(prompts) // count)][:count]
+
+
+def open_arms(
+    names: Sequence[LocalEngine], home: Home, adapter: dict[str, Any], context_tokens: int
+) -> list[Arm]:
+    """Load the student once for each engine; compiling happens here, the first time."""
+    base = resolve_model(adapter["base_model"], adapter["base_revision"], home.models).path
+    arms = []
+    for name in names:
+        started = time.perf_counter()
+        student = LocalStudent.load(
+            base,
+            home.adapters / adapter["adapter"],
+            name=name,
+            price=Price(),
+            activation=adapter["activation"],
+            context_tokens=context_tokens,
+            local_engine=name,
+            models_folder=home.models,
+        )
+        seconds = time.perf_counter() - started
+        arms.append(
+            Arm(name=name, model=student, local=student, load_seconds=seconds, best={}, answers=[])
+        )
+    return arms
+
+
+def clock_engine(arm: Arm, prompts: Sequence[tuple[Any, ...]]) -> None:
+    """Measure reading a prompt and decoding, alone and in a batch, without the queue."""
+    if arm.local is None:
+        return
+    engine, tokenizer = arm.local._engine, arm.local.tokenizer
+    chats = [split_chat(tokenizer, list(prompt)) for prompt in prompts]
+    ids = [token for chat in chats for token in chat.whole]
+    for length in (SHORT_PROMPT, LONG_PROMPT):
+        started = time.perf_counter()
+        state = engine.read_prefix((ids * LONG_PROMPT)[:length])
+        arm.keep(f"read_{length}", time.perf_counter() - started)
+    for rows in (1, BATCH):
+        started = time.perf_counter()
+        (first, *_) = engine.decode(
+            [state] * rows,
+            [chats[0].suffix_ids] * rows,
+            max_tokens=[DECODED] * rows,
+            stop_ids=frozenset(),
+            is_abandoned=lambda _row: False,
+            on_token=lambda _row, _token: None,
+        )
+        ended = time.perf_counter()
+        arm.keep(f"decode_{rows}", (ended - first.first_token_at) / (rows * (DECODED - 1)))
+
+
+async def ask_one_by_one(arm: Arm, requests: Sequence[ChatRequest]) -> None:
+    """Ask every prompt alone; the best median latency of a round counts."""
+    arm.answers = [await arm.model.complete(request) for request in requests]
+    arm.keep("answer", statistics.median(a.latency_ms for a in arm.answers))
+    firsts = [a.first_token_ms for a in arm.answers if a.first_token_ms is not None]
+    if firsts:
+        arm.keep("first", statistics.median(firsts))
+
+
+async def ask_together(arm: Arm, requests: Sequence[ChatRequest]) -> None:
+    """Ask every prompt at once; prefixes that are kept would flatter, so the cache is emptied."""
+    forget(arm)
+    started = time.perf_counter()
+    await asyncio.gather(*(arm.model.complete(request) for request in requests))
+    arm.keep("together", (time.perf_counter() - started) / len(requests))
+
+
+def forget(arm: Arm) -> None:
+    """Drop the prefixes that were read."""
+    if arm.local is not None:
+        arm.local._prefixes.clear()
+
+
+def report(arms: Sequence[Arm], differences: dict[str, float | None]) -> list[dict[str, Any]]:
+    """Return a row for each arm."""
+    local = next(arm.local for arm in arms if arm.local is not None)
+    expected = [answer.text for answer in arms[0].answers]
+    rows = []
+    for arm in arms:
+        equality = compare_answers(
+            lambda text: local.tokenizer.encode(text, add_special_tokens=False),
+            expected,
+            [answer.text for answer in arm.answers],
+        )
+        best = arm.best
+        rows.append(
+            {
+                "engine": arm.name,
+                "load_seconds": round(arm.load_seconds, 1),
+                **{
+                    f"prompt_{n}_tokens_per_second": round(n / best[f"read_{n}"])
+                    for n in (SHORT_PROMPT, LONG_PROMPT)
+                    if f"read_{n}" in best
+                },
+                **{
+                    f"decode_{n}_tokens_per_second": round(1 / best[f"decode_{n}"], 1)
+                    for n in (1, BATCH)
+                    if f"decode_{n}" in best
+                },
+                "first_token_ms": round(best["first"]) if "first" in best else None,
+                "answer_ms": round(best["answer"]),
+                "together_ms_per_answer": round(best["together"] * 1000),
+                **asdict(equality),
+                "largest_logprob_difference": differences.get(arm.name),
+            }
+        )
+    return rows
+
+
+def find_differences(arms: Sequence[Arm], home: Home, adapter: dict[str, Any]) -> dict[str, Any]:
+    """Return how far the logprobs of each engine are from those of transformers, on the probes."""
+    base = resolve_model(adapter["base_model"], adapter["base_revision"], home.models).path
+    original = load_transformers(base, home.adapters / adapter["adapter"], "float32")
+    return {
+        arm.name: round(compare(original, arm.local._engine).largest_difference, 5)
+        for arm in arms
+        if arm.local is not None and isinstance(arm.local._engine, OpenVinoEngine)
+    }
+
+
+def connect_server(base_url: str, model: str) -> Arm:
+    """Return the arm of a server that speaks chat completions and holds the same student."""
+    client = connect_remote(
+        provider="openai", model=model, base_url=base_url, api_key=None, price=Price(),
+        timeout_seconds=120.0, retries=0,
+    )  # fmt: skip
+    return Arm(
+        name=f"server {model}", model=client, local=None, load_seconds=0.0, best={}, answers=[]
+    )
+
+
+async def measure(arms: Sequence[Arm], prompts: Sequence[Any], rounds: int, limit: int) -> None:
+    """Let the arms take turns."""
+    requests = [ChatRequest(messages=prompt, max_tokens=limit) for prompt in prompts]
+    for number in range(rounds):
+        for arm in (*arms[number % len(arms) :], *arms[: number % len(arms)]):
+            clock_engine(arm, prompts)
+            forget(arm)
+            await ask_one_by_one(arm, requests)
+            await ask_together(arm, requests)
+            print(f"round {number + 1} of {rounds}: {arm.name}", file=sys.stderr)
+
+
+def main() -> None:
+    """Measure and print one JSON line for each engine."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--home", type=Path, default=ROOT / ".understudy")
+    parser.add_argument("--recipe", default="compact")
+    parser.add_argument("--prompts", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-answer-tokens", type=int, default=120)
+    parser.add_argument("--context-tokens", type=int, default=2048)
+    parser.add_argument("--engines", nargs="+", default=list(get_args(LocalEngine)))
+    parser.add_argument("--server")
+    parser.add_argument("--served-model", default="student")
+    options = parser.parse_args()
+    home = Home(options.home)
+    (adapter,) = pl.read_parquet(home.table("students/student_adapter", options.recipe)).to_dicts()
+    prompts = read_prompts(home, options.recipe, options.prompts)
+    names = [REFERENCE, *(name for name in options.engines if name != REFERENCE)]
+    arms = open_arms(names, home, adapter, options.context_tokens)
+    if options.server:
+        arms.append(connect_server(options.server, options.served_model))
+    asyncio.run(measure(arms, prompts, options.rounds, options.max_answer_tokens))
+    lengths = [answer.prompt_tokens for answer in arms[0].answers]
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "prompts": len(prompts),
+        "median_prompt_tokens": statistics.median(lengths),
+        "mean_answer_tokens": float(np.mean([a.completion_tokens for a in arms[0].answers])),
+        **{name: version(name) for name in ("torch", "transformers", "openvino")},
+    }
+    print(json.dumps(machine))
+    for row in report(arms, find_differences(arms, home, adapter)):
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

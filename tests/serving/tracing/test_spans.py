@@ -1,0 +1,108 @@
+"""Spans of a question arrive at a collector, name what the conventions name, and hold no text."""
+
+import asyncio
+import gzip
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from serving.errors import UpstreamError
+from tests.serving.fakes import INVALID, CannedChatModel, make_engine
+from tests.serving.running import QUESTION, run_app
+
+DOWN = UpstreamError("asking", expected="200", found="503", next_step="wait")
+
+
+@contextmanager
+def collect() -> Iterator[tuple[str, list[Any]]]:
+    """Run an OTLP/HTTP collector; yield its endpoint and the spans that arrive."""
+    spans: list[Any] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            request = ExportTraceServiceRequest.FromString(body)
+            for resource in request.resource_spans:
+                for scope in resource.scope_spans:
+                    spans.extend(scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", spans
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def read(span: Any) -> dict[str, Any]:
+    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}
+
+
+async def test_a_fallback_is_one_span_with_two_calls_inside(tmp_path: Path) -> None:
+    engine = make_engine(student=CannedChatModel("s", INVALID))
+    with collect() as (endpoint, spans):
+        async with run_app(engine, tmp_path, otlp_endpoint=endpoint) as running:
+            body = (await running.ask()).json()
+        (root,) = [s for s in spans if s.name == "ask"]
+        calls = sorted((s for s in spans if s is not root), key=lambda s: s.start_time_unix_nano)
+    assert [c.name for c in calls] == ["chat s", "chat extractive-v1"]
+    assert all(c.parent_span_id == root.span_id and c.trace_id == root.trace_id for c in calls)
+    assert read(root)["understudy.trace_id"] == body["trace_id"]
+    assert read(root)["understudy.served_by"] == "teacher"
+    found = read(calls[1])
+    assert found["gen_ai.operation.name"] == "chat"
+    assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (100, 20)
+    written = str(spans)
+    assert QUESTION["question"] not in written
+    assert body["answer"] not in written
+
+
+async def test_a_failed_question_is_an_error(tmp_path: Path) -> None:
+    engine = make_engine(teacher=CannedChatModel("t", DOWN))
+    options = {"allow_prefer_quality": True}
+    with collect() as (endpoint, spans):
+        async with run_app(engine, tmp_path, otlp_endpoint=endpoint, **options) as running:
+            assert (await running.ask(prefer_quality=True)).status_code == 502
+    (root,) = spans
+    assert (root.status.code, root.status.message) == (2, "upstream-failed")
+
+
+async def test_a_collector_that_is_away_costs_no_answer(tmp_path: Path) -> None:
+    endpoint = "http://127.0.0.1:9/v1/traces"
+    async with run_app(make_engine(), tmp_path, otlp_endpoint=endpoint) as running:
+        answers = await asyncio.gather(*(running.ask() for _ in range(5)))
+    assert {a.status_code for a in answers} == {200}
+    assert len(running.traces()) == 5
+
+
+def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, serving.app; "
+        "sys.exit(any(m.startswith('opentelemetry.sdk') or m.startswith('opentelemetry.exporter')"
+        " for m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL", logger="opentelemetry")
