@@ -1,5 +1,5 @@
 # The verbs of the project, for people and CI alike. Every verb installs what it needs.
-.PHONY: setup demo test check ui serve bench clean purge
+.PHONY: setup demo test torture check ui serve bench clean purge
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -32,6 +32,9 @@ demo: setup ## the whole chain on the embedded default, to the verdict (about 12
 
 test: setup ## every test
 	$(BIN)/python -m pytest
+
+torture: setup ## the fault tests with full counts (a quiet machine, tens of minutes)
+	UNDERSTUDY_TORTURE=full $(BIN)/python -m pytest -s --timeout 3600 tests/serving
 
 check: setup ## formatting, lint, direction of dependencies, types
 	$(BIN)/ruff format --check .

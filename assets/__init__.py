@@ -17,4 +17,5 @@ STAGES = (
     "students",
     "parity",
     "releases",
+    "monitoring",
 )

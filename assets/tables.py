@@ -109,9 +109,114 @@ TRACE_RECORDS = pl.Schema(
         "trainable": FLAG,
         "trainable_reason": TEXT,
         "outcome": TEXT,
+        "parent_trace_id": TEXT,
+        "canary_arm": TEXT,
     }
 )
 """The fields of `serving.tracing.record.TraceRecord`, in its order."""
+
+STORED_TRACES = pl.Schema(
+    {
+        **TRACE_RECORDS,
+        "is_injection": FLAG,
+        "unknown_fields": TEXT,
+        "segment": TEXT,
+        "segment_offset": pl.Int64(),
+    }
+)
+"""The rows of the hourly files: a record, what this release did not know of it as JSON, and the
+(segment, offset) it came from, which is stored once."""
+
+HOURLY_RECORDS = pl.Schema(
+    {
+        "hour": pl.Datetime("us", "UTC"),
+        "path": TEXT,
+        "row_count": pl.Int64(),
+        "size_bytes": pl.Int64(),
+    }
+)
+QUARANTINED_FRAMES = pl.Schema(
+    {
+        "segment": TEXT,
+        "segment_offset": pl.Int64(),
+        "size_bytes": pl.Int64(),
+        "reason": TEXT,
+    }
+)
+FEEDBACK = pl.Schema(
+    {
+        "feedback_id": TEXT,
+        "given_at": pl.Datetime("us", "UTC"),
+        "env": TEXT,
+        "key_id": TEXT,
+        "trace_id": TEXT,
+        "rating": TEXT,
+        "comment": TEXT,
+    }
+)
+CURATION_DECISIONS = pl.Schema(
+    {
+        "decision_id": TEXT,
+        "trace_id": TEXT,
+        "decision": TEXT,
+        "reviewer": TEXT,
+        "reviewer_kind": TEXT,
+        "reason_code": TEXT,
+        "rubric_version": TEXT,
+        "shown_at": pl.Datetime("us", "UTC"),
+        "decided_at": pl.Datetime("us", "UTC"),
+        "escalation_id": TEXT,
+        "contract_version": TEXT,
+        "question": TEXT,
+        "question_hash": TEXT,
+        "env": TEXT,
+        "key_id": TEXT,
+        "conversation_id": TEXT,
+        "asked_at": pl.Datetime("us", "UTC"),
+        "trainable": FLAG,
+        "escalation_requested": FLAG,
+        "is_injection": FLAG,
+    }
+)
+"""The journal of decisions as a table: who decided what, and what stood in the trace then."""
+
+ADMISSIONS = pl.Schema(
+    {
+        "decision_id": TEXT,
+        "trace_id": TEXT,
+        "key_id": TEXT,
+        "decided_at": pl.Datetime("us", "UTC"),
+        "is_admitted": FLAG,
+        "reason": TEXT,
+    }
+)
+ESCALATIONS = pl.Schema(
+    {
+        "escalation_id": TEXT,
+        "contract_version": TEXT,
+        "trace_id": TEXT,
+        "reason": TEXT,
+        "opened_at": pl.Datetime("us", "UTC"),
+        "shown_at": pl.Datetime("us", "UTC"),
+        "closed_at": pl.Datetime("us", "UTC"),
+        "closed_by": TEXT,
+        "reviewer_kind": TEXT,
+        "decision": TEXT,
+    }
+)
+DELETIONS = pl.Schema(
+    {
+        "deletion_id": TEXT,
+        "kind": TEXT,
+        "value": TEXT,
+        "reason": TEXT,
+        "requested_by": TEXT,
+        "requested_at": pl.Datetime("us", "UTC"),
+        "trace_ids": TEXTS,
+        "adapters": TEXTS,
+    }
+)
+"""Tombstones: what has to be gone, the traces it named, and the adapters that learned from them."""
 
 HARVESTED_QUESTIONS = pl.Schema(
     {
@@ -154,9 +259,41 @@ GOLDEN_CASES = pl.Schema(
         "set_hash": TEXT,
     }
 )
+SUITE_CASES = pl.Schema(
+    {
+        "case_id": TEXT,
+        "suite": TEXT,
+        "question": TEXT,
+        "kind": TEXT,
+        "is_critical": FLAG,
+        "should_refuse": FLAG,
+        "must_include": TEXTS,
+        "gold_pages": TEXTS,
+        "core_id": TEXT,
+        "template": TEXT,
+        "set_hash": TEXT,
+    }
+)
+"""Refusal suite, over-refusal suite and behaviour registry; in the registry `kind` is the
+behaviour. Cases with one `core_id` ask for the same thing in other words."""
+
+JUDGE_ANCHORS = pl.Schema(
+    {
+        "anchor_id": TEXT,
+        "core_id": TEXT,
+        "construction": TEXT,
+        "question": TEXT,
+        "messages": MESSAGES,
+        "answer": TEXT,
+        "axis": TEXT,
+        "is_good": FLAG,
+        "set_hash": TEXT,
+    }
+)
 EVAL_EMBEDDINGS = pl.Schema(
     {
         "case_id": TEXT,
+        "suite": TEXT,
         "question": TEXT,
         "embedder_fingerprint": TEXT,
         "vector": pl.List(pl.Float32()),
@@ -292,6 +429,24 @@ REJECTED_EXAMPLES = pl.Schema(
 `below_minimum_score` (see `lowest_axis`). `judge_*` is the judge in use, also where it was not
 asked."""
 
+OPERATING_POINTS = pl.Schema(
+    {
+        "arm": TEXT,
+        "target_teacher_ratio": FLOAT,
+        "quantile": FLOAT,
+        "min_retrieval_score": FLOAT,
+        "confidence_threshold": FLOAT,
+        "teacher_ratio": FLOAT,
+        "lower": FLOAT,
+        "upper": FLOAT,
+        "case_count": INT,
+        "invalid_count": INT,
+        "adapter_sha256": TEXT,
+    }
+)
+"""Thresholds of the router, and the teacher's share of held-out questions at them, fallbacks
+counted. `confidence_threshold` is null where no answer has a confidence."""
+
 ARM_ANSWERS = pl.Schema(
     {
         "arm": TEXT,
@@ -307,8 +462,10 @@ ARM_ANSWERS = pl.Schema(
         "served_by": TEXT,
         "route_reason": TEXT,
         "verdict": TEXT,
+        "confidence": FLOAT,
         "used_fallback": FLAG,
         "model": TEXT,
+        "prompt_tokens_estimate": INT,
         "prompt_tokens": INT,
         "completion_tokens": INT,
         "cost_usd": FLOAT,
@@ -329,12 +486,15 @@ STUDENT_ADAPTER = pl.Schema(
         "base_hash": TEXT,
         "activation": TEXT,
         "training_key": TEXT,
+        "lane": TEXT,
+        "training_seconds": FLOAT,
         "train_count": INT,
         "validation_count": INT,
         "final_validation_loss": FLOAT,
     }
 )
-"""`activation` and `final_validation_loss` are null where `kind` trains nothing."""
+"""`activation` and `final_validation_loss` are null where `kind` trains nothing. `lane` is `clean`,
+or `contaminated`: trained on the golden questions on purpose, and never promoted."""
 
 RELEASE_BUNDLE = pl.Schema(
     {
@@ -551,6 +711,156 @@ PARITY_REPORT = pl.Schema(
 """`kind`: `arm` (arm = its name), `difference` (arm = `student-teacher`: first minus second) or
 `ratio` (arm = `routed/teacher`, of mean cost). No evidence: value and limits null, n 0."""
 
+ROUTER_CURVE = pl.Schema(
+    {
+        "step": INT,
+        "min_retrieval_score": FLOAT,
+        "confidence_threshold": FLOAT,
+        "teacher_ratio": FLOAT,
+        "quality": FLOAT,
+        "random_quality": FLOAT,
+        "oracle_quality": FLOAT,
+        "usd_per_1k": FLOAT,
+        "case_count": INT,
+    }
+)
+"""`quality` is agreement with the teacher's label on held-out questions. `random_quality` is that
+of drawing lots at the same share, `oracle_quality` of knowing which answers are wrong."""
+
+ROUTER_FIGURES = pl.Schema(
+    {
+        "figure": TEXT,
+        "value": FLOAT,
+        "lower": FLOAT,
+        "upper": FLOAT,
+        "n": INT,
+        "method": TEXT,
+    }
+)
+"""apgr, cpt_50, cpt_80, cpt_95 and paraphrase_flip_ratio."""
+
+SUITABILITY = pl.Schema(
+    {
+        "kind": TEXT,
+        "source": TEXT,
+        "question_count": INT,
+        "volume_ratio": FLOAT,
+        "cost_ratio": FLOAT,
+        "repetitive_ratio": FLOAT,
+        "checkable_ratio": FLOAT,
+        "high_stakes_ratio": FLOAT,
+        "labelled_count": INT,
+        "advice": TEXT,
+        "reason": TEXT,
+    }
+)
+"""`kind` is named by its most central question. `advice`: distil, measure_first, keep_teacher."""
+
+EXPERIMENT_REPORT = pl.Schema(
+    {
+        "experiment": TEXT,
+        "recipe": TEXT,
+        "arm": TEXT,
+        "against": TEXT,
+        "metric": TEXT,
+        "predicted_delta": FLOAT,
+        "measured_delta": FLOAT,
+        "lower": FLOAT,
+        "upper": FLOAT,
+        "n": INT,
+        "method": TEXT,
+        "inconclusive_count": INT,
+        "mcnemar_p": FLOAT,
+        "outcome": TEXT,
+    }
+)
+"""`against` is `recipe:arm`. `outcome`: confirmed, undecided, contradicted or unmeasured."""
+
+ECONOMICS = pl.Schema(
+    {
+        "arm": TEXT,
+        "scenario": TEXT,
+        "asks_per_month": FLOAT,
+        "utilisation_ratio": FLOAT,
+        "teacher_usd_per_1k": FLOAT,
+        "routed_usd_per_1k": FLOAT,
+        "teacher_share_ratio": FLOAT,
+        "fallback_ratio": FLOAT,
+        "teacher_usd_per_month": FLOAT,
+        "teacher_part_usd_per_month": FLOAT,
+        "student_usd_per_month": FLOAT,
+        "double_paid_usd_per_month": FLOAT,
+        "upkeep_usd_per_month": FLOAT,
+        "saving_usd_per_month": FLOAT,
+        "one_off_usd": FLOAT,
+        "payback_weeks": FLOAT,
+        "break_even_calls": FLOAT,
+        "roi_ratio": FLOAT,
+        "is_worth_investing": FLAG,
+        "case_count": INT,
+    }
+)
+"""`scenario`: pessimistic, expected or optimistic. Null: it never pays back, or costs nothing."""
+
+SUITE_ANSWERS = pl.Schema(
+    {
+        "suite": TEXT,
+        "arm": TEXT,
+        "case_id": TEXT,
+        "wording": INT,
+        "question": TEXT,
+        "answer": TEXT,
+        "raw": TEXT,
+        "refused": FLAG,
+        "verdict": TEXT,
+        "served_by": TEXT,
+        "route_reason": TEXT,
+        "used_fallback": FLAG,
+        "model": TEXT,
+        "prompt_tokens": INT,
+        "completion_tokens": INT,
+        "cost_usd": FLOAT,
+        "error": TEXT,
+        "is_passed": FLAG,
+        "set_hash": TEXT,
+    }
+)
+"""`is_passed` is null where there is no answer: a failure of the server is none of the model's."""
+
+SUITE_GATES = pl.Schema(
+    {
+        "name": TEXT,
+        "unit": TEXT,
+        "relation": TEXT,
+        "outcome": TEXT,
+        "number": FLOAT,
+        "limit": FLOAT,
+        "n": INT,
+        "detail": TEXT,
+        "is_gating": FLAG,
+        "set_hash": TEXT,
+        "adapter_sha256": TEXT,
+    }
+)
+JUDGE_ANCHOR_RUN = pl.Schema(
+    {
+        "wave": pl.Date(),
+        "anchor_id": TEXT,
+        "core_id": TEXT,
+        "construction": TEXT,
+        "axis": TEXT,
+        "is_good": FLAG,
+        "score": INT,
+        "rater_kind": TEXT,
+        "rater_id": TEXT,
+        "judge_epoch": TEXT,
+        "rubric_version": TEXT,
+        "set_hash": TEXT,
+    }
+)
+"""`rater_kind`: `judge`, `blind` (the judge asked again, in another draw) or `human`. Rows of
+earlier waves are kept; `score` is null where the judge was inconclusive."""
+
 GATE_VERDICT = pl.Schema(
     {
         "position": INT,
@@ -566,18 +876,225 @@ GATE_VERDICT = pl.Schema(
         "detail": TEXT,
         "statement": TEXT,
         "more_cases": INT,
+        "evidence": TEXT,
     }
 )
+"""`evidence`: JSON of what the verdict rests on beside the numbers, the same in every row: the
+gate's policy, and the baseline that a later release may be compared with."""
+
+MEASUREMENTS = pl.Schema(
+    {
+        "monitor": TEXT,
+        "slice": TEXT,
+        "metric": TEXT,
+        "outcome": TEXT,
+        "number": FLOAT,
+        "lower": FLOAT,
+        "upper": FLOAT,
+        "relation": TEXT,
+        "limit": FLOAT,
+        "p_value": FLOAT,
+        "n": pl.Int64(),
+        "detail": TEXT,
+        "window_start": pl.Datetime("us", "UTC"),
+        "window_end": pl.Datetime("us", "UTC"),
+    }
+)
+"""`outcome`: `within` or `past` its own limit, `inconclusive` (`detail` says what is missing) or
+`shown`. One with a p-value alarms when it is past its limit and Holm's correction leaves it so."""
+
+DISAGREEMENT_CLUSTERS = pl.Schema(
+    {
+        "cluster_id": TEXT,
+        "medoid_trace_id": TEXT,
+        "question_count": pl.Int64(),
+        "pair_count": pl.Int64(),
+        "trace_ids": TEXTS,
+        "nearest_behaviour": TEXT,
+        "nearest_cosine": FLOAT,
+        "is_registered": FLAG,
+        "window_start": pl.Datetime("us", "UTC"),
+        "window_end": pl.Datetime("us", "UTC"),
+    }
+)
+ALARMS = pl.Schema(
+    {
+        "monitor": TEXT,
+        "status": TEXT,
+        "slice": TEXT,
+        "metric": TEXT,
+        "number": FLOAT,
+        "relation": TEXT,
+        "limit": FLOAT,
+        "p_value": FLOAT,
+        "adjusted_p_value": FLOAT,
+        "n": pl.Int64(),
+        "detail": TEXT,
+        "window_start": pl.Datetime("us", "UTC"),
+        "window_end": pl.Datetime("us", "UTC"),
+    }
+)
+"""One row per monitor. `status`: `ok`, `alarm` or `inconclusive`; the other columns are those of
+the measurement that decided it. `relation`: `at least` or `at most` the limit."""
+
+MARTS: Mapping[str, pl.Schema] = {
+    "asks": pl.Schema(
+        {
+            "trace_id": TEXT,
+            "asked_at": pl.Datetime("us", "UTC"),
+            "env": TEXT,
+            "client_kind": TEXT,
+            "key_id": TEXT,
+            "conversation_id": TEXT,
+            "release_id": TEXT,
+            "topic": TEXT,
+            "max_score": FLOAT,
+            "phase": TEXT,
+            "route": TEXT,
+            "route_reason": TEXT,
+            "selection_mode": TEXT,
+            "served_by": TEXT,
+            "model": TEXT,
+            "is_refused": FLAG,
+            "is_answered": FLAG,
+            "outcome": TEXT,
+            "confidence": FLOAT,
+            "total_latency_ms": FLOAT,
+            "overhead_ms": FLOAT,
+            "cost_usd": FLOAT,
+            "counterfactual_cost_usd": FLOAT,
+            "is_escalation_requested": FLAG,
+            "is_escalation_granted": FLAG,
+            "is_trainable": FLAG,
+            "is_injection": FLAG,
+        }
+    ),
+    "attempts": pl.Schema(
+        {
+            "trace_id": TEXT,
+            "attempt_number": pl.Int64(),
+            "asked_at": pl.Datetime("us", "UTC"),
+            "env": TEXT,
+            "role": TEXT,
+            "model": TEXT,
+            "latency_ms": FLOAT,
+            "first_token_ms": FLOAT,
+            "queue_ms": FLOAT,
+            "is_cold": FLAG,
+            "prompt_tokens": pl.Int64(),
+            "completion_tokens": pl.Int64(),
+            "cost_usd": FLOAT,
+            "error": TEXT,
+            "verdict": TEXT,
+        }
+    ),
+    "served_by_hourly": pl.Schema(
+        {
+            "asked_hour": pl.Datetime("us", "UTC"),
+            "env": TEXT,
+            "topic": TEXT,
+            "served_by": TEXT,
+            "ask_count": pl.Int64(),
+            "refusal_count": pl.Int64(),
+            "cost_usd": FLOAT,
+        }
+    ),
+    "fallbacks": pl.Schema(
+        {
+            "trace_id": TEXT,
+            "asked_at": pl.Datetime("us", "UTC"),
+            "env": TEXT,
+            "topic": TEXT,
+            "first_model": TEXT,
+            "reason": TEXT,
+            "served_by": TEXT,
+            "is_refused": FLAG,
+            "is_answered": FLAG,
+            "wasted_cost_usd": FLOAT,
+        }
+    ),
+    "escalation_requests": pl.Schema(
+        {
+            "trace_id": TEXT,
+            "asked_at": pl.Datetime("us", "UTC"),
+            "env": TEXT,
+            "key_id": TEXT,
+            "is_escalation_granted": FLAG,
+            "served_by": TEXT,
+            "cost_usd": FLOAT,
+        }
+    ),
+    "savings_daily": pl.Schema(
+        {
+            "asked_date": pl.Date(),
+            "env": TEXT,
+            "ask_count": pl.Int64(),
+            "cost_usd": FLOAT,
+            "counterfactual_cost_usd": FLOAT,
+            "saved_usd": FLOAT,
+        }
+    ),
+    "latency_percentiles": pl.Schema(
+        {
+            "asked_hour": pl.Datetime("us", "UTC"),
+            "env": TEXT,
+            "role": TEXT,
+            "is_cold": FLAG,
+            "attempt_count": pl.Int64(),
+            "p50_ms": FLOAT,
+            "p95_ms": FLOAT,
+            "p99_ms": FLOAT,
+        }
+    ),
+    "retrain_candidates": pl.Schema(
+        {
+            "question_hash": TEXT,
+            "trace_id": TEXT,
+            "question": TEXT,
+            "topic": TEXT,
+            "ask_count": pl.Int64(),
+            "key_count": pl.Int64(),
+            "fallback_count": pl.Int64(),
+            "refusal_count": pl.Int64(),
+            "lowest_score": FLOAT,
+            "last_asked_at": pl.Datetime("us", "UTC"),
+        }
+    ),
+    "unhappy_sessions": pl.Schema(
+        {
+            "conversation_id": TEXT,
+            "env": TEXT,
+            "started_at": pl.Datetime("us", "UTC"),
+            "ended_at": pl.Datetime("us", "UTC"),
+            "ask_count": pl.Int64(),
+            "refusal_count": pl.Int64(),
+            "problem_count": pl.Int64(),
+            "escalation_count": pl.Int64(),
+        }
+    ),
+}
+"""The marts of `dbt_traces/`, whose contracts say the same; the lake holds them in `traces/`."""
 
 BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("corpus", "pages"): PAGES,
     ("corpus", "chunks"): CHUNKS,
     ("corpus", "vector_index"): VECTOR_INDEX,
+    ("traces", "hourly_records"): HOURLY_RECORDS,
+    ("traces", "quarantined_frames"): QUARANTINED_FRAMES,
     ("traces", "trace_records"): TRACE_RECORDS,
+    ("traces", "feedback"): FEEDBACK,
+    ("traces", "curation_decisions"): CURATION_DECISIONS,
+    ("traces", "admissions"): ADMISSIONS,
+    ("traces", "escalations"): ESCALATIONS,
+    ("traces", "deletions"): DELETIONS,
     ("seeds", "seed_questions"): SEED_QUESTIONS,
     ("eval_set", "golden_cases"): GOLDEN_CASES,
     ("eval_set", "eval_embeddings"): EVAL_EMBEDDINGS,
     ("eval_set", "guard_recall"): GUARD_RECALL,
+    ("eval_set", "refusal_suite"): SUITE_CASES,
+    ("eval_set", "over_refusal_suite"): SUITE_CASES,
+    ("eval_set", "behaviour_registry"): SUITE_CASES,
+    ("eval_set", "judge_anchors"): JUDGE_ANCHORS,
     ("paraphrases", "seed_clusters"): SEED_CLUSTERS,
     ("paraphrases", "paraphrases"): PARAPHRASES,
     ("paraphrases", "guarded_questions"): GUARDED_QUESTIONS,
@@ -585,6 +1102,7 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("labels", "judged_answers"): JUDGED_ANSWERS,
     ("labels", "labelled_examples"): LABELLED_EXAMPLES,
     ("labels", "rejected_examples"): REJECTED_EXAMPLES,
+    ("labels", "contaminated_examples"): LABELLED_EXAMPLES,
     ("labels", "teacher_logprobs"): TEACHER_LOGPROBS,
     ("students", "training_set"): TRAINING_SET,
     ("students", "student_adapter"): STUDENT_ADAPTER,
@@ -592,13 +1110,34 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("students", "held_out_answers"): HELD_OUT_ANSWERS,
     ("students", "validation_report"): VALIDATION_REPORT,
     ("students", "calibration"): CALIBRATION,
+    ("parity", "operating_points"): OPERATING_POINTS,
     ("parity", "arm_answers"): ARM_ANSWERS,
     ("parity", "graded_answers"): GRADED_ANSWERS,
     ("parity", "parity_report"): PARITY_REPORT,
+    ("parity", "router_curve"): ROUTER_CURVE,
+    ("parity", "router_figures"): ROUTER_FIGURES,
+    ("parity", "economics"): ECONOMICS,
+    ("parity", "suitability"): SUITABILITY,
+    ("parity", "experiment_report"): EXPERIMENT_REPORT,
+    ("parity", "suite_answers"): SUITE_ANSWERS,
+    ("parity", "suite_gates"): SUITE_GATES,
+    ("parity", "judge_anchor_run"): JUDGE_ANCHOR_RUN,
     ("releases", "gate_verdict"): GATE_VERDICT,
     ("releases", "release_bundle"): RELEASE_BUNDLE,
+    **{("traces", name): schema for name, schema in MARTS.items()},
+    ("monitoring", "shadow_agreement"): MEASUREMENTS,
+    ("monitoring", "disagreement_clusters"): DISAGREEMENT_CLUSTERS,
+    ("monitoring", "traffic_drift"): MEASUREMENTS,
+    ("monitoring", "served_by_slices"): MEASUREMENTS,
+    ("monitoring", "embedder_probe"): MEASUREMENTS,
+    ("monitoring", "assignment_audit"): MEASUREMENTS,
+    ("monitoring", "cold_start_report"): MEASUREMENTS,
+    ("monitoring", "sample_audit"): MEASUREMENTS,
+    ("monitoring", "pool_separation"): MEASUREMENTS,
+    ("monitoring", "curation_audit"): MEASUREMENTS,
+    ("monitoring", "alarms"): ALARMS,
 }
 
-PRIVATE_STAGES = frozenset({"traces", "seeds", "paraphrases", "labels", "students"})
+PRIVATE_STAGES = frozenset({"traces", "seeds", "paraphrases", "labels", "students", "monitoring"})
 """Stages whose tables may hold what users typed, from the trace to the tokens of a harvested seed:
 only their owner may read the files."""

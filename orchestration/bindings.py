@@ -4,11 +4,13 @@ Belongs here: which resource fills which role with which settings. Does not belo
 resource does (`resources`), the schema of the configuration (`config`).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import polars as pl
 
 from assets import keys, tables
 from assets.corpus.chunks import ChunkSizes
@@ -16,12 +18,22 @@ from assets.eval_set.expectations import GoldenPlan
 from assets.labels.assets import LabellingPlan, ScorerPlan
 from assets.labels.judging import Ruler
 from assets.labels.local_scoring import LocalScorer
+from assets.labels.production import restore_answers
 from assets.labels.scoring import TokenScorer
 from assets.labels.selection import TeacherTerms
+from assets.monitoring.measurements import MonitoringPlan
 from assets.paraphrases.assets import RewritingPlan
+from assets.parity.arms import ArmPlan
+from assets.parity.economics import EconomicsTerms
+from assets.parity.experiments import Experiment, RouterVariant, list_experiments
 from assets.releases.bundling import ReleaseTerms, StudentTerms
-from assets.releases.gate import GatePolicy
+from assets.releases.gates import GatePolicy
 from assets.students.held_out import HeldOutPlan
+from assets.students.recipe import AnyRecipe, load_recipe
+from assets.traces.admission import admit_decisions, select_harvest
+from assets.traces.curating import open_deletions
+from assets.traces.deciding import is_asked, open_decisions
+from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.config import Config, RemoteSection, ScorerSection, read_secret
 from resources.chat_models import CachedChatModel
 from resources.corpus import CorpusFolder
@@ -31,13 +43,16 @@ from resources.lake import LakeIOManager
 from resources.last_tables import LastTables
 from resources.pacing import Pace
 from resources.providers import connect_chat_model, identify_provider
+from resources.purchases import Purchases
+from resources.recalled import RecallingChatModel
 from resources.scorers import VLLMScorer
 from resources.students import Students, StudentSettings
-from resources.traces import SealedSegments
+from resources.suite_files import SuiteFiles
+from resources.traces import Harvest, SealedSegments
 from serving.home import Home
 from serving.models.embedded import resolve_model
 from serving.models.embedder import load_embedder
-from serving.models.protocols import Price, Progress, Reranker
+from serving.models.protocols import Completion, Embedder, Price, Progress, Reranker
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
@@ -77,14 +92,33 @@ class Bindings:
         return SeedFile(self.config.seeds.path)
 
     @cached_property
-    def harvested(self) -> HarvestedFile:
-        """The curated production questions, if the configuration names any."""
-        return HarvestedFile(self.config.seeds.harvested, tables.HARVESTED_QUESTIONS)
+    def feedback_segments(self) -> SealedSegments:
+        """What readers thought of answers: a store of its own."""
+        return SealedSegments(self.home.traces.with_name("feedback"))
+
+    @cached_property
+    def harvested(self) -> Harvest:
+        """The curated production questions: those admitted here, and those of a file if any."""
+        file = HarvestedFile(self.config.seeds.harvested, tables.HARVESTED_QUESTIONS)
+        return Harvest(file, self._admit_decisions)
+
+    def _admit_decisions(self) -> pl.DataFrame:
+        decisions = open_decisions(self.home).read()
+        if decisions.is_empty():
+            return pl.DataFrame(schema=tables.HARVESTED_QUESTIONS)
+        tombstones = open_deletions(self.home).read()
+        count = len(self.seeds.read())
+        return select_harvest(admit_decisions(decisions, tombstones, handwritten_count=count))
 
     @cached_property
     def golden(self) -> GoldenFile:
         """The frozen golden set."""
         return GoldenFile(self.config.eval.golden)
+
+    @cached_property
+    def suites(self) -> SuiteFiles:
+        """The suites beside the golden set."""
+        return SuiteFiles.name(**dict(self.config.eval.suites))
 
     @cached_property
     def golden_plan(self) -> GoldenPlan:
@@ -96,9 +130,13 @@ class Bindings:
     @cached_property
     def embedder(self) -> CachedEmbedder:
         """The embedding model, verified here and loaded at first use, behind its kept vectors."""
+        return CachedEmbedder(self.live_embedder, self.home.embeddings)
+
+    @cached_property
+    def live_embedder(self) -> Embedder:
+        """The embedding model itself: a probe of it, or users' texts, are kept nowhere."""
         section = self.config.embedder
-        model = load_embedder(section.model, section.revision, self.home.models, self.progress)
-        return CachedEmbedder(model, self.home.embeddings)
+        return load_embedder(section.model, section.revision, self.home.models, self.progress)
 
     @cached_property
     def reranker(self) -> Reranker | None:
@@ -129,7 +167,26 @@ class Bindings:
     def teacher(self) -> CachedChatModel:
         """The teacher, cached and budgeted."""
         teacher = self.config.teacher
-        return self._connect(teacher, teacher.budget_usd, top_logprobs=teacher.top_logprobs)
+        # Production asks for no logprobs, so its answers cannot stand in where they are wanted.
+        recall = None if teacher.top_logprobs else self._recall_answers
+        return self._connect(
+            teacher, teacher.budget_usd, top_logprobs=teacher.top_logprobs, recall=recall
+        )
+
+    def _recall_answers(self) -> dict[str, Completion]:
+        """Return what the teacher answered to admitted questions in production."""
+        admitted, chunks = self.harvested.admit(), self.home.table(keys.CHUNKS.to_user_string())
+        if admitted.is_empty() or not chunks.is_file():
+            return {}
+        traces = scan_hours(list_hours(find_folder(self.home))).filter(
+            is_asked(), pl.col("trace_id").is_in(admitted["source_trace_id"].to_list())
+        )
+        return restore_answers(
+            traces.collect(),
+            pl.read_parquet(chunks),
+            prompt=self.prompt,
+            teacher=self.config.teacher.model,
+        )
 
     @cached_property
     def judge(self) -> CachedChatModel:
@@ -189,6 +246,7 @@ class Bindings:
             settings={
                 name: StudentSettings(
                     provider=section.provider,
+                    local_engine=section.local_engine,
                     base_model=section.base_model,
                     revision=section.revision if section.provider == "local" else "remote",
                     base_url=section.base_url,
@@ -257,6 +315,7 @@ class Bindings:
             students={
                 name: StudentTerms(
                     engine=section.provider,
+                    local_engine=section.local_engine,
                     base_url=section.base_url,
                     api_key_env=section.api_key_env,
                     timeout_seconds=section.timeout_seconds,
@@ -305,6 +364,44 @@ class Bindings:
         return GatePolicy(**self.config.gates.model_dump())
 
     @cached_property
+    def arm_plan(self) -> ArmPlan:
+        """Which arms are set side by side."""
+        return ArmPlan(arms=self.config.parity.arms)
+
+    @cached_property
+    def economics_terms(self) -> EconomicsTerms:
+        """What no run measures of the worth of a student."""
+        return EconomicsTerms(**self.config.economics.model_dump())
+
+    @cached_property
+    def monitoring_plan(self) -> MonitoringPlan:
+        """What users were promised, and which weeks are compared."""
+        return MonitoringPlan(**self.config.monitoring.model_dump())
+
+    @cached_property
+    def purchases(self) -> Purchases:
+        """What was ever paid for the answers of this home."""
+        return Purchases(
+            self.home.answer_cache, [self.config.teacher.model, self.config.judge.model]
+        )
+
+    @cached_property
+    def recipes(self) -> dict[str, AnyRecipe]:
+        """Every recipe by name."""
+        paths = sorted(self.config.recipes.glob("*.yaml"))
+        return {path.stem: load_recipe(path) for path in paths}
+
+    @cached_property
+    def experiments(self) -> dict[str, Experiment]:
+        """Every prediction that can be put to the test."""
+        variants = {
+            name: RouterVariant(**section.model_dump())
+            for name, section in self.config.experiments.items()
+        }
+        default = self.config.default_recipe
+        return list_experiments(self.recipes, variants, default_recipe=default)
+
+    @cached_property
     def held_out_plan(self) -> HeldOutPlan:
         """How many held-out questions a student is asked."""
         return HeldOutPlan(**self.config.held_out.model_dump())
@@ -316,7 +413,7 @@ class Bindings:
             return dg.ResourceDefinition(lambda _: getattr(self, name))
 
         lazy = (
-            "embedder", "teacher", "judge", "pipeline_parts", "students",
+            "embedder", "live_embedder", "teacher", "judge", "pipeline_parts", "students",
         )  # fmt: skip
         return {
             "io_manager": LakeIOManager(
@@ -326,9 +423,11 @@ class Bindings:
             "home": self.home,
             "corpus": self.corpus,
             "traces": self.traces,
+            "feedback_segments": self.feedback_segments,
             "seeds": self.seeds,
             "harvested": self.harvested,
             "golden": self.golden,
+            "suites": self.suites,
             "golden_plan": self.golden_plan,
             "progress": self.progress,
             "chunk_sizes": self.chunk_sizes,
@@ -336,9 +435,15 @@ class Bindings:
             "labelling_plan": self.labelling_plan,
             "gate_policy": self.gate_policy,
             "held_out_plan": self.held_out_plan,
+            "arm_plan": self.arm_plan,
+            "router_policy": self.router,
+            "economics_terms": self.economics_terms,
+            "purchases": self.purchases,
+            "monitoring_plan": self.monitoring_plan,
             "pipes": dg.PipesSubprocessClient(),
             "release_terms": self.release_terms,
             "scorer_plan": self.scorer_plan,
+            "experiments": later("experiments"),
             **{name: later(name) for name in lazy},
         }
 
@@ -347,9 +452,13 @@ class Bindings:
         return {
             keys.SOURCE_FILES: self.corpus.fingerprint(),
             keys.TRACE_SEGMENTS: self.traces.fingerprint(),
+            keys.FEEDBACK_SEGMENTS: self.feedback_segments.fingerprint(),
+            keys.DECISION_JOURNAL: open_decisions(self.home).fingerprint(),
+            keys.DELETION_JOURNAL: open_deletions(self.home).fingerprint(),
             keys.SEED_FILE: self.seeds.fingerprint(),
             keys.HARVESTED_FILE: self.harvested.fingerprint(),
             keys.GOLDEN_FILE: self.golden.fingerprint(),
+            keys.SUITE_FILES: self.suites.fingerprint(),
         }
 
     def _open_scorer(self, section: ScorerSection) -> TokenScorer:
@@ -367,7 +476,12 @@ class Bindings:
         return LocalScorer.load(base.path, scorer_id=f"{section.model}@{section.revision}")
 
     def _connect(
-        self, section: RemoteSection, budget_usd: float, *, top_logprobs: int = 0
+        self,
+        section: RemoteSection,
+        budget_usd: float,
+        *,
+        top_logprobs: int = 0,
+        recall: Callable[[], Mapping[str, Completion]] | None = None,
     ) -> CachedChatModel:
         model = connect_chat_model(
             provider=section.provider,
@@ -381,7 +495,7 @@ class Bindings:
             structured_output=section.structured_output,
         )
         return CachedChatModel(
-            model,
+            model if recall is None else RecallingChatModel(model, recall),
             self.home.answer_cache,
             budget_usd=budget_usd,
             identity=identify_provider(

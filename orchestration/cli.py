@@ -9,26 +9,27 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from orchestration.config import Config, load_config
-from orchestration.console import CONSOLE, make_logger
+from orchestration.config import load_config
+from orchestration.console import CONSOLE
+from orchestration.curate_cli import curate_app
+from orchestration.eval_cli import eval_app
+from orchestration.experiments_cli import experiment_app
 from orchestration.explaining import explain_errors
 from orchestration.keys_cli import keys_app
+from orchestration.launching import launch
 from orchestration.options import Json
 from orchestration.releases_cli import releases_app
-from resources.progress import LogProgress, RichProgress
+from orchestration.router_cli import router_app
+from orchestration.status_cli import status
+from orchestration.traffic_cli import traffic
+from resources.progress import RichProgress
 from serving.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from orchestration.planning import PlannedAsset
-
-LONGEST_PLAN_SHOWN = 30
 
 app = typer.Typer(
     name="understudy",
@@ -39,8 +40,14 @@ app = typer.Typer(
 )
 teacher_app = typer.Typer(help="The embedded, extractive teacher.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
+app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
+app.add_typer(router_app, name="router")
+app.add_typer(experiment_app, name="experiment")
 app.add_typer(releases_app, name="releases")
+app.add_typer(curate_app, name="curate")
+app.command(epilog="Example: understudy traffic --days 2 --asks-per-day 300 --seed 7")(traffic)
+app.command(epilog="Example: understudy status --json | jq .retraining")(status)
 
 Recipe = Annotated[
     str | None,
@@ -64,20 +71,29 @@ def run(
     """Materialize what changed: docs, seeds, labels, student, report, release."""
     config = load_config()
     name = recipe or config.default_recipe
-    _run(config, recipe=name, select=select or [], force=force, dry_run=dry_run)
+    launch(config, recipe=name, select=select or [], force=force, dry_run=dry_run)
 
 
-@app.command(epilog="Example: understudy demo")
+@app.command(epilog="Example: understudy demo --flywheel")
 @explain_errors
-def demo(recipe: Recipe = None) -> None:
+def demo(
+    recipe: Recipe = None,
+    flywheel: Annotated[
+        bool, typer.Option("--flywheel", help="Then serve, be asked, learn from it, serve again.")
+    ] = False,
+) -> None:
     """Run the whole chain, then print the parity table and where everything lies."""
     from orchestration.demo import show_outcome
 
     config = load_config()
     name = recipe or config.default_recipe
     started = time.monotonic()
-    _run(config, recipe=name)
+    launch(config, recipe=name)
     show_outcome(config, name, seconds=time.monotonic() - started)
+    if flywheel:
+        from orchestration.flywheel_cli import show_turn
+
+        show_turn(config, name)
 
 
 @app.command(epilog='Example: understudy ask "Where do traces go?" --json')
@@ -144,7 +160,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [8321].")] = None,
     phase: Annotated[
-        str | None, typer.Option(help="hitchhiker or switch; overrides the release's phase.")
+        str | None, typer.Option(help="hitchhiker, imposter, switch or dreamer; not the release's.")
     ] = None,
 ) -> None:
     """Serve the current release over HTTP."""
@@ -200,54 +216,6 @@ def _require_port(host: str, port: int) -> None:
             found=error.strerror or str(error),
             next_step="stop what listens there, or choose another with --port",
         ) from error
-
-
-def _run(
-    config: Config,
-    *,
-    recipe: str,
-    select: Sequence[str] = (),
-    force: bool = False,
-    dry_run: bool = False,
-) -> None:
-    from orchestration.running import run_chain
-
-    started = time.monotonic()
-    # Bars need a terminal; without one the same progress is told in lines.
-    bars = RichProgress(CONSOLE)
-    try:
-        outcome = run_chain(
-            config,
-            progress=bars if CONSOLE.is_terminal else LogProgress(make_logger()),
-            recipe=recipe,
-            select=select,
-            force=force,
-            dry_run=dry_run,
-            announce=_show_plan,
-        )
-    finally:
-        bars.close()
-    seconds = time.monotonic() - started
-    if not outcome.planned:
-        CONSOLE.print(f"Nothing changed: every asset is up to date ({seconds:.1f} s).")
-    elif dry_run:
-        CONSOLE.print("Dry run: nothing was made.")
-    elif outcome.succeeded:
-        CONSOLE.print(f"Done: {len(outcome.planned)} assets in {seconds:.0f} s.")
-    else:
-        CONSOLE.print(f"[red bold]Stopped.[/] {escape(outcome.failure)}", soft_wrap=True)
-        CONSOLE.print("What was made and bought before is kept: mend the cause and run again.")
-        raise typer.Exit(1)
-
-
-def _show_plan(planned: "Sequence[PlannedAsset]") -> None:
-    if not planned:
-        return
-    CONSOLE.print(f"To make: {len(planned)} assets")
-    for asset in planned[:LONGEST_PLAN_SHOWN]:
-        CONSOLE.print(f"  {escape(asset.key):<32} [dim]{escape(asset.reason)}[/]", soft_wrap=True)
-    if len(planned) > LONGEST_PLAN_SHOWN:
-        CONSOLE.print(f"  [dim]and {len(planned) - LONGEST_PLAN_SHOWN} more[/]")
 
 
 def _show_answer(body: dict[str, Any]) -> None:

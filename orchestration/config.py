@@ -23,9 +23,11 @@ from pydantic import (
     model_validator,
 )
 
+from assets.parity.arms import DEFAULT_ARMS, refuse_unfit_arms
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.concessions import StructuredOutput
+from serving.models.engines import LocalEngine
 from serving.models.remote import NEEDS_BASE_URL, OFFERS_LOGPROBS, Provider, RemoteProvider
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +107,8 @@ StudentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Pinned = Annotated[str, Field(min_length=1), AfterValidator(_refuse_alias)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Factor = Annotated[float, Field(gt=0)]
+Dollars = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -149,10 +153,24 @@ class SeedsSection(Section):
     seeds_per_cluster: Positive = 4
 
 
+class SuitesSection(Section):
+    """The files of the suites, each with its lock beside it; one that is left out has no cases.
+
+    `ratings` holds what people said of anchors: it grows, so it has no lock.
+    """
+
+    refusal: Path | None = None
+    over_refusal: Path | None = None
+    behaviours: Path | None = None
+    anchors: Path | None = None
+    ratings: Path | None = None
+
+
 class EvalSection(Section):
     """The frozen golden set; its lock lies beside it."""
 
     golden: Path
+    suites: SuitesSection = SuitesSection()
     cases_by_bucket: dict[
         Literal["answerable", "boundary", "out_of_scope"], Annotated[int, Field(ge=0)]
     ] = {}
@@ -286,6 +304,7 @@ class StudentSection(Section):
     """A base model that students are made of: here, or behind a server (then it is not trained)."""
 
     provider: Literal["local"] | RemoteProvider = "local"
+    local_engine: LocalEngine = "transformers"
     base_model: str
     revision: Pinned = "embedded"
     context_tokens: Positive = 2048
@@ -303,6 +322,8 @@ class StudentSection(Section):
     def _is_served(self) -> Self:
         if self.provider == "local" and self.base_url:
             raise ValueError("base_url needs a provider: openai, vllm or anthropic")
+        if self.provider != "local" and self.local_engine != "transformers":
+            raise ValueError(f"local_engine is for provider local, not for {self.provider}")
         if self.provider in NEEDS_BASE_URL and not self.base_url:
             raise ValueError(
                 f"provider {self.provider} needs base_url, for example https://host/v1"
@@ -336,6 +357,10 @@ class RouterSection(Section):
     long_context_tokens: Positive = 6000
     min_retrieval_score: Ratio = 0.55
     maximum_risk_ratio: Ratio | None = 0.05
+    high_stakes_pages: tuple[str, ...] = ()
+    high_stakes_terms: tuple[str, ...] = ()
+    explore_ratio: Ratio = 0.02
+    canary_ratio: Ratio | None = None
 
 
 class ValidatorSection(Section):
@@ -365,10 +390,81 @@ class HeldOutSection(Section):
     base_cases: Positive = 20
 
 
+class ParitySection(Section):
+    """Which arms the report sets side by side."""
+
+    arms: tuple[str, ...] = DEFAULT_ARMS
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Self:
+        refuse_unfit_arms(self.arms)
+        return self
+
+
+class EconomicsSection(Section):
+    """What no run measures of the worth of a student."""
+
+    asks_per_month: Positive = 100_000
+    volume_factors: tuple[Factor, Factor] = (0.5, 2.0)
+    gpu_usd_per_hour: Dollars = 0.0
+    gpu_utilisation_ratio: Annotated[float, Field(gt=0, le=1)] = 0.3
+    gpu_utilisation_range: tuple[Factor, Factor] = (0.1, 0.6)
+    minimum_machines: Annotated[int, Field(ge=0)] = 0
+    infrastructure_usd_per_month: Dollars = 0.0
+    setup_usd: Dollars = 0.0
+    training_usd_per_hour: Dollars = 0.0
+    retrains_per_month: Annotated[float, Field(ge=0)] = 1.0
+    relabelled_ratio: Ratio = 0.5
+    horizon_months: Positive = 12
+    monthly_budget_usd: Dollars | None = None
+    minimum_examples: Positive = 100
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("volume_factors", "gpu_utilisation_range"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must ascend, found [{low:g}, {high:g}]")
+        if self.gpu_utilisation_range[1] > 1:
+            raise ValueError("gpu_utilisation_range must end at 1 or below")
+        return self
+
+
+class RouterVariantSection(Section):
+    """What is predicted of an operating point, against another arm of the same recipe."""
+
+    against: str = "routed_80_20"
+    predicted_delta: dict[str, float] = Field(min_length=1)
+    description: str = ""
+
+
 class ServingSection(Section):
     """The phase a promoted release is published in."""
 
-    phase: Literal["hitchhiker", "switch"] = "switch"
+    phase: Literal["hitchhiker", "imposter", "switch", "dreamer"] = "switch"
+
+
+class LoopSection(Section):
+    """When the student is trained again by itself, and how far that may go."""
+
+    minimum_teacher_traces: Positive = 50
+    minimum_after_drift: Positive = 20
+    maximum_attempts: Positive = 3
+    maximum_eval_age_days: Positive = 14
+
+
+class MonitoringSection(Section):
+    """What users were promised, which weeks are compared, and which devices serve and train.
+
+    `slo_ms` is the latency of the slowest answer in a hundred. The devices are those the operator
+    gives to either, as `cuda:0` or `cpu`; an accelerator in both lists alarms.
+    """
+
+    slo_ms: float = Field(10_000.0, gt=0)
+    window_days: int = Field(7, ge=7, le=28, multiple_of=7)
+    reference_days: int = Field(28, ge=7, le=84, multiple_of=7)
+    serving_devices: tuple[str, ...] = ("cpu",)
+    training_devices: tuple[str, ...] = ("cpu",)
 
 
 class Config(Section):
@@ -390,7 +486,12 @@ class Config(Section):
     validator: ValidatorSection = ValidatorSection()
     gates: GatesSection = GatesSection()
     held_out: HeldOutSection = HeldOutSection()
+    parity: ParitySection = ParitySection()
+    economics: EconomicsSection = EconomicsSection()
+    experiments: dict[str, RouterVariantSection] = {}
     serving: ServingSection = ServingSection()
+    monitoring: MonitoringSection = MonitoringSection()
+    loop: LoopSection = LoopSection()
     recipes: Path = PROJECT_ROOT / "config" / "recipes"
     default_recipe: str = "compact"
     source: Path = Field(default=DEFAULT_CONFIG, exclude=True)
@@ -630,6 +731,13 @@ def _make_absolute(config: Config, base: Path) -> Config:
                     "harvested": config.seeds.harvested and absolute(config.seeds.harvested),
                 }
             ),
-            "eval": config.eval.model_copy(update={"golden": absolute(config.eval.golden)}),
+            "eval": config.eval.model_copy(
+                update={
+                    "golden": absolute(config.eval.golden),
+                    "suites": SuitesSection(
+                        **{name: path and absolute(path) for name, path in config.eval.suites}
+                    ),
+                }
+            ),
         }
     )

@@ -5,17 +5,26 @@ Belongs here: composition. Does not belong here: what an asset computes, how a r
 
 from collections.abc import Sequence
 from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from assets import STAGES, tables
+from assets import STAGES, keys, tables
+from assets.automation import choose_condition, choose_freshness
+from assets.traces.marts import connect_dbt, declare_marts, prepare_manifest
 from orchestration.bindings import Bindings
-from orchestration.config import Config, load_config
+from orchestration.config import PROJECT_ROOT, Config, load_config
 from orchestration.console import CONSOLE_LOGGER
+from orchestration.jobs import NIGHTLY_TRACES, build_jobs, build_nightly_job
+from orchestration.schedules import build_sensors
 from resources.progress import LogProgress
 from serving.hashing import content_hash
+from serving.home import Home
+
+__all__ = ["NIGHTLY_TRACES", "build_defs", "build_nightly_defs", "defs"]
 
 OWNERS = ["team:understudy"]
 
@@ -23,6 +32,7 @@ STUDENT_KEYS = (
     "students.*.provider",
     "students.*.base_model",
     "students.*.revision",
+    "students.*.local_engine",
     "students.*.base_url",
     "students.*.context_tokens",
     "students.*.max_answer_tokens",
@@ -68,6 +78,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     ),
     "students": ("embedder", "held_out", "router", *STUDENT_KEYS),
     "parity": (
+        "parity",
+        "economics",
         "retrieval",
         "prompt",
         "router",
@@ -101,6 +113,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "teacher.price",
         "teacher.timeout_seconds",
     ),
+    "monitoring": ("embedder", "monitoring"),
 }
 """The keys (or whole sections) of the configuration that decide what a stage writes: a change makes
 its assets stale. `*` is every entry. A budget or a concurrency changes no answer: not here."""
@@ -118,16 +131,15 @@ def build_defs(config: Config | None = None, **overrides: Any) -> dg.Definitions
     assets: list[Any] = []
     checks: list[Any] = []
     for stage in STAGES:
-        declarations = import_module(f"assets.{stage}.assets")
-        declared = dg.load_assets_from_modules([declarations], group_name=stage)
+        declared = dg.load_assets_from_modules(_find_modules(stage, "assets"), group_name=stage)
         made = [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)]
         assets += dg.map_asset_specs(lambda spec: _apply_policy(spec, config), made)
         assets += [asset for asset in declared if not isinstance(asset, dg.AssetsDefinition)]
-        checks += dg.load_asset_checks_from_modules([import_module(f"assets.{stage}.checks")])
+        checks += dg.load_asset_checks_from_modules(_find_modules(stage, "checks"))
     return dg.Definitions(
         assets=assets,
         asset_checks=checks,
-        jobs=[dg.define_asset_job("whole_chain", selection="*")],
+        jobs=build_jobs(),
         resources={**bindings.to_resources(), **overrides},
         executor=dg.in_process_executor,  # models load once per run, not once per step
         loggers={"console": CONSOLE_LOGGER},
@@ -137,7 +149,37 @@ def build_defs(config: Config | None = None, **overrides: Any) -> dg.Definitions
 @dg.definitions
 def defs() -> dg.Definitions:
     """The code location that `workspace.yaml` names."""
-    return build_defs()
+    return build_nightly_defs()
+
+
+def build_nightly_defs(config: Config | None = None, **overrides: Any) -> dg.Definitions:
+    """Return everything of `build_defs`, and the dbt marts with the job that builds them.
+
+    Apart, because dbt costs seconds to import and to start: the command line's runs need neither.
+    """
+    config = config or load_config()
+    home, project = Home(config.home), PROJECT_ROOT / "dbt_traces"
+    marts = declare_marts(prepare_manifest(project, home), home)
+    (declared,) = dg.map_asset_specs(lambda spec: _apply_policy(spec, config), [marts])
+    return dg.Definitions.merge(
+        build_defs(config, **overrides),
+        dg.Definitions(
+            assets=[declared],
+            jobs=[build_nightly_job()],
+            sensors=build_sensors(config),
+            resources={"dbt": connect_dbt(project)},
+        ),
+    )
+
+
+def _find_modules(stage: str, ending: str) -> list[ModuleType]:
+    """Return a stage's declarations: `assets`, and what tells a chapter of its own, `suite_assets`.
+
+    A stage of many assets is declared in several modules; all of them end in the same word.
+    """
+    found = iter_modules(import_module(f"assets.{stage}").__path__, f"assets.{stage}.")
+    names = (module.name for module in found)
+    return [import_module(name) for name in names if name.endswith((f".{ending}", f"_{ending}"))]
 
 
 def _apply_policy(spec: dg.AssetSpec, config: Config) -> dg.AssetSpec:
@@ -146,6 +188,8 @@ def _apply_policy(spec: dg.AssetSpec, config: Config) -> dg.AssetSpec:
     return spec.replace_attributes(
         owners=OWNERS,
         code_version=f"{spec.code_version}+config.{fingerprint_stage(stage, config)}",
+        automation_condition=choose_condition(spec.key),
+        freshness_policy=choose_freshness(spec.key),
     ).merge_attributes(metadata={"dagster/column_schema": describe_columns(schema)})
 
 

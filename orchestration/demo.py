@@ -10,7 +10,7 @@ import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
-from assets.parity.comparison import render_parity_table_text
+from assets.parity.formatting import render_parity_table_text
 from orchestration.config import Config
 from orchestration.console import CONSOLE
 from serving.errors import InvalidInputError

@@ -6,7 +6,7 @@ Belongs here: the run the CLI and the demo launch. Does not belong here: how it 
 
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from orchestration.bindings import Bindings
 from orchestration.config import PROJECT_ROOT, Config, prepare_environment
 from orchestration.definitions import build_defs
 from orchestration.failures import describe_failure, is_interrupted
+from orchestration.jobs import EVERYTHING
+from orchestration.observing import report_sources
 from orchestration.planning import (
     AssetState,
     PlannedAsset,
@@ -65,6 +67,7 @@ def run_chain(
     dry_run: bool = False,
     announce: Announce = lambda _plan: None,
     instance: dg.DagsterInstance | None = None,
+    tags: Mapping[str, str] | None = None,
     **overrides: object,
 ) -> RunOutcome:
     """Materialize what is stale (or, with `force`, all that is selected) for one recipe.
@@ -78,6 +81,7 @@ def run_chain(
         dry_run: plan and announce, and make nothing.
         announce: told the plan before anything is made.
         instance: Dagster's storage; by default the one under the home.
+        tags: what the run is found again by.
         overrides: resources by key (tests).
 
     Raises:
@@ -96,7 +100,7 @@ def run_chain(
     announce(planned)
     if dry_run or not planned:
         return RunOutcome(planned=tuple(planned), succeeded=True)
-    return _execute(config, definitions, instance, planned, recipe)
+    return _execute(config, definitions, instance, planned, recipe, tags or {})
 
 
 def _check_recipe(config: Config, recipe: str) -> None:
@@ -121,14 +125,7 @@ def _observe(
     progress: Progress,
     recipe: str,
 ) -> list[AssetState]:
-    sources = Bindings(config, progress).observe_sources() | observe_recipe(config, recipe)
-    for key, version in sources.items():
-        partition = recipe if key.path[0] == "students" else None
-        instance.report_runless_asset_event(
-            dg.AssetObservation(
-                asset_key=key, partition=partition, tags={"dagster/data_version": version}
-            )
-        )
+    sources = report_sources(config, instance, progress, recipe)
     home = Home(config.home)
     return read_states(
         definitions,
@@ -186,21 +183,16 @@ def _refuse_gaps(
     )
 
 
-def observe_recipe(config: Config, recipe: str) -> dict[dg.AssetKey, str]:
-    """Return the data version of the recipe file."""
-    return {keys.RECIPE_FILE: load_recipe(config.recipes / f"{recipe}.yaml").fingerprint}
-
-
-def choose_assets(keys: Sequence[str], select: Sequence[str]) -> list[str]:
+def choose_assets(names: Sequence[str], select: Sequence[str]) -> list[str]:
     """Return the keys that a selection of stages and assets names; all when it is empty.
+
+    What is made on demand alone is left out unless it is named itself.
 
     Raises:
         InvalidInputError: a name is neither a stage nor an asset.
     """
-    if not select:
-        return list(keys)
-    stages = {key.split("/")[0] for key in keys}
-    unknown = [name for name in select if name not in stages and name not in set(keys)]
+    stages = {key.split("/")[0] for key in names}
+    unknown = [name for name in select if name not in stages and name not in set(names)]
     if unknown:
         raise InvalidInputError(
             f"selecting {', '.join(unknown)}",
@@ -208,7 +200,13 @@ def choose_assets(keys: Sequence[str], select: Sequence[str]) -> list[str]:
             found=", ".join(unknown),
             next_step="see the assets in `understudy ui`, or run without --select",
         )
-    return [key for key in keys if key in select or key.split("/")[0] in select]
+    on_demand = {key.to_user_string() for key in keys.ON_DEMAND}
+    return [
+        name
+        for name in names
+        if name in select
+        or (name not in on_demand and (not select or name.split("/")[0] in select))
+    ]
 
 
 def _execute(
@@ -217,14 +215,16 @@ def _execute(
     instance: dg.DagsterInstance,
     planned: Sequence[PlannedAsset],
     recipe: str,
+    tags: Mapping[str, str],
 ) -> RunOutcome:
     graph = definitions.resolve_asset_graph()
     chosen = [dg.AssetKey.from_user_string(asset.key) for asset in planned]
     partition = recipe if any(graph.get(key).is_partitioned for key in chosen) else None
-    result = definitions.resolve_job_def("whole_chain").execute_in_process(
+    result = definitions.resolve_job_def(EVERYTHING).execute_in_process(
         asset_selection=chosen,
         partition_key=partition,
         instance=instance,
+        tags=tags,
         raise_on_error=False,
         run_config={"loggers": {"console": {}}},
     )

@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from assets import STAGES, tables
+from assets import STAGES, keys, tables
 from orchestration.definitions import build_defs
 
 
@@ -66,18 +66,30 @@ def test_the_graph_is_the_one_the_documentation_lists(graph):
     assert [key.to_user_string() for key in sorted(graph.get_all_asset_keys())] == sorted(
         [
             "corpus/source_files", "corpus/pages", "corpus/chunks", "corpus/vector_index",
-            "traces/trace_segments", "traces/trace_records",
+            "traces/trace_segments", "traces/feedback_segments", "traces/decision_journal",
+            "traces/deletion_journal", "traces/hourly_records", "traces/quarantined_frames",
+            "traces/trace_records", "traces/feedback", "traces/curation_decisions",
+            "traces/admissions", "traces/escalations", "traces/deletions",
             "seeds/seed_file", "seeds/harvested_file", "seeds/seed_questions",
             "eval_set/golden_file", "eval_set/golden_cases", "eval_set/eval_embeddings",
-            "eval_set/guard_recall",
+            "eval_set/guard_recall", "eval_set/suite_files", "eval_set/refusal_suite",
+            "eval_set/over_refusal_suite", "eval_set/behaviour_registry", "eval_set/judge_anchors",
             "paraphrases/seed_clusters", "paraphrases/paraphrases", "paraphrases/guarded_questions",
             "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
-            "labels/rejected_examples", "labels/teacher_logprobs",
+            "labels/rejected_examples", "labels/teacher_logprobs", "labels/contaminated_examples",
             "students/recipe_file", "students/training_set", "students/student_adapter",
             "students/training_curve", "students/held_out_answers", "students/validation_report",
             "students/calibration",
-            "parity/arm_answers", "parity/graded_answers", "parity/parity_report",
+            "parity/operating_points", "parity/arm_answers", "parity/graded_answers",
+            "parity/parity_report", "parity/router_curve", "parity/router_figures",
+            "parity/economics", "parity/suitability", "parity/experiment_report",
+            "parity/suite_answers", "parity/suite_gates", "parity/judge_anchor_run",
             "releases/gate_verdict", "releases/release_bundle",
+            "monitoring/shadow_agreement", "monitoring/disagreement_clusters",
+            "monitoring/traffic_drift", "monitoring/served_by_slices",
+            "monitoring/embedder_probe", "monitoring/assignment_audit",
+            "monitoring/cold_start_report", "monitoring/sample_audit",
+            "monitoring/pool_separation", "monitoring/curation_audit", "monitoring/alarms",
         ]
     )  # fmt: skip
 
@@ -85,3 +97,20 @@ def test_the_graph_is_the_one_the_documentation_lists(graph):
 def test_no_io_manager_of_dagster_that_pickles_is_used():
     defs = build_defs()
     assert not isinstance(defs.resources["io_manager"], dg.FilesystemIOManager)
+
+
+def test_no_path_leads_from_feedback_to_anything(graph):
+    for key in (keys.FEEDBACK_SEGMENTS, keys.FEEDBACK):
+        downstream = dg.AssetSelection.assets(key).downstream().resolve(graph)
+        assert downstream - {keys.FEEDBACK_SEGMENTS, keys.FEEDBACK} == set()
+        readers = [
+            check.name
+            for check in graph.asset_check_keys
+            if key in {dep.asset_key for dep in graph.get_check_spec(check).additional_deps}
+        ]
+        assert readers == []
+
+
+def test_no_trace_is_upstream_of_what_trains(graph):
+    upstream = dg.AssetSelection.groups("students").upstream().resolve(graph)
+    assert {key for key in upstream if key.path[0] == "traces"} == set()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestration import cli, demo, explaining, keys_cli
+from orchestration import cli, demo, explaining, keys_cli, launching
 from orchestration.planning import PlannedAsset
 from orchestration.running import RunOutcome
 from serving.access.keys import find_key, read_keys
@@ -22,7 +22,7 @@ PLAN = (PlannedAsset(key="labels/teacher_answers", reason="never [made]"),)
 def screen(monkeypatch):
     text = io.StringIO()
     console = Console(file=text, width=200, highlight=False)
-    for module in (cli, demo, explaining, keys_cli):
+    for module in (cli, demo, explaining, keys_cli, launching):
         monkeypatch.setattr(module, "CONSOLE", console)
     return text
 

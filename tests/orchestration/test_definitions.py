@@ -19,6 +19,13 @@ DECIDES_NOTHING = {
     "seeds.path": "the seed file is a source with its own version",
     "seeds.harvested": "the harvested file is a source with its own version",
     "eval.golden": "the golden file is a source with its own version",
+    **{
+        f"eval.suites.{suite}": "the files of the suites are a source with its own version"
+        for suite in ("refusal", "over_refusal", "behaviours", "anchors", "ratings")
+    },
+    "experiments.*.against": "a prediction; its report is made on demand",
+    "experiments.*.predicted_delta.*": "a prediction; its report is made on demand",
+    "experiments.*.description": "words for readers",
     "teacher.budget_usd": "stops a run, changes no answer",
     "teacher.concurrency": "speed only",
     "judge.concurrency": "speed only",

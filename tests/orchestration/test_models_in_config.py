@@ -132,3 +132,16 @@ def test_a_student_behind_a_server_is_counted_asked_and_released_without_a_token
     with pytest.raises(InvalidInputError, match=r"provider local.*found provider openai"):
         bindings.students.tokenizer("compact")
     assert bindings.students.find("compact").revision == "remote"
+
+
+def test_a_local_student_names_what_runs_it_and_release_and_factory_are_told(tmp_path):
+    config = read(tmp_path, revision="0123abc, local_engine: openvino")
+    bindings = Bindings(config, NoProgress())
+    assert config.students["compact"].local_engine == "openvino"
+    assert bindings.students.find("compact").local_engine == "openvino"
+    assert bindings.release_terms.students["compact"].local_engine == "openvino"
+    with pytest.raises(InvalidInputError, match="local_engine"):
+        read(tmp_path, revision="0123abc, local_engine: tensorflow")
+    remote = "provider: openai, base_url: 'https://host/v1', pinned: true"
+    with pytest.raises(InvalidInputError, match="local_engine is for provider local"):
+        read(tmp_path, revision=f"0123abc, {remote}, local_engine: openvino")

@@ -1,0 +1,68 @@
+"""What `understudy demo --flywheel` does after the chain: one turn, shown as before and after.
+
+Belongs here: which questions are asked and what is printed. Does not belong here: the turn
+(`flywheel`).
+"""
+
+from rich.markup import escape
+from rich.table import Table
+
+from orchestration.config import Config
+from orchestration.console import CONSOLE
+from orchestration.flywheel import Turn, turn_flywheel
+from orchestration.traffic import plan_traffic
+from orchestration.traffic_cli import read_topics
+from resources.input_files import SeedFile
+from resources.progress import RichProgress
+
+QUESTIONS = "flywheel_questions.jsonl"
+"""Beside the seed file: questions of users that no seed asks."""
+ASKS = 120
+MINIMUM_TEACHER_TRACES = 10  # a demonstration has one hour of traffic, not one month
+SEED = 7
+
+
+def show_turn(config: Config, recipe: str) -> None:
+    """Turn the flywheel once over simulated traffic and print what it changed.
+
+    Raises:
+        InvalidInputError: there are no questions beside the seeds, or they taught too little.
+    """
+    questions = SeedFile(config.seeds.path.with_name(QUESTIONS))
+    plan = plan_traffic(read_topics(questions), days=1, asks_per_day=ASKS, seed=SEED, key_count=24)
+    bars = RichProgress(CONSOLE)
+    try:
+        turn = turn_flywheel(
+            config,
+            recipe=recipe,
+            plan=plan,
+            minimum_teacher_traces=MINIMUM_TEACHER_TRACES,
+            progress=bars,
+            announce=lambda line: CONSOLE.print(f"[dim]{escape(line)}[/]", soft_wrap=True),
+        )
+    finally:
+        bars.close()
+    _show(turn)
+
+
+def _show(turn: Turn) -> None:
+    legs = Table(title="One turn of the flywheel", title_justify="left", box=None, padding=(0, 2))
+    for name in ("", "release", "asks", "teacher", "cost USD", "by teacher alone", "saved"):
+        legs.add_column(name, justify="left" if name in {"", "release"} else "right")
+    for name, leg in (("before", turn.before), ("after", turn.after)):
+        legs.add_row(
+            name, leg.release_id, str(leg.ask_count), f"{leg.teacher_ratio:.0%}",
+            f"{leg.cost_usd:.4f}", f"{leg.teacher_only_cost_usd:.4f}", f"{leg.saved_ratio:.0%}",
+        )  # fmt: skip
+    CONSOLE.print(legs)
+    CONSOLE.print(f"[dim]trained on {turn.accepted_count} accepted answers; {turn.reason}[/]")
+    for step in turn.ratchet:
+        CONSOLE.print(
+            f"  agreement {step.quality:.0%} takes {_write(step.before_ratio)} of the teacher "
+            f"before, {_write(step.after_ratio)} now"
+        )
+    CONSOLE.print(f"[dim]  curves  {escape(turn.chart)}[/]", soft_wrap=True)
+
+
+def _write(ratio: float | None) -> str:
+    return "no share" if ratio is None else f"{ratio:.0%}"

@@ -1,0 +1,67 @@
+"""Jobs: which assets are made together, by name.
+
+Belongs here: selections and what every run of a job has in common. Does not belong here: when a job
+runs (`sensors`, `assets/automation`), which of its assets are stale (`planning`).
+"""
+
+import logging
+from typing import Any
+
+import dagster as dg
+
+from assets import keys
+
+WHOLE_CHAIN = "whole_chain"
+EVERYTHING = "everything"
+RETRAIN_STUDENT = "retrain_student"
+MEASURE_PARITY = "measure_parity"
+NIGHTLY_TRACES = "nightly_traces"
+NIGHTLY_MONITORING = "nightly_monitoring"
+
+_LOG = logging.getLogger("understudy.jobs")
+_BUILT_BY_DBT = dg.AssetSelection.tag("dagster/kind/dbt", "")
+_BY_DEFAULT = dg.AssetSelection.all() - dg.AssetSelection.assets(*keys.ON_DEMAND) - _BUILT_BY_DBT
+
+
+@dg.failure_hook(name="tell_failure")
+def tell_failure(context: dg.HookContext) -> None:
+    """Say in one line which step of which run failed, where a scheduler's log is watched."""
+    _LOG.error(
+        "run %s of %s: step %s failed: %s; what was made and bought before it is kept",
+        context.run_id,
+        context.job_name,
+        context.step_key,
+        context.op_exception,
+    )
+
+
+def build_jobs() -> list[Any]:
+    """Return the jobs over the chain.
+
+    `retrain_student` begins at the seeds, where curated questions enter, and ends at a release.
+    `everything` is what the command line selects from.
+    """
+    hooks = {tell_failure}
+    return [
+        dg.define_asset_job(WHOLE_CHAIN, selection=_BY_DEFAULT, hooks=hooks),
+        dg.define_asset_job(EVERYTHING, selection="*"),
+        dg.define_asset_job(
+            RETRAIN_STUDENT,
+            selection=_BY_DEFAULT
+            & dg.AssetSelection.assets(keys.SEED_QUESTIONS).downstream(include_self=True),
+            hooks=hooks,
+        ),
+        dg.define_asset_job(
+            MEASURE_PARITY, selection=_BY_DEFAULT & dg.AssetSelection.groups("parity"), hooks=hooks
+        ),
+        dg.define_asset_job(
+            NIGHTLY_MONITORING, selection=dg.AssetSelection.groups("monitoring"), hooks=hooks
+        ),
+    ]
+
+
+def build_nightly_job() -> Any:
+    """Return the job over the traces and their dbt marts."""
+    return dg.define_asset_job(
+        NIGHTLY_TRACES, selection=dg.AssetSelection.groups("traces"), hooks={tell_failure}
+    )

@@ -1,0 +1,31 @@
+"""Times and observations: everything that starts a run without a person.
+
+The nights and weeks themselves are conditions of the assets (`assets/automation`); the sensor here
+evaluates them. Belongs here: the list of what a daemon evaluates. Does not belong here: decisions
+(`sensors/deciding`).
+"""
+
+import dagster as dg
+
+from orchestration.config import Config
+from orchestration.sensors.freshness import (
+    build_alarm_sensor,
+    build_golden_sensor,
+    build_report_sensor,
+)
+from orchestration.sensors.retraining import build_retraining_sensor
+
+
+def build_sensors(config: Config) -> list[dg.SensorDefinition]:
+    """Return the sensors of one configuration. They run as soon as a daemon does, as in the UI."""
+    return [
+        build_retraining_sensor(config),
+        build_golden_sensor(config),
+        build_report_sensor(config),
+        build_alarm_sensor(config),
+        dg.AutomationConditionSensorDefinition(
+            "every_night_and_week",
+            target=dg.AssetSelection.all(),
+            default_status=dg.DefaultSensorStatus.RUNNING,
+        ),
+    ]

@@ -1,0 +1,177 @@
+"""What an operator asks every morning: is production fine, what does it cost, when is it retrained?
+
+Belongs here: reading what servers, monitors and runs have stored, and the judgement on it. Does not
+belong here: printing (`status_cli`), the decisions of the sensors (`sensors/deciding`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import dagster as dg
+import polars as pl
+
+from assets.traces.deciding import is_asked
+from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
+from orchestration.config import Config
+from orchestration.sensors.deciding import Decision, GiveUp, Launch, decide_retraining
+from orchestration.sensors.facts import ALARMS, read_policy, read_retraining_facts
+from serving.home import Home
+from serving.releases.bundle import CURRENT, load_current
+from serving.releases.signing import load_public_key
+
+WINDOW = timedelta(days=7)  # `status_cli` says so too
+MAXIMUM_FAILED_RATIO = 0.01  # of all asks: answered with a problem document, above it: not fine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseStatus:
+    """The release that servers load."""
+
+    release_id: str
+    phase: str
+    verdict: str
+    students: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrafficStatus:
+    """What production did in the window; ratios are None where nobody asked."""
+
+    ask_count: int
+    failed_ratio: float | None
+    teacher_ratio: float | None
+    refused_ratio: float | None
+    cost_usd: float
+    teacher_only_cost_usd: float
+    last_asked_at: datetime | None
+
+    @property
+    def saved_ratio(self) -> float | None:
+        """The share of the teacher's price that was not paid."""
+        if not self.teacher_only_cost_usd:
+            return None
+        return 1 - self.cost_usd / self.teacher_only_cost_usd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The answer to all three questions."""
+
+    release: ReleaseStatus | None
+    traffic: TrafficStatus
+    alarms: tuple[str, ...]
+    inconclusive: tuple[str, ...]
+    is_monitored: bool
+    retraining: str
+    """What is due, or what is waited for."""
+    is_retraining_due: bool
+    problems: tuple[str, ...]
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether nothing asks for a person."""
+        return not self.problems
+
+
+def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) -> Status:
+    """Return the status of a configuration's home, as far as segments are compacted.
+
+    Raises:
+        ReleaseError: the current release does not verify.
+    """
+    home = Home(config.home)
+    facts = read_retraining_facts(config, instance, config.default_recipe)
+    decision = decide_retraining(facts, read_policy(config))
+    release = read_release(home)
+    traffic = read_traffic(home, since=now - WINDOW)
+    monitors = _read_monitors(home)
+    alarms, inconclusive = _name(monitors, "alarm"), _name(monitors, "inconclusive")
+    return Status(
+        release=release,
+        traffic=traffic,
+        alarms=alarms,
+        inconclusive=inconclusive,
+        is_monitored=monitors is not None,
+        retraining=describe_decision(decision),
+        is_retraining_due=isinstance(decision, Launch),
+        problems=find_problems(release, traffic, alarms=alarms, decision=decision),
+    )
+
+
+def describe_decision(decision: Decision) -> str:
+    """Say when the next training is, and why not yet."""
+    if isinstance(decision, Launch):
+        return f"due now (attempt {decision.attempt}): {decision.reason}"
+    return f"given up: {decision.reason}" if isinstance(decision, GiveUp) else decision.reason
+
+
+def find_problems(
+    release: ReleaseStatus | None,
+    traffic: TrafficStatus,
+    *,
+    alarms: Sequence[str],
+    decision: Decision,
+) -> tuple[str, ...]:
+    """Return what asks for a person, worst first; each with what to do."""
+    problems = []
+    if release is None:
+        problems.append("nothing is released: `understudy run`")
+    if traffic.failed_ratio is not None and traffic.failed_ratio > MAXIMUM_FAILED_RATIO:
+        problems.append(
+            f"{traffic.failed_ratio:.1%} of the asks ended without an answer "
+            f"(limit {MAXIMUM_FAILED_RATIO:.0%}): look at `outcome` in traces/trace_records"
+        )
+    problems += [f"the monitor {name} alarms: read monitoring/alarms" for name in alarms]
+    if isinstance(decision, GiveUp):
+        problems.append(f"training is given up: {decision.reason}")
+    return tuple(problems)
+
+
+def read_release(home: Home) -> ReleaseStatus | None:
+    """Return the verified current release, or None where none was published."""
+    if not (home.releases / CURRENT).exists():
+        return None
+    manifest = load_current(home.releases, load_public_key(home.keys)).manifest
+    return ReleaseStatus(
+        release_id=manifest.release_id,
+        phase=manifest.phase,
+        verdict=manifest.gate.verdict,
+        students=tuple(sorted(manifest.students)),
+    )
+
+
+def read_traffic(home: Home, *, since: datetime) -> TrafficStatus:
+    """Return what production did since a moment; shadows and other environments do not count."""
+    first = since.replace(minute=0, second=0, microsecond=0)
+    paths = [path for path in list_hours(find_folder(home)) if read_hour(path) >= first]
+    asked = scan_hours(paths).filter(
+        is_asked(), pl.col("env") == "prod", pl.col("asked_at") >= since
+    )
+    answered = pl.col("outcome") == "answered"
+    row = (
+        asked.select(
+            pl.len().alias("ask_count"),
+            (~answered).mean().alias("failed_ratio"),
+            (pl.col("served_by") == "teacher").filter(answered).mean().alias("teacher_ratio"),
+            pl.col("refused").filter(answered).mean().alias("refused_ratio"),
+            pl.col("cost_usd").sum(),
+            pl.col("counterfactual_cost_usd").sum().alias("teacher_only_cost_usd"),
+            pl.col("asked_at").max().alias("last_asked_at"),
+        )
+        .collect()
+        .row(0, named=True)
+    )
+    return TrafficStatus(**row)
+
+
+def _read_monitors(home: Home) -> pl.DataFrame | None:
+    path = home.table(ALARMS)
+    return pl.read_parquet(path) if path.is_file() else None
+
+
+def _name(monitors: pl.DataFrame | None, status: str) -> tuple[str, ...]:
+    if monitors is None:
+        return ()
+    names: Sequence[str] = monitors.filter(pl.col("status") == status)["monitor"].to_list()
+    return tuple(sorted(set(names)))

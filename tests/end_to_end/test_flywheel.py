@@ -1,0 +1,89 @@
+"""A whole turn on somebody else's product: real server processes, traffic, training, hot reload.
+
+The student is a tiny random model, so its quality is nobody's business; that the loop closes is.
+"""
+
+import os
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from orchestration.config import read_config
+from orchestration.flywheel import turn_flywheel
+from orchestration.running import run_chain
+from orchestration.sensors.facts import read_attempts, read_retraining_facts
+from orchestration.status import read_release
+from orchestration.traffic import PROFILES, plan_traffic
+from serving.access.keys import read_keys
+from serving.home import Home
+from serving.models.protocols import NoProgress
+from tests.product import write_product
+
+pytestmark = pytest.mark.real_models
+
+ASKED = {
+    "kiln": [
+        "At which temperature do I stop a bisque firing?", "May I fire clay at 1250 degrees?",
+        "What must I replace when E4 shows?", "Two millimetres of glaze, is that right?",
+        "After how many firings do shelves need a brush?", "Which setting changes the ramp?",
+        "Nine hours of bisque, is that normal?", "Is a wire brush fine for shelves?",
+        "Does E4 point to the thermocouple?", "Can the kiln reach 1300 degrees?",
+        "How many degrees per hour is usual?", "How long until a bisque firing is over?",
+        "Is 150 degrees per hour the default?", "What breaks when the thermocouple fails?",
+    ],
+}  # fmt: skip
+READERS = tuple(profile for profile in PROFILES if profile.name == "developer")
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    before = dict(os.environ)
+    config = read_config(write_product(tmp_path_factory.mktemp("flywheel")))
+    outcome = run_chain(config, progress=NoProgress(), recipe="tiny")
+    assert outcome.succeeded, outcome.failure
+    first = read_release(Home(config.home))
+    told = []
+    turn = turn_flywheel(
+        config,
+        recipe="tiny",
+        plan=plan_traffic(ASKED, days=1, asks_per_day=60, seed=3, key_count=24, profiles=READERS),
+        minimum_teacher_traces=3,
+        progress=NoProgress(),
+        announce=told.append,
+    )
+    yield config, first, turn, told
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_the_server_hot_loads_a_student_that_learnt_from_the_teachers_answers(turned):
+    config, first, turn, told = turned
+    home = Home(config.home)
+    assert turn.before.release_id == first.release_id != turn.after.release_id
+    assert read_release(home).release_id == turn.after.release_id
+    assert turn.before.ask_count >= 60 <= turn.after.ask_count
+    assert turn.before.teacher_ratio == 1.0  # no random student is promoted: the teacher answers
+    seeds = pl.read_parquet(home.table("seeds/seed_questions"))
+    harvested = seeds.filter(pl.col("source") == "harvested")
+    assert set(harvested["text"]) <= set(ASKED["kiln"])
+    labels = pl.read_parquet(home.table("labels/labelled_examples"))
+    assert not labels.filter(pl.col("seed_id").is_in(harvested["question_id"].to_list())).is_empty()
+    assert len(told) == 4
+
+
+def test_the_turn_is_one_tagged_run_and_nothing_is_due_after_it(turned):
+    config, *_ = turned
+    with dg.DagsterInstance.get() as instance:
+        facts = read_retraining_facts(config, instance, "tiny")
+        (attempt,) = read_attempts(instance, facts.recipe_fingerprint)
+    assert attempt.state == "succeeded"
+    assert attempt.number == 1
+    assert facts.teacher_traces == ()
+
+
+def test_the_ratchet_is_shown_and_the_simulated_customers_are_gone(turned):
+    config, _, turn, _ = turned
+    assert [step.quality for step in turn.ratchet] == [0.80, 0.90, 0.95]
+    assert Home(config.home).reports.joinpath("tiny", "ratchet.png").read_bytes()[:4] == b"\x89PNG"
+    assert read_keys(Home(config.home).keys) == ()
