@@ -159,6 +159,9 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
                 "content": {
                     EVENT_STREAM: {
                         "schema": {"type": "string"},
+                        "example": 'event: draft\ndata: {"text":"Put them in .env. "}\n\n'
+                        'event: answer\ndata: {"answer":"Put them in .env. '
+                        '[docs:guides/environment-variables/2]", … }\n\n',
                     }
                 },
             },

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.access.keys import DEFAULT_SCOPES, SCOPES, ApiKey, create_key, read_keys, revoke_key
-from serving.app import run
 from serving.errors import UnderstudyError
 from serving.settings import load_settings
 
@@ -29,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = load_settings()
         if given.verb is None:
+            from serving.app import run  # seconds of imports that looking after keys does not need
+
             run(settings)
         else:
             sys.stdout.write(_look_after_keys(settings.keys_folder, given) + "\n")
@@ -87,3 +88,7 @@ def _make_parser() -> argparse.ArgumentParser:
     revoke = actions.add_parser("revoke", help="revoke a key for good")
     revoke.add_argument("key_id", help="the public id, as `understudy-serve keys list` says")
     return parser
+
+
+if __name__ == "__main__":
+    main()

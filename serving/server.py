@@ -137,6 +137,10 @@ class Server:
         """Answer a question from the documentation, with citations, or refuse.
 
         The trace is on disk before the answer is sent, or `X-Trace-Persisted` says `false`.
+
+        With `Accept: text/event-stream` it comes as server-sent events: `draft` adds text that is
+        not yet validated, `correction` takes the draft back, and one `answer` or `problem` ends the
+        stream.
         """
         principal = await self.admit(request, "ask")
         self._require_ready()

@@ -99,7 +99,11 @@ def install_peer(folder: Path, wanted: str, venv: Path | None) -> Path:
         package = f"litellm[proxy]=={wanted}"
         subprocess.run([sys.executable, "-m", "venv", place], check=True)  # noqa: S603
         subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True)  # noqa: S603
-    asked = [python, "-c", "from importlib.metadata import version as v; print(v('litellm'))"]
+    asked: list[str | Path] = [
+        python,
+        "-c",
+        "from importlib.metadata import version as v; print(v('litellm'))",
+    ]
     done = subprocess.run(asked, check=True, capture_output=True, text=True)  # noqa: S603
     found = done.stdout.strip()
     if found != wanted:

@@ -117,7 +117,7 @@ function writeAnswer(body, ids, article) {
   for (const match of body.answer.matchAll(CITATION)) {
     const number = ids.indexOf(match[1]) + 1;
     if (!number) continue;
-    nodes.push(body.answer.slice(position, match.index).trimEnd());
+    nodes.push(...writeCode(body.answer.slice(position, match.index).trimEnd()));
     const link = document.createElement("a");
     link.className = "cite";
     link.href = "#";
@@ -133,8 +133,18 @@ function writeAnswer(body, ids, article) {
     nodes.push(link);
     position = match.index + match[0].length;
   }
-  nodes.push(body.answer.slice(position));
+  nodes.push(...writeCode(body.answer.slice(position)));
   return nodes;
+}
+
+// What stands between backticks is code; a single backtick stays one.
+function writeCode(text) {
+  return text.split(/`([^`\n]+)`/).map((part, index) => {
+    if (index % 2 === 0) return part;
+    const code = document.createElement("code");
+    code.textContent = part;
+    return code;
+  });
 }
 
 function writeSource(citation, index) {
@@ -146,7 +156,7 @@ function writeSource(citation, index) {
   score.textContent = ` ${citation.score.toFixed(2)}`;
   summary.append(`${index + 1}. ${citation.title}`, score);
   const text = document.createElement("blockquote");
-  text.textContent = citation.text;
+  text.append(...writeCode(citation.text));
   const link = document.createElement("a");
   if (/^https?:/.test(citation.url)) link.href = citation.url;
   link.rel = "noreferrer";

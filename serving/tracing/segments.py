@@ -147,6 +147,7 @@ class _SegmentFile:
         self._descriptor = -1
         self._durable_bytes = 0
         self._opened_at = 0.0
+        self._is_failing = False
 
     def write(self, frames: bytes) -> bool:
         """Append and fsync; on failure undo, seal what is durable and return False."""
@@ -158,9 +159,15 @@ class _SegmentFile:
             _write_all(self._descriptor, frames)
             os.fsync(self._descriptor)
         except OSError:
-            _LOG.exception("traces are being lost: cannot write to %s", self._folder)
+            # Once for an outage: a line for every question would fill the disk that the log is on.
+            if not self._is_failing:
+                _LOG.exception("traces are being lost: cannot write to %s", self._folder)
+            self._is_failing = True
             self._abandon()
             return False
+        if self._is_failing:
+            _LOG.warning("traces are stored again in %s", self._folder)
+        self._is_failing = False
         self._durable_bytes += len(frames)
         return True
 

@@ -147,7 +147,7 @@ def test_the_image_is_not_root_s_holds_no_secret_and_runs_the_command(installed:
         if name == "COPY" and "--from" not in rest:
             assert all((ROOT / part).exists() for part in rest.split()[:-1])
     assert not settings.is_loopback  # and so nothing listens before a key was made
-    refused = _run(installed, **given, UNDERSTUDY_SERVE_TRACES="/nonexistent")
+    refused = _run(installed, **given)
     assert "understudy keys create" in refused.stderr
 
 

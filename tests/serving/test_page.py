@@ -23,7 +23,7 @@ async def test_the_pages_ask_no_other_server_and_run_no_inline_script(tmp_path: 
             assert not re.search(r"<script(?![^>]*\bsrc=)", page.text)
             for link in re.findall(r'(?:src|href)="(/[^"]+)"', page.text):
                 assert (await client.get(link)).status_code == 200, link
-    for file in FOLDER.glob("ask.*"):
+    for file in FOLDER.glob("*.*s"):
         assert not re.search(
             r"innerHTML|insertAdjacentHTML|document\.write|eval\(", file.read_text()
         )
@@ -66,3 +66,20 @@ async def test_only_who_may_read_the_release_sees_costs(tmp_path: Path) -> None:
         seen = await ask(client, reader)
     assert 0 < seen["cost_usd"] < seen["counterfactual_cost_usd"]
     assert seen["citations"][0]["text"].startswith("Put environment variables")
+
+
+async def test_every_problem_of_the_reference_is_shown_as_itself(tmp_path: Path) -> None:
+    """One example for each problem a status can mean, with that status."""
+    async with _serve(tmp_path) as client:
+        described = (await client.get("/openapi.json")).json()["paths"]
+    shown = 0
+    for operations in described.values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                content = response.get("content", {}).get("application/problem+json")
+                for name, example in (content or {}).get("examples", {}).items():
+                    assert example["value"]["type"].endswith(f":{name}")
+                    assert str(example["value"]["status"]) == status
+                    assert example["value"]["title"] in example["summary"]
+                    shown += 1
+    assert shown > 15

@@ -340,3 +340,18 @@ def test_a_file_that_may_not_grow_keeps_what_it_has(tmp_path: Path) -> None:
     assert 6 not in found
     assert 7 in found
     assert not torn
+
+
+async def test_an_outage_is_told_once_and_so_is_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "segments"
+    folder.write_text("not a folder")
+    writer = SegmentWriter(folder)
+    with caplog.at_level("WARNING"):
+        assert [await writer.append({"n": n}) for n in range(20)] == [False] * 20
+        folder.unlink()
+        assert await writer.append({"n": 20})
+    await writer.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert (writer.stored_count, writer.lost_count) == (1, 20)
