@@ -7,6 +7,7 @@ Does not belong here: sensors and jobs (`orchestration`).
 """
 
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
@@ -19,19 +20,20 @@ NIGHTLY_STAGES = frozenset({"traces", "monitoring"})
 WEEKLY_STAGES = frozenset({"parity"})
 
 
-def made_at(schedule: str) -> dg.AutomationCondition[dg.AssetKey]:
+def made_at(schedule: str) -> dg.AutomationCondition[Any]:
     """Once per tick of the schedule, if it was ever made before and is not being made now.
 
     A first time belongs to a person: it may cost hours, or money.
     """
+    ticked: dg.AutomationCondition[Any] = dg.AutomationCondition.cron_tick_passed(schedule)
     return (
-        dg.AutomationCondition.cron_tick_passed(schedule).since_last_handled()
+        ticked.since_last_handled()
         & ~dg.AutomationCondition.missing()
         & ~dg.AutomationCondition.in_progress()
     ).with_label(f"made_at({schedule})")
 
 
-def choose_condition(key: dg.AssetKey) -> dg.AutomationCondition[dg.AssetKey] | None:
+def choose_condition(key: dg.AssetKey) -> dg.AutomationCondition[Any] | None:
     """Return when an asset is made by itself; None: when a person or a sensor asks for it."""
     if key.path[0] in NIGHTLY_STAGES:
         return made_at(EVERY_NIGHT)

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets import STAGES, keys, tables
+from assets import STAGES, tables
 from assets.automation import choose_condition, choose_freshness
 from assets.traces.marts import connect_dbt, declare_marts, prepare_manifest
 from orchestration.bindings import Bindings

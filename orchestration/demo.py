@@ -20,6 +20,7 @@ CURL = (
     "curl -s localhost:8321/ask -H 'content-type: application/json' "
     '-d \'{"question": "Where are traces stored?"}\''
 )
+NOT_MEASURED = "was not measured: run"  # suites are measured on demand: one line for all of them
 VERDICT_STYLE = {"PROMOTE": "green", "HOLD": "red", "INCONCLUSIVE": "yellow"}
 
 
@@ -55,10 +56,14 @@ def show_report(config: Config, recipe: str) -> None:
     verdict, statement = gates.row(0, named=True)["verdict"], gates.row(0, named=True)["statement"]
     style = VERDICT_STYLE[verdict]
     CONSOLE.print(f"\n[bold {style}]{verdict}[/]  {escape(statement)}", soft_wrap=True)
-    for gate in gates.iter_rows(named=True):
+    unmeasured = gates.filter(pl.col("detail").str.contains(NOT_MEASURED))
+    for gate in gates.join(unmeasured, on="gate", how="anti").iter_rows(named=True):
         mark = {"PASS": "[green]✓[/]", "FAIL": "[red]✗[/]"}.get(gate["outcome"], "[yellow]?[/]")
         name, detail = escape(gate["gate"]), escape(gate["detail"])
         CONSOLE.print(f"  {mark} {name:<28} [dim]{detail}[/]", soft_wrap=True)
+    if not unmeasured.is_empty():
+        name, advice = f"{unmeasured.height} gates on suites", unmeasured["detail"][0]
+        CONSOLE.print(f"  [yellow]?[/] {name:<28} [dim]{escape(advice)}[/]", soft_wrap=True)
     path = escape(str(home.reports / recipe / "parity.html"))
     CONSOLE.print(f"[dim]  report  {path}[/]", soft_wrap=True)
 

@@ -14,6 +14,7 @@ import polars as pl
 from assets.traces.deciding import is_asked
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from orchestration.config import Config
+from orchestration.phases import PhaseFacts, PhaseStep, assess_phases
 from orchestration.sensors.deciding import Decision, GiveUp, Launch, decide_retraining
 from orchestration.sensors.facts import ALARMS, read_policy, read_retraining_facts
 from serving.home import Home
@@ -66,6 +67,7 @@ class Status:
     retraining: str
     """What is due, or what is waited for."""
     is_retraining_due: bool
+    phases: tuple[PhaseStep, ...]
     problems: tuple[str, ...]
 
     @property
@@ -95,6 +97,15 @@ def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) 
         is_monitored=monitors is not None,
         retraining=describe_decision(decision),
         is_retraining_due=isinstance(decision, Launch),
+        phases=assess_phases(
+            PhaseFacts(
+                has_student=release is not None and bool(release.students),
+                verdict=release.verdict if release else None,
+                is_monitored=monitors is not None,
+                alarms=alarms,
+                ask_count=traffic.ask_count,
+            )
+        ),
         problems=find_problems(release, traffic, alarms=alarms, decision=decision),
     )
 

@@ -55,6 +55,7 @@ def _show(found: "Status") -> None:
         ("cost", _describe_cost(found.traffic)),
         ("monitors", _describe_monitors(found)),
         ("training", found.retraining),
+        ("phases", _describe_phases(found)),
     ]  # fmt: skip
     for name, value in rows:
         table.add_row(f"[dim]{name}[/]", escape(value))
@@ -90,3 +91,10 @@ def _describe_monitors(found: "Status") -> str:
     told = f"alarm: {', '.join(found.alarms)}" if found.alarms else "no alarm"
     unsure = f"; inconclusive: {', '.join(found.inconclusive)}" if found.inconclusive else ""
     return told + unsure
+
+
+def _describe_phases(found: "Status") -> str:
+    held = next((step for step in found.phases if step.missing), None)
+    if held is None:
+        return "each of them is earned"
+    return f"{held.phase} lacks {', '.join(held.missing)}"

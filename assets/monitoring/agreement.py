@@ -96,10 +96,11 @@ def measure_agreement(traffic: Traffic) -> list[Measurement]:
             else "no question was answered by both models: the shadow is off, or it failed"
         )
         return [leave_open("agreement", reason, relation="at least", limit=AGREEMENT_RATIO)]
+    before = before.filter(model=pairs["model"][0])
     return [
         _bound(pairs),
-        _test_in_sequence(pairs),
-        _compare_with_before(pairs, before.filter(model=pairs["model"][0])),
+        _test_in_sequence(pl.concat([before, pairs])),
+        _compare_with_before(pairs, before),
         *_show_topics(pairs),
     ]
 
@@ -134,7 +135,8 @@ def _bound(pairs: pl.DataFrame) -> Measurement:
 def _test_in_sequence(pairs: pl.DataFrame) -> Measurement:
     """Wald's sequential test of the target against a lost one, stopped at its first decision.
 
-    It may be read after each pair, so it needs no correction for reading it every night.
+    It runs from the student's first pair on and may be read after each, so it needs no correction
+    for reading it every night: a student that never was good enough is found within few pairs.
     """
     reject = math.log((1 - SEQUENTIAL_BETA) / SEQUENTIAL_ALPHA)
     accept = math.log(SEQUENTIAL_BETA / (1 - SEQUENTIAL_ALPHA))

@@ -69,16 +69,17 @@ def tabulate_clusters(
 def read_registered(eval_embeddings: pl.DataFrame, suite: str) -> tuple[Vectors, list[str]]:
     """Return the vectors and names of the registry's cases."""
     mine = eval_embeddings.filter(pl.col("suite") == suite)
-    vectors = np.asarray(mine["vector"].to_list(), dtype=np.float32)
-    return vectors.reshape(mine.height, -1), mine["case_id"].to_list()
+    if mine.is_empty():
+        return np.zeros((0, 0), dtype=np.float32), []
+    return np.asarray(mine["vector"].to_list(), dtype=np.float32), mine["case_id"].to_list()
 
 
 def judge_clusters(clusters: pl.DataFrame, shadow_agreement: pl.DataFrame) -> Measurement:
     """Return the largest cluster that the registry does not know against its limit."""
     limit = CLUSTER_SIZE - 1
-    compared = shadow_agreement.filter(metric="agreement_sprt")["n"].sum()
+    compared = shadow_agreement.filter(metric="agreement", slice="all")["n"].sum()
     if clusters.is_empty() and not compared:
-        told = shadow_agreement.filter(metric="agreement")["detail"].to_list()
+        told = shadow_agreement.filter(metric="agreement", slice="all")["detail"].to_list()
         reason = told[0] if told else "no question was answered by both models"
         return leave_open("unregistered_cluster", reason, relation="at most", limit=limit)
     strays = clusters.filter(~pl.col("is_registered"))

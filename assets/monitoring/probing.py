@@ -41,8 +41,13 @@ def read_probes(snapshot: Path, count: int = PROBES) -> Probes:
     import lancedb
 
     database = lancedb.connect(snapshot)
-    chunks = database.open_table(CHUNKS).to_lance().to_table(columns=["chunk", "search_text"])
-    windows = database.open_table(WINDOWS).to_lance().to_table(columns=["chunk", "vector"])
+    chunks, windows = (
+        table.search().select(columns).limit(table.count_rows()).to_arrow()
+        for table, columns in (
+            (database.open_table(CHUNKS), ["chunk", "search_text"]),
+            (database.open_table(WINDOWS), ["chunk", "vector"]),
+        )
+    )
     owners = windows["chunk"].to_numpy()
     flat = windows["vector"].combine_chunks().flatten().to_numpy()
     vectors: Vectors = flat.reshape(len(owners), -1).astype(np.float32)

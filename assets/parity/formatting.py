@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from assets.parity.arms import BASELINE, REQUIRED_ARMS
 from assets.parity.comparison import find_row
 from assets.parity.metrics import METRICS, UNPAIRED, Unit
 
@@ -58,8 +59,12 @@ class TextTable:
 
 
 def render_parity_table_text(report: pl.DataFrame, *, slice_name: str = "all") -> TextTable:
-    """Return a slice's headline table as text: a metric per row, the arms, then the differences."""
-    columns = list_columns(report)
+    """Return a slice's headline table as text: a metric per row, the arms, then the differences.
+
+    Only the arms that a verdict needs: more do not fit a terminal. The report shows all of them.
+    """
+    shown = {*REQUIRED_ARMS, *(f"{arm}-{BASELINE}" for arm in REQUIRED_ARMS)}
+    columns = [name for name in list_columns(report) if name in shown]
     rows = []
     for metric in METRICS:
         cells = (find_row(report, arm, metric.name, slice_name) for arm in columns)

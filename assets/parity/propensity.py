@@ -25,7 +25,7 @@ EXPLORED = ("default", "explore", "canary", "low_confidence")
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedEstimate:
-    """A mean over what one model was asked, as it is logged and as it would be over all questions."""
+    """A mean over what one model was asked: as logged, and as it would be over all questions."""
 
     arm: str
     naive: float

@@ -175,10 +175,12 @@ def suitability(
         pl.col("outcome") == "answered", pl.col("counterfactual_cost_usd").is_not_null()
     )
     is_traffic = served.height >= MINIMUM_TRAFFIC
+    # Paraphrases are our own: what they repeat, no user has asked twice.
+    seeds = teacher_answers.filter(pl.col("question_id") == pl.col("seed_id"))
     asked = (
         gather_asked(served, router_policy, cost="counterfactual_cost_usd")
         if is_traffic
-        else gather_asked(teacher_answers, router_policy, cost="cost_usd")
+        else gather_asked(seeds, router_policy, cost="cost_usd")
     )
     passed = set(labelled_examples["question_id"])
     labelled = teacher_answers.select("question", is_checkable=pl.col("question_id").is_in(passed))

@@ -47,6 +47,10 @@ DECIDES_NOTHING = {
     "scorer.timeout_seconds": "speed only",
     "scorer.deadline_seconds": "speed only",
     "scorer.concurrency": "speed only",
+    "loop.minimum_teacher_traces": "says when to train, not what comes of it",
+    "loop.minimum_after_drift": "says when to train, not what comes of it",
+    "loop.maximum_attempts": "stops runs, changes no answer",
+    "loop.maximum_eval_age_days": "says when to measure, not what comes of it",
 }
 
 

@@ -58,6 +58,7 @@ def test_it_says_what_the_next_training_waits_for_and_that_nothing_is_released(f
     assert "11 of 30 curated teacher traces" in found.retraining
     assert not found.is_retraining_due
     assert found.release is None
+    assert found.phases[1].missing == ("a release with a student",)
     assert found.problems == ("nothing is released: `understudy run`",)
 
 

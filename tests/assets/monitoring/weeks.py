@@ -111,18 +111,22 @@ class Faults:
     canary_ratio: float | None = 0.5
     shadow_ratio: float = 1.0
     embedder_fingerprint: str = "e0e0"
-    keep: Callable[[PlannedAsk], bool] = lambda ask: True
+    is_late: bool = False
+    """The generator's second half, in which other topics dominate."""
     reword: Callable[[str], str] = str
 
 
-def plan_week(seed: int, start: datetime, *, asks_per_day: int = ASKS_PER_DAY) -> list[PlannedAsk]:
-    """Return a week of the generator's traffic before its topics shift, moved to `start`."""
+def plan_week(
+    seed: int, start: datetime, *, asks_per_day: int = ASKS_PER_DAY, is_late: bool = False
+) -> list[PlannedAsk]:
+    """Return a week of the generator's traffic, before its topics shift or after, at `start`."""
     plan = plan_traffic(
         QUESTIONS, days=14, asks_per_day=asks_per_day, seed=seed, key_count=12, profiles=BOTS
     )
-    offset = (start - START).total_seconds()
-    first = [ask for ask in plan if ask.at_seconds < WEEK.total_seconds()]
-    return [replace(ask, at_seconds=ask.at_seconds + offset) for ask in first]
+    length = WEEK.total_seconds()
+    offset = (start - START).total_seconds() - (length if is_late else 0.0)
+    half = [ask for ask in plan if (ask.at_seconds >= length) == is_late]
+    return [replace(ask, at_seconds=ask.at_seconds + offset) for ask in half]
 
 
 def serve_week(
@@ -131,7 +135,7 @@ def serve_week(
 ) -> pl.DataFrame:  # fmt: skip
     """Serve a week into a home and return all its stored traces, with the monitors' columns."""
     faults = faults or Faults()
-    plan = [ask for ask in plan_week(seed, start, asks_per_day=asks_per_day) if faults.keep(ask)]
+    plan = plan_week(seed, start, asks_per_day=asks_per_day, is_late=faults.is_late)
     keys = make_keys(root, 12, env=env)
     asyncio.run(_serve(root, plan, keys, faults, seed))
     compact(Home(root))
@@ -155,7 +159,7 @@ async def _serve(
 ) -> None:
     clock, virtual = Clock(START), VirtualTime()
     app = create_app(
-        engine=_build_engine(clock, virtual, faults, random.Random(seed)),
+        engine=_build_engine(clock, virtual, faults, random.Random(seed)),  # noqa: S311 - of a test
         settings=ServerSettings(
             env="prod", home=root, auth="keys", canary_salt="s",
             shadow_ratio=faults.shadow_ratio, shadow_calls_per_day=10**9,
@@ -170,7 +174,7 @@ async def _serve(
         async with asyncio.timeout(20):
             while (await client.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.005)
-        with clock.worn_by_server(), _wear(clock, virtual, faults):
+        with clock.worn_by_server(), _wear(virtual, faults):
             for ask in plan:
                 clock.now = START + timedelta(seconds=ask.at_seconds)
                 reply = await client.post(
@@ -215,7 +219,7 @@ def _build_engine(clock: Clock, virtual: VirtualTime, faults: Faults, chance: ra
 
 
 @contextlib.contextmanager
-def _wear(clock: Clock, virtual: VirtualTime, faults: Faults) -> Iterator[None]:
+def _wear(virtual: VirtualTime, faults: Faults) -> Iterator[None]:
     """Put virtual time, the shadow's clock and a faulty draw in the place of the server's own."""
     timed = [serving.pipeline.answer, serving.pipeline.answered]
     kept = [module.time for module in timed], serving.exchange.time, serving.shadowing.datetime

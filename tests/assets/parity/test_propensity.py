@@ -1,4 +1,4 @@
-"""Weighted estimates: what the logs of a router say about all questions, not about its own choice."""
+"""Weighted estimates: what the logs of a router say about all questions."""
 
 import numpy as np
 import polars as pl

@@ -12,8 +12,8 @@ from assets.traces.deciding import Reviewer, decide_trace, open_decisions
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.config import Config, read_config
 from orchestration.curate_cli import compact
-from serving.home import Home
 from orchestration.traffic import plan_traffic
+from serving.home import Home
 from tests.assets.traces.served import make_keys, serve_plan
 from tests.product import write_product
 

@@ -64,7 +64,7 @@ def test_what_counts_is_admitted_answered_by_the_teacher_and_not_learnt(curated,
     assert not read_retraining_facts(config, instance, "tiny").attempts
 
 
-def test_decisions_before_the_last_students_seeds_are_learnt(curated, instance, tmp_path):
+def test_decisions_before_the_last_students_seeds_are_learnt(instance, tmp_path):
     config = write_curated(tmp_path, minimum_teacher_traces=8)
     accept(config, choose_rows(config, "teacher"), at=datetime.now(UTC) - timedelta(days=1))
     assert read_retraining_facts(config, instance, "tiny").teacher_traces == ()

@@ -1,0 +1,194 @@
+"""One row per monitor: what Holm's correction leaves, and what is inconclusive instead."""
+
+from datetime import timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.monitoring.agreement import measure_agreement
+from assets.monitoring.alarms import FAMILY_ALPHA, LOOKS_PER_WEEK, MONITORS, raise_alarms
+from assets.monitoring.assignment import measure_assignment
+from assets.monitoring.cold_starts import measure_cold_starts
+from assets.monitoring.comparing import compare_counts, compare_vectors, tell_apart
+from assets.monitoring.drift import METRICS, gather_drift, measure_drift
+from assets.monitoring.measurements import (
+    MonitoringPlan,
+    compare_interval,
+    compare_number,
+    leave_open,
+    tabulate_measurements,
+)
+from assets.monitoring.probing import measure_fingerprints
+from assets.monitoring.reporting import render_alarms
+from assets.monitoring.sampling import measure_samples
+from assets.monitoring.separation import measure_separation
+from assets.monitoring.slices import measure_slices
+from assets.monitoring.traffic import split_traffic
+from assets.statistics import wilson_interval
+from tests.assets.monitoring.weeks import START, WEEK
+from tests.counting_embedder import CountingEmbedder
+
+PLAN = MonitoringPlan()
+AT = {"start": START, "end": START + WEEK}
+
+
+def examine(p, *, number=0.5):
+    return compare_number("topic", number, relation="at most", limit=0.1, n=900, p_value=p)
+
+
+def status_of(monitor, *measurements, others=()):
+    frame = tabulate_measurements(monitor, measurements, **AT)
+    more = tabulate_measurements("sample_audit", others, **AT)
+    rows = raise_alarms(pl.concat([frame, more])).rows_by_key("monitor", named=True, unique=True)
+    return rows[monitor]["status"]
+
+
+def test_one_small_p_in_a_large_family_is_chance():
+    p = FAMILY_ALPHA / 2
+    assert status_of("traffic_drift", examine(p)) == "alarm"
+    quiet = [examine(0.5, number=0.01) for _ in range(9)]
+    assert status_of("traffic_drift", examine(p), others=quiet) == "ok"
+    assert status_of("traffic_drift", examine(p / 10), others=quiet) == "alarm"
+    assert pytest.approx(0.05) == FAMILY_ALPHA * LOOKS_PER_WEEK
+
+
+def test_a_large_sample_s_small_difference_is_no_alarm():
+    assert status_of("traffic_drift", examine(1e-12, number=0.02)) == "ok"
+
+
+def test_a_count_past_its_limit_needs_no_p():
+    wrong = compare_number("foreign_traces", 1, relation="at most", limit=0, n=900)
+    assert status_of("embedder_probe", wrong) == "alarm"
+
+
+def test_an_interval_that_holds_its_limit_is_neither():
+    near = compare_interval("agreement", wilson_interval(94, 100), relation="at least", limit=0.95)
+    assert near.outcome == "inconclusive"
+    assert status_of("shadow_agreement", near) == "inconclusive"
+    fine = compare_interval(
+        "agreement", wilson_interval(990, 1000), relation="at least", limit=0.95
+    )
+    assert status_of("shadow_agreement", fine) == "ok"
+
+
+def test_one_open_measurement_keeps_its_monitor_open_and_an_alarm_comes_first():
+    gap, bad = leave_open("language", "no traffic in the window"), examine(1e-9)
+    assert status_of("traffic_drift", examine(0.5, number=0.01), gap) == "inconclusive"
+    assert status_of("traffic_drift", gap, bad) == "alarm"
+
+
+def test_a_monitor_that_measured_nothing_is_inconclusive_and_there():
+    frame = raise_alarms(tables.MEASUREMENTS.to_frame())
+    assert frame["monitor"].to_list() == list(MONITORS)
+    assert set(frame["status"]) == {"inconclusive"}
+    assert frame.schema == tables.ALARMS
+
+
+def measure_everything(traffic):
+    samples = {"stratified": traffic.asks}
+    return [
+        *measure_agreement(traffic),
+        *measure_drift(traffic, gather_drift(traffic), CountingEmbedder()),
+        *measure_slices(traffic),
+        *measure_assignment(traffic),
+        *measure_cold_starts(traffic, PLAN),
+        *measure_samples(traffic, samples),
+        *(m for m in measure_separation(traffic, [], PLAN) if m.metric == "p99_ratio"),
+    ]
+
+
+@pytest.mark.parametrize("hours", [0, 1])
+def test_no_traffic_and_one_hour_of_it_are_inconclusive_with_the_reason(quiet, hours):
+    records = pl.concat([quiet.before, quiet.asks, quiet.shadows])
+    noon = quiet.start + timedelta(days=2, hours=12)
+    kept = records.filter(
+        pl.col("asked_at").is_between(noon, noon + timedelta(hours=hours), closed="left")
+    )
+    # As many as a week has, all in one hour: volume alone is no evidence.
+    kept = pl.concat([kept] * 40) if hours else kept
+    traffic = split_traffic(kept, start=quiet.start, end=quiet.end, before_start=quiet.before_start)
+    found = [m for m in measure_everything(traffic) if m.outcome != "shown"]
+    assert {m.outcome for m in found} == {"inconclusive"}
+    assert all(m.detail and m.number is None for m in found)
+    if not hours:
+        assert {m.detail for m in found} == {"no traffic in the window"}
+
+
+def test_a_first_week_has_nothing_to_drift_from(quiet):
+    first = split_traffic(
+        quiet.asks, start=quiet.start, end=quiet.end, before_start=quiet.before_start
+    )
+    found = measure_drift(first, gather_drift(first), CountingEmbedder())
+    assert {m.metric for m in found} == set(METRICS)
+    assert {m.detail for m in found} == {"no traffic before the window to compare with"}
+
+
+def test_missing_fingerprints_and_missing_cold_starts_are_inconclusive(quiet):
+    from dataclasses import replace
+
+    nameless = replace(
+        quiet, asks=quiet.asks.with_columns(pl.lit(None, pl.String).alias("index_fingerprint"))
+    )
+    found = measure_fingerprints(nameless, {}, ("feedfacefeedface", "e0e0"))
+    assert found.outcome == "inconclusive"
+    assert f"{quiet.asks.height} of {quiet.asks.height}" in found.detail
+    silent = pl.col("attempts").list.eval(
+        pl.element().struct.with_fields(pl.lit(None, pl.Boolean).alias("cold_start"))
+    )
+    mute = replace(quiet, asks=quiet.asks.with_columns(silent))
+    found = measure_cold_starts(mute, PLAN)
+    assert {m.outcome for m in found} == {"inconclusive"}
+    assert "`cold_start` is missing in every trace" in found[0].detail
+
+
+def test_the_reference_is_whole_weeks(quiet):
+    records = pl.concat([quiet.before, quiet.asks]).with_columns(
+        pl.col("asked_at") - pl.duration(days=pl.int_range(pl.len()) % 3)
+    )
+    traffic = split_traffic(
+        records, start=quiet.start, end=quiet.end, before_start=quiet.start - 2 * WEEK
+    )
+    assert traffic.before["asked_at"].min() >= quiet.start - WEEK
+
+
+def test_rare_categories_are_merged_before_chi_square():
+    common = pl.Series(["a"] * 200 + ["b"] * 200)
+    rare = pl.Series(["a"] * 200 + ["b"] * 190 + [f"rare {n}" for n in range(10)])
+    found = compare_counts(common, rare)
+    assert found.category_count == 3
+    assert compare_counts(common, common).p_value == 1.0
+    assert compare_counts(common.head(200), common.head(190)).category_count == 1
+
+
+def test_the_kernel_test_keeps_its_level_and_sees_a_shift():
+    chance = np.random.default_rng(3)
+
+    def draw(n, shift=0.0):
+        return chance.normal(size=(n, 6)) + shift
+
+    ps = [compare_vectors(draw(60), draw(60), resamples=199) for _ in range(40)]
+    assert sum(p < 0.05 for p in ps) <= 7  # 2 expected; more than 7 has a chance of 0.1 %
+    assert compare_vectors(draw(60), draw(60, 0.8), resamples=1999) < 0.002
+
+
+def test_a_classifier_tells_apart_only_what_differs():
+    chance = np.random.default_rng(5)
+    labels = [n % 2 == 0 for n in range(400)]
+    noise = chance.normal(size=(400, 4))
+    same = tell_apart(noise, labels)
+    assert same.lower < 0.5 < same.upper
+    shifted = tell_apart(noise + np.array(labels)[:, None], labels)
+    assert shifted.lower > 0.7
+    assert shifted.p_value < 1e-6
+
+
+def test_the_report_escapes_what_it_shows():
+    frame = tabulate_measurements(
+        "traffic_drift", [leave_open("topic", "<script>alert(1)</script>")], **AT
+    )
+    page = render_alarms(raise_alarms(frame), frame)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "No monitor alarms" in page

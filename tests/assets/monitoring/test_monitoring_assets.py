@@ -1,0 +1,178 @@
+"""The job over all monitors, on a home without traffic and on one whose week was served."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+
+from assets import keys, tables
+from assets.monitoring.alarms import MONITORS
+from assets.monitoring.curation import measure_curation
+from assets.monitoring.measurements import MonitoringPlan
+from orchestration.config import load_config
+from orchestration.definitions import build_defs
+from orchestration.jobs import NIGHTLY_MONITORING
+from serving.hashing import content_hash
+from serving.home import Home
+from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
+from tests.assets.monitoring.judging import judge
+from tests.assets.monitoring.weeks import QUESTIONS, START, WEEK, serve_week
+from tests.counting_embedder import CountingEmbedder
+
+EMBEDDER = CountingEmbedder("e0e0")
+UPSTREAM = (
+    keys.SEED_QUESTIONS, keys.CURATION_DECISIONS, keys.ADMISSIONS, keys.ESCALATIONS,
+    keys.EVAL_EMBEDDINGS,
+)  # fmt: skip
+
+
+def lay_upstream(home: Home) -> None:
+    """Write what the chain leaves of a corpus of seed questions, and empty tables of the rest."""
+    texts = [text for questions in QUESTIONS.values() for text in questions][:80]
+    chunks = [
+        IndexedChunk(chunk_id=f"docs:page/{n}", content_hash=content_hash(text), title="Page",
+                     url="", heading_path=("Page",), text=text)
+        for n, text in enumerate(texts)
+    ]  # fmt: skip
+    windows = plan_windows(
+        chunks, maximum_tokens=EMBEDDER.maximum_tokens, count_tokens=EMBEDDER.count_tokens
+    )
+    vectors = EMBEDDER.embed([window.text for window in windows])
+    fingerprint = build_index(home.index, chunks, windows, np.asarray(vectors), "e0e0")
+    rows = {
+        "index_fingerprint": fingerprint, "embedder_fingerprint": "e0e0", "chunk_count": 80,
+        "dimension": EMBEDDER.dimension, "uri": f"index/{fingerprint}",
+    }  # fmt: skip
+    write(home, keys.VECTOR_INDEX, pl.DataFrame([rows], schema=tables.VECTOR_INDEX))
+    for key in UPSTREAM:
+        write(home, key, tables.BY_KEY[tuple(key.path)].to_frame())
+
+
+def write(home: Home, key: dg.AssetKey, frame: pl.DataFrame) -> None:
+    path = home.table("/".join(key.path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(path)
+
+
+def run_job(root, **plan):
+    config = load_config({"UNDERSTUDY_HOME": str(root)})
+    definitions = build_defs(config, live_embedder=EMBEDDER, monitoring_plan=MonitoringPlan(**plan))
+    job = definitions.resolve_job_def(NIGHTLY_MONITORING)
+    return job.execute_in_process(instance=dg.DagsterInstance.ephemeral())
+
+
+def read(home: Home, name: str) -> pl.DataFrame:
+    return pl.read_parquet(home.table(f"monitoring/{name}"))
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    home = Home(tmp_path_factory.mktemp("empty") / "home")
+    lay_upstream(home)
+    return home, run_job(home.root)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    home = Home(tmp_path_factory.mktemp("served") / "home")
+    for seed in (1, 2):
+        serve_week(home.root, START + (seed - 1) * WEEK, seed=seed, asks_per_day=80)
+    lay_upstream(home)
+    return home, run_job(home.root, until=START + 2 * WEEK)
+
+
+def test_a_home_without_traffic_is_inconclusive_and_not_an_error(empty):
+    home, run = empty
+    assert run.success
+    status = dict(read(home, "alarms").select("monitor", "status").iter_rows())
+    assert set(status) == set(MONITORS)
+    assert set(status.values()) == {"inconclusive"}
+    for name, schema in ((k.path[1], tables.BY_KEY[tuple(k.path)]) for k in monitoring_keys()):
+        assert read(home, name).schema == schema, name
+        assert home.table(f"monitoring/{name}").stat().st_mode & 0o077 == 0
+    assert (home.reports / "monitoring" / "alarms.html").exists()
+
+
+def monitoring_keys() -> list[dg.AssetKey]:
+    return [key for key in keys.ON_DEMAND if key.path[0] == "monitoring"]
+
+
+def test_what_cannot_be_told_warns_and_is_never_passed(empty):
+    _, run = empty
+    results = {e.check_name: e for e in run.get_asset_check_evaluations()}
+    quiet = [e for name, e in results.items() if name == "traffic_is_what_it_was"]
+    assert [e.passed for e in quiet] == [False]
+    assert quiet[0].severity == dg.AssetCheckSeverity.WARN
+    assert results["every_monitor_is_judged_once"].passed
+    assert all(e.passed for e in run.get_asset_check_evaluations() if e.blocking)
+
+
+def test_a_served_week_is_judged_and_reported(served):
+    home, run = served
+    assert run.success
+    alarms = read(home, "alarms").rows_by_key("monitor", named=True, unique=True)
+    # The index of this home is not the one that the canned retriever names.
+    assert alarms["embedder_probe"]["status"] == "alarm"
+    assert alarms["embedder_probe"]["metric"] == "foreign_traces"
+    told = read(home, "embedder_probe").filter(metric="min_cosine")
+    assert told["outcome"].to_list() == ["within"]
+    for name in ("served_by_slices", "assignment_audit", "cold_start_report", "traffic_drift"):
+        assert alarms[name]["status"] == "ok", alarms[name]
+    failed = {e.check_name: e for e in run.get_asset_check_evaluations() if not e.passed}
+    assert failed["embedder_is_that_of_the_index"].severity == dg.AssetCheckSeverity.ERROR
+    report = (home.reports / "monitoring" / "drift.html").read_text(encoding="utf-8")
+    assert "question_length" in report
+    assert not any(text in report for text in next(iter(QUESTIONS.values())))
+
+
+def test_the_demo_s_chain_makes_no_monitor():
+    chain = build_defs().resolve_job_def("whole_chain")
+    assert not {key for key in chain.asset_layer.executable_asset_keys if key in monitoring_keys()}
+
+
+def seeds_of(*rows):
+    return pl.DataFrame(
+        [
+            {"question_id": f"q{n}", "text": text, "source": "harvested", "source_trace_id": trace}
+            for n, (text, trace) in enumerate(rows)
+        ]
+    )
+
+
+ADMITTED = pl.DataFrame({"trace_id": ["t1"], "is_admitted": [True]})
+NOBODY = (tables.CURATION_DECISIONS.to_frame(), tables.ESCALATIONS.to_frame())
+
+
+def test_staging_s_questions_among_the_seeds_alarm(tmp_path):
+    """A row of the harvest that no decision admits, from a staging key's traffic."""
+    staged = serve_week(tmp_path / "home", START, seed=3, env="staging", asks_per_day=2)
+    asked = staged.select("trace_id", "env", "question_hash")
+    prod = pl.DataFrame({"trace_id": ["t1"], "env": ["prod"], "question_hash": ["h"]})
+    asked = pl.concat([asked, prod])
+    leaked = staged.row(0, named=True)
+    sound = measure_curation(seeds_of(("Asked by a user?", "t1")), ADMITTED, *NOBODY, asked)
+    assert {m.outcome for m in sound if m.n} == {"within"}
+    seeds = seeds_of(("Asked by a user?", "t1"), (leaked["question"], leaked["trace_id"]))
+    found = measure_curation(seeds, ADMITTED, *NOBODY, asked)
+    outcomes = {m.metric: m.outcome for m in found if m.outcome != "inconclusive"}
+    assert outcomes == dict.fromkeys(
+        ("undecided_seeds", "seeds_not_of_production", "canaries_leaked"), "past"
+    )
+    assert judge("curation_audit", found)["status"] == "alarm"
+
+
+def test_automation_that_closes_for_people_and_haste_alarm():
+    at = datetime(2026, 3, 2, 9, tzinfo=UTC)
+    decision = {name: None for name in tables.CURATION_DECISIONS.names()} | {
+        "escalation_id": "t9:contested_refusal", "reviewer_kind": "automation",
+        "shown_at": at, "decided_at": at,
+    }  # fmt: skip
+    decisions = pl.DataFrame([decision], schema=tables.CURATION_DECISIONS)
+    nothing = (seeds_of(("Asked by a user?", "t1")), ADMITTED)
+    asked = pl.DataFrame({"trace_id": ["t1"], "env": ["prod"], "question_hash": ["h"]})
+    found = measure_curation(*nothing, decisions, tables.ESCALATIONS.to_frame(), asked)
+    outcomes = {m.metric: m.outcome for m in found}
+    assert outcomes["closed_by_automation"] == outcomes["hasty_ratio"] == "past"
+    assert judge("curation_audit", found)["status"] == "alarm"
