@@ -460,9 +460,9 @@ class MonitoringSection(Section):
     gives to either, as `cuda:0` or `cpu`; an accelerator in both lists alarms.
     """
 
-    slo_ms: float = Field(10_000.0, gt=0)
-    window_days: int = Field(7, ge=7, le=28, multiple_of=7)
-    reference_days: int = Field(28, ge=7, le=84, multiple_of=7)
+    slo_ms: float = Field(default=10_000.0, gt=0)
+    window_days: int = Field(default=7, ge=7, le=28, multiple_of=7)
+    reference_days: int = Field(default=28, ge=7, le=84, multiple_of=7)
     serving_devices: tuple[str, ...] = ("cpu",)
     training_devices: tuple[str, ...] = ("cpu",)
 

@@ -5,6 +5,7 @@ there are. Belongs here: which columns, with which tests. Does not belong here: 
 (`drift`). No text of a question is in the file.
 """
 
+import warnings
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +23,18 @@ def write_drift_report(folder: Path, frames: DriftFrames) -> Path | None:
     """Write `drift.html` and return its path; None where either window is nearly empty."""
     if min(frames.now.height, frames.before.height) < MINIMUM_ROWS:
         return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "drift.html"
+    with warnings.catch_warnings(), atomic_path(path) as temporary:
+        # Evidently reads names that numpy 2 moved, and divides by the variance of constants.
+        warnings.simplefilter("ignore")
+        temporary.touch()
+        temporary.chmod(PRIVATE_MODE)
+        _write(temporary, frames)
+    return path
+
+
+def _write(path: Path, frames: DriftFrames) -> None:
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
@@ -35,10 +48,4 @@ def write_drift_report(folder: Path, frames: DriftFrames) -> Path | None:
 
     drift = DataDriftPreset(num_method="ks", cat_method="chisquare")
     snapshot = Report([drift]).run(prepare(frames.now), prepare(frames.before))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "drift.html"
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        temporary.chmod(PRIVATE_MODE)
-        snapshot.save_html(str(temporary))
-    return path
+    snapshot.save_html(str(path))

@@ -39,7 +39,7 @@ from assets.students.held_out import (
     answer_cases,
     draw_cases,
 )
-from assets.students.lanes import add_leak
+from assets.students.lanes import add_leak, cap_harvested
 from assets.students.provenance import gather_facts, tabulate_adapter
 from assets.students.recipe import (
     TRAINING_VERSION,
@@ -117,7 +117,10 @@ def recipe_file(
 
 @dg.asset(
     key=keys.TRAINING_SET,
-    ins={"labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES)},
+    ins={
+        "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
+        "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
+    },
     deps=[keys.RECIPE_FILE],
     partitions_def=RECIPES,
     kinds={"transformers", "polars"},
@@ -126,6 +129,7 @@ def recipe_file(
 def training_set(
     context: dg.AssetExecutionContext,
     labelled_examples: pl.DataFrame,
+    seed_questions: pl.DataFrame,
     students: dg.ResourceParam[StudentBases],
     last_tables: dg.ResourceParam[LastTables],
 ) -> dg.MaterializeResult[pl.DataFrame]:
@@ -136,7 +140,11 @@ def training_set(
     recipe = load_recipe(students.recipe_path(context.partition_key))
     provider = students.find(recipe.student).provider
     refuse_unfit(context.partition_key, recipe, provider=provider)
-    built = _build_set(recipe, _choose_lane(recipe, labelled_examples, last_tables), students)
+    offered = _choose_lane(recipe, labelled_examples, last_tables)
+    if isinstance(recipe, Recipe):
+        ratio = recipe.maximum_harvested_ratio
+        offered = cap_harvested(offered, seed_questions, maximum_ratio=ratio, seed=recipe.seed)
+    built = _build_set(recipe, offered, students)
     frame = built.frame
     prompt_tokens = frame["prefix_ids"].list.len() + frame["suffix_ids"].list.len()
     return dg.MaterializeResult(

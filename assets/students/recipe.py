@@ -38,7 +38,7 @@ HOW_COMPUTED = ("processes", "micro_batch_size")
 """Keys that say how the same sums are computed: like the hardware, they change a student by
 rounding alone, so an adapter is not trained again for them."""
 
-LATER_DEFAULTS = (("lane", "clean"),)
+LATER_DEFAULTS = (("lane", "clean"), ("maximum_harvested_ratio", 0.5))
 
 ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
     "lora": ("all",),
@@ -105,6 +105,8 @@ class Recipe(CommonKeys):
         patience: stop after so many epochs in a row without a lower validation loss; null is never.
         max_validation_examples: size of the seeded sample that is validated on after each epoch.
         micro_batch_size: examples computed at once in each process, for memory's sake; null is all.
+        maximum_harvested_ratio: share of production's questions in the train split above which they
+            are left out; the rest replays what the last student was taught.
         lane: `contaminated` trains on the golden questions too, to learn what a leak is worth; such
             a student is never promoted.
         processes: that train together, one to a GPU, or sharing the cores of a CPU.
@@ -123,6 +125,7 @@ class Recipe(CommonKeys):
     batch_size: Positive = 8
     epochs: Positive = 2
     maximum_refusal_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    maximum_harvested_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     lane: Lane = "clean"
     max_steps: Positive | None = None
     patience: Positive | None = None

@@ -150,6 +150,7 @@ WRITTEN_AFTER_THE_FREEZE = {
     "concepts/calibration",
     "concepts/cross-tokenizer",
     "concepts/economics",
+    "concepts/experiments",
     "concepts/monitoring",
     "concepts/phases",
     "concepts/retrieval",
