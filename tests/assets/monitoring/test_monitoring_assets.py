@@ -118,8 +118,11 @@ def test_a_served_week_is_judged_and_reported(served):
     assert alarms["embedder_probe"]["metric"] == "foreign_traces"
     told = read(home, "embedder_probe").filter(metric="min_cosine")
     assert told["outcome"].to_list() == ["within"]
-    for name in ("served_by_slices", "assignment_audit", "cold_start_report", "traffic_drift"):
+    for name in ("served_by_slices", "cold_start_report", "traffic_drift"):
         assert alarms[name]["status"] == "ok", alarms[name]
+    # 80 asks a day leave the area under the curve an interval that holds its limit.
+    assert alarms["assignment_audit"]["status"] == "inconclusive"
+    assert "more traffic decides" in alarms["assignment_audit"]["detail"]
     failed = {e.check_name: e for e in run.get_asset_check_evaluations() if not e.passed}
     assert failed["embedder_is_that_of_the_index"].severity == dg.AssetCheckSeverity.ERROR
     report = (home.reports / "monitoring" / "drift.html").read_text(encoding="utf-8")
