@@ -185,7 +185,7 @@ def test_warm_models_hide_nothing(quiet):
 
 
 def test_cold_starts_that_move_the_99th_percentile_alarm(serve_faulty):
-    traffic = serve_faulty(Faults(cold_ratio=0.04, shadow_ratio=0.0))
+    traffic = serve_faulty(Faults(cold_ratio=0.08, shadow_ratio=0.0))
     found = measure_cold_starts(traffic, PLAN)
     assert judge("cold_start_report", found)["status"] == "alarm"
     assert {m.metric: m.outcome for m in found} == {"p99_gap_ms": "past", "cold_ratio": "past"}
