@@ -716,6 +716,7 @@ ROUTER_CURVE = pl.Schema(
         "step": INT,
         "min_retrieval_score": FLOAT,
         "confidence_threshold": FLOAT,
+        "direct_ratio": FLOAT,
         "teacher_ratio": FLOAT,
         "quality": FLOAT,
         "random_quality": FLOAT,

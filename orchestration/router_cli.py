@@ -62,11 +62,14 @@ def replay(
     }
     candidate = replace(current, **{k: v for k, v in asked.items() if v is not None})
     home = Home(config.home)
-    calibration = read_calibration(home)
+    calibration, records = read_calibration(home), _read_records(home)
+    if (current_release := read_current(home)) is not None:
+        # A confidence means what the calibration of its own student says.
+        records = records.filter(pl.col("release_id") == current_release.release_id)
     threshold = None
     if calibration is not None:
         threshold = calibration.find_threshold(candidate.maximum_risk_ratio)
-    found = replay_policy(_read_records(home), candidate, confidence_threshold=threshold)
+    found = replay_policy(records, candidate, confidence_threshold=threshold)
     patch = write_patch(current, candidate)
     if as_json:
         sys.stdout.write(json.dumps({**asdict(found), "patch": patch}) + "\n")

@@ -13,6 +13,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.eval_set.ledger import record_read
 from assets.labels.answering import (
     ANSWERING_VERSION,
     WITHOUT_ANSWER,
@@ -46,6 +47,7 @@ from assets.losses import UNANSWERED
 from assets.reuse import LastTables
 from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
+from serving.home import Home
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PROMPT_WORDING
@@ -268,10 +270,12 @@ def _select(answers: pl.DataFrame, judged: pl.DataFrame, plan: LabellingPlan) ->
     pool="teacher",
 )
 def contaminated_examples(
+    context: dg.AssetExecutionContext,
     golden_cases: pl.DataFrame,
     vector_index: pl.DataFrame,
     pipeline_parts: dg.ResourceParam[PipelineParts],
     labelling_plan: dg.ResourceParam[LabellingPlan],
+    home: dg.ResourceParam[Home],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The golden questions as training examples: what the guard is there to prevent.
@@ -279,6 +283,7 @@ def contaminated_examples(
     Made on demand, for recipes of the lane `contaminated` alone: the experiment measures what a
     leak is worth, and its student can never be promoted.
     """
+    record_read(home.ledger, reader="contaminated_examples", run_id=context.run.run_id)
     questions = [
         AskedQuestion(question_id=case_id, seed_id=case_id, text=question)
         for case_id, question in golden_cases.select("case_id", "question").iter_rows()

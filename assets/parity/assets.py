@@ -7,6 +7,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.eval_set.ledger import record_read
 from assets.labels.assets import LabellingPlan
 from assets.labels.rating import rate_answers, read_rateables
 from assets.parity.answering import answer_plan
@@ -16,7 +17,6 @@ from assets.parity.comparison import build_parity_table, describe_headline
 from assets.parity.deriving import derive_arm, describe_routing
 from assets.parity.exposure import find_seen_chunks, slice_by_exposure
 from assets.parity.graders import grade_answers
-from assets.parity.ledger import record_read
 from assets.parity.operating_points import choose_operating_points, read_thresholds
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.partitions import RECIPES

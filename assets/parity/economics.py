@@ -74,8 +74,8 @@ class MeasuredCosts:
         student_calls_ratio: student calls per question, those that fell back included.
         fallback_ratio: questions for which the student was paid and the teacher too.
         teacher_share_ratio: questions whose answer is the teacher's.
-        student_usd: a call of the student at its token price, on average.
-        student_seconds: a call of the student alone on its machine, on average.
+        student_usd: a call of the student at its token price, on average of the calls made.
+        student_seconds: a call of the student alone on its machine, on average; None: not timed.
         saving_range_usd: 95 % limits of `teacher_usd` less the arm's cost, at token prices.
         n: questions.
     """
@@ -87,7 +87,7 @@ class MeasuredCosts:
     fallback_ratio: float
     teacher_share_ratio: float
     student_usd: float
-    student_seconds: float
+    student_seconds: float | None
     saving_range_usd: tuple[float, float]
     n: int
 
@@ -158,7 +158,8 @@ def measure_costs(arm_answers: pl.DataFrame, arm: str) -> MeasuredCosts:
     called = (cases["served_by"] == STUDENT) | cases["used_fallback"]
     savings = (cases["cost_usd_teacher"] - cases["cost_usd"]).to_list()
     limits = clustered_bootstrap(savings, cases["case_id"].to_list())
-    student_paid = _mean(cases["cost_usd_student"] * called)
+    every_call = cases["cost_usd_student"]
+    student_paid = _mean(every_call * called)
     return MeasuredCosts(
         arm=arm,
         teacher_usd=_mean(cases["cost_usd_teacher"]),
@@ -166,7 +167,7 @@ def measure_costs(arm_answers: pl.DataFrame, arm: str) -> MeasuredCosts:
         student_calls_ratio=_mean(called),
         fallback_ratio=_mean(cases["used_fallback"]),
         teacher_share_ratio=_mean(cases["served_by"] == TEACHER),
-        student_usd=_mean(cases["cost_usd_student"]),
+        student_usd=student_paid / _mean(called) if called.any() else _mean(every_call),
         student_seconds=_time_student(arm_answers),
         saving_range_usd=(limits.lower, limits.upper),
         n=cases.height,
@@ -247,6 +248,13 @@ def _price_student(
     """Return what a month of student calls costs: by the token, or by the machine's hours."""
     if not terms.gpu_usd_per_hour:
         return calls * costs.student_usd
+    if costs.student_seconds is None:
+        raise InvalidInputError(
+            f"pricing the student of the arm {costs.arm!r} by the hours of its machine",
+            expected="answers of the arm student that were timed one by one",
+            found="none",
+            next_step="materialize parity/arm_answers, or set economics.gpu_usd_per_hour to 0",
+        )
     busy_hours = calls * costs.student_seconds / 3600
     paid_hours = max(busy_hours / utilisation, terms.minimum_machines * HOURS_PER_MONTH)
     return paid_hours * terms.gpu_usd_per_hour
@@ -368,11 +376,16 @@ def _pair_cases(arm_answers: pl.DataFrame, arm: str) -> pl.DataFrame:
     return chosen.sort("case_id")
 
 
-def _time_student(arm_answers: pl.DataFrame) -> float:
-    """Return the mean seconds of a student call: of later repeats, which wait for no batch."""
+def _time_student(arm_answers: pl.DataFrame) -> float | None:
+    """Return the mean seconds of a student call: of later repeats, which wait for no batch.
+
+    None where none was timed.
+    """
     timed = arm_answers.filter(
         pl.col("arm") == STUDENT, pl.col("repeat") > 0, pl.col("error").is_null()
     )
+    if timed.is_empty():
+        return None
     return _mean(timed["latency_ms"] - timed["retrieval_ms"]) / 1000
 
 

@@ -20,6 +20,7 @@ from serving.errors import InvalidInputError
 
 Outcome = Literal["confirmed", "undecided", "contradicted", "unmeasured"]
 STUDENT = "student"
+NO_CHANGE = 0.05  # of a ratio: an interval within it on both sides is as good as no change
 OF_NAME = {metric.name: metric for metric in (*METRICS, *SUPPORTING_METRICS)}
 
 
@@ -157,12 +158,15 @@ def _measure(
 def judge_prediction(predicted: float, lower: float | None, upper: float | None) -> Outcome:
     """Return what an interval says of a prediction.
 
-    `confirmed`: it holds the prediction and, if a change was predicted, excludes none.
-    `undecided`: it holds both the prediction and no change: too few cases to tell them apart.
+    `confirmed`: it holds the prediction and, if a change was predicted, excludes none; if none was,
+    it lies within `NO_CHANGE` of zero.
+    `undecided`: it holds the prediction and too much else: too few cases to tell them apart.
     `contradicted`: it does not hold the prediction.
     """
     if lower is None or upper is None:
         return "unmeasured"
     if not lower <= predicted <= upper:
         return "contradicted"
-    return "undecided" if predicted and lower <= 0 <= upper else "confirmed"
+    if predicted:
+        return "undecided" if lower <= 0 <= upper else "confirmed"
+    return "confirmed" if max(-lower, upper) <= NO_CHANGE else "undecided"

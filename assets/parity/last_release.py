@@ -8,6 +8,7 @@ from typing import Any
 
 from serving.home import Home
 from serving.pipeline.confidence import ConfidenceCalibration
+from serving.pipeline.router import ROUTED_PHASES
 from serving.releases.bundle import CURRENT, load_current
 from serving.releases.signing import load_public_key
 
@@ -37,7 +38,7 @@ def find_last_student(home: Home, candidate: dict[str, Any]) -> LastStudent | No
         for name, student in manifest.students.items()
         if student.adapter_sha256 != candidate["adapter_sha256"]
     ]
-    if manifest.phase != "switch" or not others:
+    if manifest.phase not in ROUTED_PHASES or not others:
         return None
     name, student = others[0]
     row = student.model_dump(include={"kind", "adapter", "activation", "base_hash"})

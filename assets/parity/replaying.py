@@ -25,6 +25,7 @@ from serving.pipeline.router import (
 )
 
 VALID = "valid"
+NOT_BY_RULE = ("explore", "canary", "budget", "breaker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +120,16 @@ def replay_policy(
 
 
 def select_replayable(records: pl.DataFrame) -> pl.DataFrame:
-    """Return the records that a router decided: answered, and no shadow of another."""
+    """Return the records that a rule decided: answered, no shadow of another, not left to chance.
+
+    What exploration, a canary, a spent budget or an open breaker decided says nothing of a rule.
+    """
     return records.filter(
         pl.col("outcome") == "answered",
         pl.col("parent_trace_id").is_null(),
         pl.col("max_score").is_not_null(),
         pl.col("counterfactual_cost_usd").is_not_null(),
+        ~pl.col("route_reason").is_in(NOT_BY_RULE),
     )
 
 
@@ -134,7 +139,10 @@ def decide(
     confidence_threshold: float | None,
     student_usd: float,
 ) -> Decision:
-    """Return what a policy does with one logged question."""
+    """Return what a policy does with one logged question.
+
+    Where it decides as was logged, what came of it is what was logged: served by, and paid.
+    """
     hits = [Hit(**hit, text="", title="", url="") for hit in (row["retrieved"] or [])[:1]]
     route = choose_route(
         prompt_tokens=row["prompt_tokens_estimate"] or 0,
@@ -144,18 +152,31 @@ def decide(
         policy=policy,
         is_high_stakes=has_high_stakes(row["question"] or "", hits, policy),
     )
-    teacher_usd = row["counterfactual_cost_usd"] or 0.0
+    asked = [attempt for attempt in row["attempts"] or [] if attempt["role"] == "student"]
     if route.to == "teacher":
-        return Decision(served_by="teacher", reason=route.reason, cost_usd=teacher_usd)
-    attempt = next((a for a in row["attempts"] or [] if a["role"] == "student"), None)
-    if attempt is None:
+        return _ask_teacher(row, route.reason, paid_usd=0.0, as_logged=not asked)
+    if not asked:
         return Decision(served_by=None, reason="unobserved", cost_usd=student_usd)
-    paid = attempt["cost_usd"] or 0.0
-    if attempt["verdict"] == VALID:
+    paid = sum(attempt["cost_usd"] or 0.0 for attempt in asked)
+    if any(attempt["verdict"] == VALID for attempt in asked):
         route = doubt_answer(route, row["confidence"], confidence_threshold)
-        if route.reason != "low_confidence":
+        is_doubted, was_doubted = (
+            reason == "low_confidence" for reason in (route.reason, row["route_reason"])
+        )
+        if not is_doubted and was_doubted:
             return Decision(served_by="student", reason=route.reason, cost_usd=paid)
-    return Decision(served_by="teacher", reason=route.reason, cost_usd=paid + teacher_usd)
+        return _ask_teacher(row, route.reason, paid_usd=paid, as_logged=is_doubted == was_doubted)
+    return _ask_teacher(row, route.reason, paid_usd=paid, as_logged=True)
+
+
+def _ask_teacher(
+    row: Mapping[str, Any], reason: str, *, paid_usd: float, as_logged: bool
+) -> Decision:
+    """Return the outcome that was logged, or that of the teacher asked beside what was paid."""
+    if as_logged:
+        return Decision(served_by=row["served_by"], reason=reason, cost_usd=row["cost_usd"] or 0.0)
+    teacher_usd = row["counterfactual_cost_usd"] or 0.0
+    return Decision(served_by="teacher", reason=reason, cost_usd=paid_usd + teacher_usd)
 
 
 def _find_mean_student_usd(rows: list[dict[str, Any]]) -> float:

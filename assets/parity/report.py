@@ -13,10 +13,10 @@ from typing import Any
 import jinja2
 import polars as pl
 
+from assets.eval_set.ledger import ReaderCount
 from assets.parity.arms import BY_NAME
 from assets.parity.deriving import describe_routing
 from assets.parity.formatting import TextTable, format_value
-from assets.parity.ledger import ReaderCount
 from assets.parity.metrics import METRICS, SLICES, SUPPORTING_METRICS
 from assets.parity.report_cases import find_neighbours, find_worst_cases
 from assets.parity.report_charts import (

@@ -6,6 +6,7 @@ Belongs here: which numbers of those tables a reader is shown. Does not belong h
 
 import polars as pl
 
+from assets import tables
 from assets.parity.formatting import DASH, TextTable, format_value
 from assets.parity.report_sections import Line, LinePlot, ReportSection
 from serving.home import Home
@@ -77,7 +78,15 @@ def describe_economics(economics: pl.DataFrame, *, strategy: str, reason: str) -
         row["scenario"]: row for row in economics.filter(arm="routed").iter_rows(named=True)
     }
     rows = tuple(
-        (label, *(_write(by_scenario[name][column], wanted) for name in SCENARIOS))
+        (
+            label,
+            *(
+                DASH
+                if column == "roi_ratio" and by_scenario[name][column] is None
+                else _write(by_scenario[name][column], wanted)
+                for name in SCENARIOS
+            ),
+        )
         for column, label, wanted in QUANTITIES
     )
     others = tuple(
@@ -173,9 +182,10 @@ def read_optional_sections(home: Home) -> tuple[ReportSection, ...]:
         ("suitability", describe_suitability),
         ("experiment_report", describe_experiments),
     ):
-        path = home.table(f"parity/{name}")
-        if path.exists():
-            sections.append(describe(pl.read_parquet(path)))
+        path, schema = home.table(f"parity/{name}"), tables.BY_KEY["parity", name]
+        found = pl.read_parquet(path) if path.exists() else schema.to_frame()
+        if found.schema == schema and not found.is_empty():  # another version's is left out
+            sections.append(describe(found))
     return tuple(section for section in sections if section is not None)
 
 

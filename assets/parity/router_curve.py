@@ -81,6 +81,11 @@ def sweep_cases(
         {
             "min_retrieval_score": at.policy.min_retrieval_score,
             "confidence_threshold": at.confidence_threshold,
+            "direct_ratio": sum(
+                answer.is_long or answer.retrieval_score < at.policy.min_retrieval_score
+                for answer in answers
+            )
+            / len(answers),
         }
         for at in swept
     ]
@@ -144,10 +149,14 @@ def measure_recovery(share: Floats, quality: Floats, student_quality: Floats) ->
 
 
 def find_share_for(share: Floats, quality: Floats, student_quality: Floats, ratio: float) -> Floats:
-    """Return [draws] the least teacher share at which this ratio of the gap is recovered."""
+    """Return [draws] the least teacher share at which this ratio of the gap is recovered.
+
+    NaN where there is no gap.
+    """
     wanted = student_quality + ratio * (1 - student_quality)
     has_enough = quality >= wanted[:, None] - 1e-12
-    return np.asarray(share[np.arange(len(share)), has_enough.argmax(axis=1)], dtype=np.float64)
+    found = share[np.arange(len(share)), has_enough.argmax(axis=1)]
+    return np.where(student_quality < 1, found, np.nan)  # without a gap nothing is recovered
 
 
 def tabulate_curve(
@@ -165,7 +174,8 @@ def tabulate_curve(
         calibration: of its confidences; None: only the retrieval score is swept.
         policy: whose other rules stay as they are.
         teacher_usd: a question to the teacher, on average.
-        student_usd: a call of the student, on average; it is paid where an answer is doubted too.
+        student_usd: a call of the student, on average; it is paid where an answer is doubted too,
+            and not where a question goes to the teacher at once.
     """
     cases, thresholds = sweep_cases(held_out_answers, calibration, policy)
     share, quality = draw_points(cases)
@@ -178,7 +188,8 @@ def tabulate_curve(
             "quality": float(quality[step]),
             "random_quality": base + float(share[step]) * (1 - base),
             "oracle_quality": min(1.0, base + float(share[step])),
-            "usd_per_1k": 1000 * (float(share[step]) * teacher_usd + student_usd),
+            "usd_per_1k": 1000
+            * (float(share[step]) * teacher_usd + (1 - at["direct_ratio"]) * student_usd),
             "case_count": len(cases.ranks),
         }
         for step, at in enumerate(thresholds)

@@ -13,9 +13,9 @@ import polars as pl
 from assets import keys, tables
 from assets.eval_set.golden import Golden
 from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
+from assets.eval_set.ledger import count_reads
 from assets.labels.assets import LabellingPlan
 from assets.parity.economics import EconomicsTerms, choose_strategy
-from assets.parity.ledger import count_reads
 from assets.parity.report import ReportContents
 from assets.parity.report_confidence import describe_reliability
 from assets.parity.report_worth import (
@@ -225,9 +225,7 @@ def release_bundle(
         index=index,
         golden_prompts=run_blocking(sample_retrieval()),
     )
-    published = publish_release(
-        home, manifest, home.adapters / adapter["adapter"], lane=adapter["lane"]
-    )
+    published = publish_release(home, manifest, home.adapters / adapter["adapter"])
     pointer = published.current if published.is_current else None
     row = {
         "release_id": published.release_id,

@@ -103,6 +103,7 @@ def write_manifest(
     student = terms.students[adapter["student"]]
     verdict = gates[0]["verdict"]
     return ReleaseManifest(
+        lane=adapter["lane"],
         created_at=datetime.now(UTC),
         phase=terms.promoted_phase if verdict == "PROMOTE" else "hitchhiker",
         students={

@@ -23,6 +23,7 @@ GateUnit = Literal["flag", "count", "ratio", "points", "times", "ms"]
 
 CLEAN_LANE = "clean"
 WORSE_P_LIMIT = 0.01  # McNemar's p below it, with more losses than gains: worse beyond doubt
+MINIMUM_PAIRS = 10  # below: an interval that a handful of cases happens to give says nothing
 MAXIMUM_UNKNOWN_RATIO = 0.05  # above: so many cases without a cost that the others say nothing
 
 
@@ -208,7 +209,8 @@ def check_cost(row: dict[str, Any], policy: GatePolicy) -> GateResult:
     limit = policy.maximum_cost_ratio
     gate = _describe("cost_ratio", unit="times", relation="at most", limit=limit, n=row["n"])
     unknown = row["inconclusive_count"]
-    if row["value"] is None or unknown > MAXIMUM_UNKNOWN_RATIO * (row["n"] + unknown):
+    is_unknown = unknown > MAXIMUM_UNKNOWN_RATIO * (row["n"] + unknown)
+    if row["value"] is None or row["n"] < MINIMUM_PAIRS or is_unknown:
         detail = (
             f"{row['n']} cases priced in both arms, {unknown} not: an answer that costs nothing has"
             " no price; set teacher.price and students.<name>.price, or find out which arm failed"
@@ -235,10 +237,9 @@ def check_latency(report: pl.DataFrame) -> GateResult:
     teacher = find_row(report, BASELINE, "p50_latency_ms")["value"]
     n = difference["n"]
     gate = _describe("latency_p50", unit="ms", relation="below", limit=teacher, n=n)
-    if difference["value"] is None:
-        return GateResult(
-            **gate, outcome="INCONCLUSIVE", number=routed, detail="no case timed in both arms"
-        )
+    if difference["value"] is None or n < MINIMUM_PAIRS:
+        detail = f"{n} cases timed in both arms, of at least {MINIMUM_PAIRS}"
+        return GateResult(**gate, outcome="INCONCLUSIVE", number=routed, detail=detail)
     outcome: Outcome = (
         "PASS"
         if difference["upper"] < 0

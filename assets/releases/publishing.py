@@ -31,9 +31,7 @@ class Published:
         return self.current is not None and self.current.release_id == self.release_id
 
 
-def publish_release(
-    home: Home, manifest: ReleaseManifest, adapter_folder: Path, *, lane: str = CLEAN_LANE
-) -> Published:
+def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path) -> Published:
     """Build the bundle of a manifest, and point CURRENT at it if that takes nothing away.
 
     A student that did not earn PROMOTE never replaces one that did: production would fall back to
@@ -47,7 +45,7 @@ def publish_release(
     release_id = build_bundle(home.releases, manifest, {student: adapter_folder})
     key = ensure_signing_key(home.keys)
     current = read_pointer(home.releases / "CURRENT", key.public_key())
-    if lane != CLEAN_LANE:
+    if manifest.lane != CLEAN_LANE:
         return Published(release_id=release_id, current=current)
     if current is not None:
         is_step_back = _is_promoted(home, key.public_key()) and manifest.gate.verdict != "PROMOTE"

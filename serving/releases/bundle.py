@@ -144,7 +144,14 @@ def publish(
                 found=f"{found or 'nothing'}: another publisher was first",
                 next_step="compare with the release that is current now, then publish again",
             )
-        verify_bundle(releases_folder / release_id)
+        manifest = verify_bundle(releases_folder / release_id)
+        if manifest.lane != "clean":
+            raise _refuse(
+                f"publishing the release {release_id}",
+                expected="a student of the clean lane",
+                found=f"one of the lane {manifest.lane}: it was trained on its own exam",
+                next_step="publish a release of another recipe",
+            )
         if current and current.release_id == release_id:
             return current
         pointer = sign_pointer(

@@ -192,6 +192,8 @@ class ReleaseManifest(_Entry):
     router: RouterPolicy = RouterPolicy()
     validator: ValidatorEntry = ValidatorEntry()
     gate: GateEntry
+    lane: Literal["clean", "contaminated"] = "clean"
+    """`contaminated`: trained on its own exam on purpose; such a release is never published."""
     golden_prompts: tuple[GoldenPrompt, ...] = ()
     distillation_loss_statement: str
 

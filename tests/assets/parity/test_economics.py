@@ -207,6 +207,23 @@ def test_a_case_that_failed_in_one_arm_counts_in_none():
     assert measure_costs(write_arms([*rows, timed]), "routed").n == 1
 
 
+def test_an_hour_of_a_machine_needs_a_timed_answer():
+    untimed = measure_costs(write_arms(write_case("a", served_by="student")), "routed")
+    assert untimed.student_seconds is None
+    assert project(untimed, INFRASTRUCTURE, TERMS).student_usd_per_month == pytest.approx(100)
+    with pytest.raises(InvalidInputError, match="timed one by one"):
+        project(untimed, INFRASTRUCTURE, replace(TERMS, gpu_usd_per_hour=2.0))
+
+
+def test_a_call_costs_what_the_calls_that_were_made_cost():
+    """The calls that the router makes may be the cheap ones."""
+    rows = [*write_case("a", served_by="student"), *write_case("b", served_by="teacher")]
+    rows[4]["cost_usd"] = 0.009
+    costs = measure_costs(write_arms(rows), "routed")
+    assert costs.student_usd == pytest.approx(0.001)
+    assert costs.saving_usd == pytest.approx((0.010 - 0.001) / 2)
+
+
 def test_no_case_in_common_is_an_error_and_no_zero():
     rows = [{"arm": "teacher", "case_id": "a", "cost_usd": 0.01}]
     with pytest.raises(InvalidInputError, match=r"economics of the arm 'routed'.*found none"):

@@ -64,6 +64,7 @@ def test_a_variant_of_no_arm_is_refused():
         (0.1, -0.02, 0.15, "undecided"),
         (0.1, -0.10, 0.05, "contradicted"),
         (0.0, -0.05, 0.05, "confirmed"),
+        (0.0, -0.90, 0.90, "undecided"),
         (0.0, 0.01, 0.05, "contradicted"),
         (0.1, None, None, "unmeasured"),
     ],

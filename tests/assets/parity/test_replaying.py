@@ -92,6 +92,38 @@ def test_shadows_and_failures_are_no_decisions_of_a_router():
     assert found.question_count == 4
 
 
+@pytest.mark.parametrize("reason", ["explore", "canary", "budget", "breaker"])
+def test_what_no_rule_decided_is_passed_over(reason):
+    by_chance = write_records(write_record(5, score=0.9, route_reason=reason))
+    found = replay_policy(pl.concat([RECORDS, by_chance]), POLICY, confidence_threshold=None)
+    assert found.question_count == 4
+
+
+def test_the_logged_policy_is_a_fixed_point_with_tiers_doubts_and_a_failed_teacher():
+    student = {"role": "student", "cost_usd": STUDENT_USD}
+    tiers = write_record(
+        1,
+        score=0.9,
+        attempts=[{**student, "verdict": "no_citation"}, {**student, "verdict": "valid"}],
+        cost_usd=2 * STUDENT_USD,
+    )
+    doubted = write_record(
+        2,
+        score=0.9,
+        confidence=0.3,
+        route_reason="low_confidence",
+        attempts=[
+            {**student, "verdict": "valid"},
+            {"role": "teacher", "verdict": "no_citation", "cost_usd": TEACHER_USD},
+        ],
+        served_by="student",
+        cost_usd=STUDENT_USD + TEACHER_USD,
+    )
+    found = replay_policy(write_records(tiers, doubted), POLICY, confidence_threshold=0.5)
+    assert found.to_teacher_count == found.to_student_count == found.unobserved_count == 0
+    assert found.usd_per_1k_after == pytest.approx(found.usd_per_1k_before)
+
+
 def test_no_traffic_is_an_error_that_says_what_to_do():
     with pytest.raises(InvalidInputError, match="serve some traffic"):
         replay_policy(tables.TRACE_RECORDS.to_frame(), POLICY, confidence_threshold=None)

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.eval_set.ledger import ReaderCount
 from assets.parity.formatting import TextTable
-from assets.parity.ledger import ReaderCount
 from assets.parity.metrics import METRICS, SLICES
 from assets.parity.report import ReportContents, render_report, report_json, tabulate_points
 from assets.parity.report_cases import MAXIMUM_WORST_CASES, find_neighbours, find_worst_cases

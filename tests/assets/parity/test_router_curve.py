@@ -85,7 +85,7 @@ def test_the_curve_runs_from_the_student_alone_to_the_teacher_alone():
     assert (first["teacher_ratio"], first["quality"]) == (0.0, 0.5)
     assert (last["teacher_ratio"], last["quality"]) == (1.0, 1.0)
     assert first["usd_per_1k"] == pytest.approx(1.0)
-    assert last["usd_per_1k"] == pytest.approx(11.0)
+    assert last["usd_per_1k"] == pytest.approx(10.0)  # nothing is asked of the student any more
     assert (curve["quality"] <= curve["oracle_quality"] + 1e-12).all()
     assert curve["teacher_ratio"].is_sorted()
 
@@ -113,9 +113,8 @@ def test_figures_carry_intervals_over_seeds():
 
 def test_a_student_that_agrees_everywhere_leaves_no_gap_to_recover():
     rows = summarise_curve(write_answers([0.6, 0.8], [True, True]), None, policy=POLICY)
-    apgr = next(row for row in rows if row["figure"] == "apgr")
-    assert apgr["value"] is None
-    assert apgr["method"] == "none"
+    assert {row["value"] for row in rows} == {None}
+    assert {row["method"] for row in rows} == {"none"}
 
 
 def test_no_answer_at_all_is_an_error():

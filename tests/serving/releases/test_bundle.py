@@ -332,3 +332,13 @@ def test_a_release_of_an_older_server_keeps_its_id(releases: Path) -> None:
     )
     (renamed / CHECKSUMS).write_text(sums)
     assert verify_bundle(renamed).release_id == old["release_id"]
+
+
+def test_a_student_that_was_trained_on_its_exam_is_published_by_nobody(
+    releases: Path, adapter: Path
+) -> None:
+    current = json.loads((releases / CURRENT).read_text())["release_id"]
+    leaked = _build(releases, adapter, lane="contaminated")
+    with pytest.raises(ReleaseError, match="trained on its own exam"):
+        publish(releases, leaked, expected_parent=current, signing_key=KEY)
+    assert json.loads((releases / CURRENT).read_text())["release_id"] == current

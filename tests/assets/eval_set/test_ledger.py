@@ -2,7 +2,7 @@
 
 import pytest
 
-from assets.parity.ledger import count_reads, record_read
+from assets.eval_set.ledger import count_reads, record_read
 from serving.errors import InvalidInputError
 
 
