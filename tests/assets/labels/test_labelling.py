@@ -132,8 +132,6 @@ def test_a_server_that_is_down_stops_the_run_long_before_its_share_is_used_up():
     texts = [f"where {n}" if n < 500 else f"broken {n}" for n in range(1000)]
     wanted = r"\d unanswered beside \d+ answers, 4 of them in a row"
     with pytest.raises(UpstreamError, match=wanted):
-        UpstreamError, match=r"\d unanswered beside \d+ answers, 4 of them in a row"
-    ):
         label(*texts)
 
 
