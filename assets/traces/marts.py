@@ -7,6 +7,7 @@ Belongs here: preparing the manifest and declaring the models. Does not belong h
 """
 
 import json
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,15 @@ def connect_dbt(project: Path) -> "DbtCliResource":
     """Return dbt's command line for the project."""
     from dagster_dbt import DbtCliResource
 
-    return DbtCliResource(project_dir=str(project), profiles_dir=str(project))
+    return DbtCliResource(
+        project_dir=str(project), profiles_dir=str(project), dbt_executable=_find_dbt()
+    )
+
+
+def _find_dbt() -> str:
+    """Return the dbt of this very environment, which need not be on PATH, or else PATH's."""
+    installed_beside = Path(sysconfig.get_path("scripts")) / "dbt"
+    return str(installed_beside) if installed_beside.exists() else "dbt"
 
 
 def prepare_manifest(project: Path, home: Home) -> Path:
