@@ -55,6 +55,7 @@ from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.causal_lm import hash_base_model
 from serving.models.embedded import ResolvedModel
+from serving.models.engines import LocalEngine
 from serving.models.prompted_student import TRAINED_KINDS, OpenedBase
 from serving.models.protocols import ChatModel, Embedder, Progress
 from serving.pipeline.assembly import PipelineParts
@@ -68,6 +69,7 @@ class StudentSettings(Protocol):
     provider: str
     base_model: str
     revision: str
+    local_engine: LocalEngine
     context_tokens: int
     max_answer_tokens: int
 
@@ -256,7 +258,7 @@ def _train(
     facts: dict[str, Any],
 ) -> Any:
     """Train in a process of its own, and return what it says of its outcome."""
-    base = students.base(recipe.student)
+    base, engine = students.base(recipe.student), students.find(recipe.student).local_engine
     with tempfile.TemporaryDirectory() as folder:
         spec, reports = Path(folder) / "spec.json", Path(folder) / "reports.jsonl"
         spec.write_text(
@@ -268,6 +270,9 @@ def _train(
                     "base_folder": str(base.path),
                     "base_hash": hash_base_model(base.path),
                     "adapters_folder": str(home.adapters),
+                    # int8 rounds: a training reads what the unrounded base reads.
+                    "prefix_engine": "openvino" if engine == "openvino" else "transformers",
+                    "models_folder": str(home.models),
                     "facts": facts,
                     "reports": str(reports),
                 }
@@ -335,7 +340,7 @@ def training_curve(
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"2+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"3+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def held_out_answers(

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
 
 from assets.students.checkpoints import CHECKPOINT_SECONDS
+from assets.students.prefixes import PrefixEngine
 from assets.students.recipe import Recipe
 from serving.errors import InvalidInputError
 
@@ -20,6 +21,7 @@ class TrainingSpec(BaseModel):
         facts: what the caller knows for the provenance.
         checkpoint_seconds: between two checkpoints; longer where writing one takes long.
         checkpoint_steps: write a checkpoint after every so many steps too.
+        prefix_engine: who reads the frozen prefixes; what it compiles is kept in `models_folder`.
         reports: a file that gets a JSON line now and then, for whoever follows the training.
     """
 
@@ -32,6 +34,8 @@ class TrainingSpec(BaseModel):
     base_hash: str
     adapters_folder: Path
     facts: dict[str, Any]
+    prefix_engine: PrefixEngine = "transformers"
+    models_folder: Path | None = None
     checkpoint_seconds: NonNegativeFloat = CHECKPOINT_SECONDS
     checkpoint_steps: PositiveInt | None = None
     reports: Path | None = None

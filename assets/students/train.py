@@ -209,6 +209,7 @@ def _train_and_write(
     workers: "Workers",
 ) -> TrainingOutcome:
     from assets.students.adapters import keep_diverged, write_adapter
+    from assets.students.prefixes import open_prefix_reader
     from assets.students.soft_rows import find_byte_order
     from assets.students.training import DivergedError, train_adapter
     from serving.models.causal_lm import load_tokenizer
@@ -217,7 +218,8 @@ def _train_and_write(
     vocabulary_size = base.get_output_embeddings().weight.shape[0]
     checkpoints = Checkpoints(
         folder,
-        f"{provenance['training_key']} {base.dtype}",  # `dtype: auto` follows the hardware
+        # `dtype: auto` follows the hardware, and so does who reads the prefixes.
+        f"{provenance['training_key']} {base.dtype} {spec.prefix_engine}",
         seconds=spec.checkpoint_seconds,
         steps=spec.checkpoint_steps,
     )
@@ -226,6 +228,10 @@ def _train_and_write(
             base, frame, logprobs, spec.recipe,
             base_hash=spec.base_hash, on_step=on_step, checkpoints=checkpoints, workers=workers,
             byte_order=find_byte_order(logprobs, tokenizer, vocabulary_size),
+            open_reader=lambda frozen: open_prefix_reader(
+                spec.prefix_engine, frozen, spec.base_folder,
+                spec.models_folder or spec.adapters_folder.parent / "models",
+            ),
         )  # fmt: skip
     except DivergedError as error:
         if workers.is_first:

@@ -8,7 +8,7 @@ Belongs here: the loop, and the state it resumes from. Does not belong here: the
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,12 @@ from assets import tables
 from assets.students.batches import Example, choose_validation, make_examples, plan_epoch
 from assets.students.checkpoints import Checkpoint, Checkpoints, decode_checkpoint
 from assets.students.distributed import Workers
-from assets.students.prefixes import PREFIX_BYTES, PrefixStore
+from assets.students.prefixes import (
+    PREFIX_BYTES,
+    PrefixReader,
+    PrefixStore,
+    read_with_transformers,
+)
 from assets.students.progress import (
     TRAINED_TOKEN_WORK,
     OnStep,
@@ -71,6 +76,7 @@ def train_adapter(
     checkpoints: Checkpoints | None = None,
     workers: Workers = Workers(),  # noqa: B008 - frozen
     byte_order: ByteOrder | None = None,
+    open_reader: Callable[[Any], PrefixReader] = read_with_transformers,
 ) -> TrainedAdapter:
     """Train a LoRA adapter on the frame's train split.
 
@@ -85,6 +91,7 @@ def train_adapter(
         checkpoints: where to go on from and what to write to; None keeps nothing.
         workers: the processes that train together; all of them call this with equal arguments.
         byte_order: needed where logprobs are of groups of tokens (`find_byte_order`).
+        open_reader: given the frozen base, who reads its prefixes; by default itself.
 
     Raises:
         DivergedError: loss or gradient became NaN or infinite; it names the batch.
@@ -97,7 +104,7 @@ def train_adapter(
     frozen = copy.deepcopy(base, {id(p): p for p in base.parameters()})  # shares every weight
     model = add_lora(base, recipe)
     computer = LossComputer(
-        model.get_base_model(), PrefixStore(frozen, prefix_bytes), recipe, workers
+        model.get_base_model(), PrefixStore(open_reader(frozen), prefix_bytes), recipe, workers
     )
     run = _Run(model, computer, recipe, workers, on_step, checkpoints)
     run.plan(train, validation)

@@ -19,7 +19,14 @@ import numpy.typing as npt
 from serving.errors import ReleaseError
 from serving.files import atomic_folder
 from serving.hashing import content_hash, folder_sha256
-from serving.models.causal_lm import PrefixStates, hash_base_model, pad_batch, run_decoder
+from serving.models.causal_lm import (
+    PrefixStates,
+    hash_base_model,
+    load_causal_lm,
+    pad_batch,
+    read_prefix,
+    run_decoder,
+)
 from serving.models.embedded import RECEIPT, verify_prepared, write_receipt
 from serving.models.engines import LocalEngine, TransformersEngine, list_stop_ids
 from serving.models.openvino_engine import (
@@ -28,6 +35,7 @@ from serving.models.openvino_engine import (
     EnginePlan,
     Floats,
     OpenVinoEngine,
+    PrefixGraph,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
 
 CONVERSION_VERSION = 1
 """Raise it with every change to what is written: prepared folders of before are not read."""
+LARGEST_STATE_DIFFERENCE = 1e-3  # of a prefix's states, as a share of the largest of them
 LARGEST_DIFFERENCE = 0.01  # of any logprob of the probes in float32; 135M parameters move by 1e-4
 QUANTISATION_GROUP = 64  # of 32 and 64, the faster on a processor with AVX-512 VNNI
 PROBE_PREFIXES, PROBE_SUFFIXES = (40, 0, 23), (10, 12, 5)
@@ -57,19 +66,50 @@ def prepare_engine(
         ReleaseError: openvino is missing, or computes something else than transformers does.
         HashMismatchError: a file of a prepared folder is not what was prepared.
     """
-    base_hash = hash_base_model(base_folder)
     adapter_hash = "" if adapter_folder is None else folder_sha256(adapter_folder)
     versions = (CONVERSION_VERSION, _find_version(local_engine))
-    base_key = content_hash(base_hash, local_engine, *versions, digits=12)
-    step_key = content_hash(base_hash, adapter_hash, local_engine, *versions, digits=12)
+    step_key = content_hash(
+        hash_base_model(base_folder), adapter_hash, local_engine, *versions, digits=12
+    )
     name = (adapter_folder or base_folder).name
-    prefixes = models_folder / f"{base_folder.name}.{local_engine}-prefix@{base_key}"
+    prefixes = _prefix_folder(base_folder, local_engine, models_folder)
     steps = models_folder / f"{name}.{local_engine}-step@{step_key}"
     if not ((prefixes / RECEIPT).exists() and (steps / RECEIPT).exists()):
         _convert_both(base_folder, adapter_folder, local_engine, prefixes, steps)
     verify_prepared(prefixes)
     verify_prepared(steps)
     return OpenVinoEngine(prefixes, steps)
+
+
+def prepare_prefix_graph(base_folder: Path, models_folder: Path) -> PrefixGraph:
+    """Return what reads prefixes in float32, made and proved against transformers at the first call.
+
+    Raises:
+        ReleaseError: openvino is missing, or computes something else than transformers does.
+        HashMismatchError: a file of a prepared folder is not what was prepared.
+    """
+    folder = _prefix_folder(base_folder, "openvino", models_folder)
+    if not (folder / RECEIPT).exists():
+        _convert_prefix(load_causal_lm(base_folder, "float32"), base_folder, "openvino", folder)
+    verify_prepared(folder)
+    return PrefixGraph(folder)
+
+
+def _prefix_folder(base_folder: Path, local_engine: LocalEngine, models_folder: Path) -> Path:
+    versions = (CONVERSION_VERSION, _find_version(local_engine))
+    key = content_hash(hash_base_model(base_folder), local_engine, *versions, digits=12)
+    return models_folder / f"{base_folder.name}.{local_engine}-prefix@{key}"
+
+
+def _convert_prefix(
+    base: Any, base_folder: Path, local_engine: LocalEngine, prefixes: Path
+) -> None:
+    _refuse_unknown_attention(base, base_folder)
+    with atomic_folder(prefixes) as staging:
+        _save(convert_prefix(base), staging / PREFIX_GRAPH, local_engine)
+        if local_engine == "openvino":
+            _refuse_other_states(base, PrefixGraph(staging))
+        write_receipt(staging, source_sha256=hash_base_model(base_folder))
 
 
 def _convert_both(
@@ -79,15 +119,11 @@ def _convert_both(
     prefixes: Path,
     steps: Path,
 ) -> None:
-    from serving.models.local_student import load_transformers
+    from serving.models.adapters import load_transformers
 
     original = load_transformers(base_folder, adapter_folder, "float32")
-    _refuse_unknown_attention(original.base, base_folder)
-    source = hash_base_model(base_folder)
     if not (prefixes / RECEIPT).exists():
-        with atomic_folder(prefixes) as staging:
-            _save(convert_prefix(original.base), staging / PREFIX_GRAPH, local_engine)
-            write_receipt(staging, source_sha256=source)
+        _convert_prefix(original.base, base_folder, local_engine, prefixes)
     if not (steps / RECEIPT).exists():
         with atomic_folder(steps) as staging:
             plan_engine(original.adapted, local_engine).write(staging)
@@ -95,7 +131,7 @@ def _convert_both(
             agreement = compare(original, OpenVinoEngine(prefixes, staging))
             refuse_other_answers(agreement, local_engine)
             (staging / PROOF).write_text(json.dumps(asdict(agreement), indent=1), encoding="utf-8")
-            write_receipt(staging, source_sha256=source)
+            write_receipt(staging, source_sha256=hash_base_model(base_folder))
 
 
 def plan_engine(model: Any, local_engine: LocalEngine) -> EnginePlan:
@@ -146,7 +182,9 @@ def _trace(module: Any, example: Any) -> "openvino.Model":
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer: the proof is what counts
-        return openvino.convert_model(module.eval(), example_input=example)
+        # Tracing it again to compare, as convert_model would, takes a third of the time.
+        traced = torch.jit.trace(module.eval(), example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+        return openvino.convert_model(traced, example_input=example)
 
 
 def _save(graph: "openvino.Model", path: Path, local_engine: LocalEngine) -> None:
@@ -211,6 +249,23 @@ def refuse_other_answers(agreement: Agreement, local_engine: LocalEngine) -> Non
         found=str(agreement),
         next_step="set the student's local_engine to transformers",
     )
+
+
+def _refuse_other_states(base: Any, graph: PrefixGraph) -> None:
+    """Refuse a graph of the base that reads a prefix into other states."""
+    probe = make_probes(base.config.get_text_config().vocab_size)[0][0]
+    states = read_prefix(base, probe)
+    tensors: tuple[Any, Any] = (states.keys, states.values)
+    for found, expected in zip(graph.read(probe), tensors, strict=True):
+        wanted = expected.float().cpu().numpy()
+        difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+        if difference > LARGEST_STATE_DIFFERENCE:
+            raise ReleaseError(
+                "compiling the base model for openvino",
+                expected=f"states within {LARGEST_STATE_DIFFERENCE:g} of the largest of them",
+                found=f"{difference:g}",
+                next_step="set the student's local_engine to transformers",
+            )
 
 
 def make_probes(vocabulary: int) -> tuple[list[list[int]], list[list[int]]]:

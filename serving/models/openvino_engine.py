@@ -71,6 +71,25 @@ class CompiledPrefix:
         return int(self.states.nbytes)
 
 
+class PrefixGraph:
+    """Reads prefixes with the frozen base. For one thread at a time.
+
+    Args:
+        folder: holds the graph of the base.
+        quantisation_group: as in the plan.
+    """
+
+    def __init__(self, folder: Path, quantisation_group: int = 0) -> None:
+        self._request = compile_graph(folder / PREFIX_GRAPH, quantisation_group)
+
+    def read(self, prefix_ids: Sequence[int]) -> Floats:
+        """Return keys and values, [2, layers, heads, tokens, head size], of at least one token."""
+        ids = np.array([list(prefix_ids)], np.int64)
+        positions = np.arange(len(prefix_ids), dtype=np.int64)[None]
+        self._request.infer({"input_ids": ids, "position_ids": positions})
+        return np.array(self._request.get_output_tensor(0).data)
+
+
 class OpenVinoEngine:
     """Runs a compiled folder. For one thread at a time.
 
@@ -81,8 +100,8 @@ class OpenVinoEngine:
 
     def __init__(self, prefix_folder: Path, step_folder: Path) -> None:
         self._plan = EnginePlan.read(step_folder)
-        self._prefix = self._compile(prefix_folder / PREFIX_GRAPH)
-        self._step = self._compile(step_folder / STEP_GRAPH)
+        self._prefix = PrefixGraph(prefix_folder, self._plan.quantisation_group)
+        self._step = compile_graph(step_folder / STEP_GRAPH, self._plan.quantisation_group)
 
     @property
     def dtype(self) -> str:
@@ -100,10 +119,7 @@ class OpenVinoEngine:
             plan = self._plan
             empty = np.zeros((2, plan.layers, plan.heads, 0, plan.head_size), np.float32)
             return CompiledPrefix(empty)
-        ids = np.array([list(prefix_ids)], np.int64)
-        positions = np.arange(len(prefix_ids), dtype=np.int64)[None]
-        self._prefix.infer({"input_ids": ids, "position_ids": positions})
-        return CompiledPrefix(np.array(self._prefix.get_output_tensor(0).data))
+        return CompiledPrefix(self._prefix.read(prefix_ids))
 
     def decode(
         self,
@@ -181,19 +197,21 @@ class OpenVinoEngine:
                 joined[row, :, longest - len(prefix) :] = prefix.states[number % 2, number // 2]
             state.state = openvino.Tensor(joined)
 
-    def _compile(self, graph: Path) -> "openvino.InferRequest":
-        import openvino
 
-        settings: dict[str, Any] = {
-            # bf16 is the default where a processor has it, and gives other answers.
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(self._plan.quantisation_group),
-            # One batch at a time, on all cores, which two processes would otherwise fight for.
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,
-        }
-        return openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
+def compile_graph(graph: Path, quantisation_group: int) -> "openvino.InferRequest":
+    """Return what runs a graph on all cores; activations are rounded where a group is given."""
+    import openvino
+
+    settings: dict[str, Any] = {
+        # bf16 is the default where a processor has it, and gives other answers.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(quantisation_group),
+        # One batch at a time, on all cores, which two processes would otherwise fight for.
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+    return openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
 
 
 def pad_rows(prefix_lengths: Sequence[int], suffixes: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:

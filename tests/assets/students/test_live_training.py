@@ -46,7 +46,10 @@ def test_while_it_trains_steps_are_observations_of_the_adapter(
         outcome = declarations._train(
             context, Client(cwd=os.fspath(Path(__file__).parents[3])),
             make_recipe(processes=processes),
-            students=SimpleNamespace(base=lambda _: SimpleNamespace(path=tiny_base)),
+            students=SimpleNamespace(
+                base=lambda _: SimpleNamespace(path=tiny_base),
+                find=lambda _: SimpleNamespace(local_engine="transformers"),
+            ),
             home=home, facts=FACTS,
         )  # fmt: skip
         return dg.MaterializeResult(metadata={"adapter": outcome["adapter"]})

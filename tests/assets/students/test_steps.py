@@ -7,7 +7,7 @@ from assets.labels.local_scoring import LocalScorer
 from assets.labels.scoring import score_answers
 from assets.students.batches import make_examples
 from assets.students.distributed import Workers
-from assets.students.prefixes import PrefixStore
+from assets.students.prefixes import PrefixStore, read_with_transformers
 from assets.students.steps import LossComputer
 from assets.students.weights import add_lora
 from serving.errors import InvalidInputError
@@ -44,7 +44,8 @@ def compute(tiny_base, batch, **keys):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at first, which would leave lora_A without a gradient
             torch.nn.init.normal_(parameter, std=0.3)
-    computer = LossComputer(model.get_base_model(), PrefixStore(frozen, 10**9), recipe, Workers())
+    store = PrefixStore(read_with_transformers(frozen), 10**9)
+    computer = LossComputer(model.get_base_model(), store, recipe, Workers())
     loss = computer.accumulate_gradient(batch)
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     return loss, gradients, computer

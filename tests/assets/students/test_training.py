@@ -147,6 +147,28 @@ def test_prefixes_beyond_the_memory_are_read_again_and_change_nothing(tiny_base,
     assert all(torch.equal(kept[name], forgotten[name]) for name in kept)
 
 
+def test_prefixes_read_by_the_compiled_base_train_the_same_student(tiny_base, tmp_path):
+    expected = train(tiny_base)
+    opened = []
+
+    def open_reader(frozen):
+        opened.append(prefixes.open_prefix_reader("openvino", frozen, tiny_base, tmp_path))
+        return opened[-1]
+
+    found = train(tiny_base, open_reader=open_reader)
+    assert any("openvino-prefix" in folder.name for folder in tmp_path.iterdir())
+    assert found.curve["loss"].to_list() == pytest.approx(
+        expected.curve["loss"].to_list(), abs=1e-4
+    )
+    for name, value in weights_of(expected).items():
+        assert torch.allclose(weights_of(found)[name], value, atol=2e-3), name
+    states = opened[0]([5, 6, 7])
+    own = prefixes.read_with_transformers(load_causal_lm(tiny_base, "float32"))([5, 6, 7])
+    assert torch.allclose(states.keys, own.keys, atol=1e-4)
+    assert torch.allclose(states.values, own.values, atol=1e-4)
+    assert len(opened[0]([])) == 0
+
+
 def test_soft_targets_are_used_where_rows_match(tiny_base, scored):
     keys = {"alpha": 0.3, "epochs": 1}
     trained = train(tiny_base, scored, keys=keys, base_hash="another")
