@@ -6,11 +6,13 @@ Belongs here: routes and how they are described, listening. Does not belong here
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from uvicorn.config import LOGGING_CONFIG
@@ -226,7 +228,13 @@ def run(settings: ServerSettings) -> None:
         InvalidInputError: see `open_admission`.
     """
     write_logs_as(settings.log_format)
-    asyncio.run(serve(settings))
+    run_on_server_loop(serve(settings))
+
+
+def run_on_server_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run a server to its end on libuv's event loop, which costs a request less than Python's."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
 
 
 async def serve(settings: ServerSettings) -> None:

@@ -28,6 +28,7 @@ from serving.releases.parts import (
     close_nothing,
     connect_teacher,
     expect_same,
+    list_skills,
     load_embedder_of,
     load_reranker_of,
     load_students,
@@ -69,7 +70,12 @@ class ServingEngine:
         return content_hash(
             *(content[part] for part in ("prompt", "index", "retrieval", "validator", "router")),
             sorted(student.adapter_sha256 for student in self.manifest.students.values()),
-            {name: entry["calibration"] for name, entry in content["students"].items()},
+            {
+                name: [entry["calibration"], entry["engine"], entry["local_engine"]]
+                for name, entry in content["students"].items()
+            },
+            content["tiers"],
+            content["skills"],
         )
 
     def trace_origin(self, env: str) -> TraceOrigin:
@@ -126,12 +132,14 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
         for student in students:
             opened.push_async_callback(student.close)
         parts = _gather_parts(manifest, settings, embedder, reranker, teacher, students)
-        last = students[-1].tier if students else None
+        count = len(manifest.tier_names)
+        last = students[count - 1].tier if count else None
         pipeline = await parts.assemble(
             manifest.index.fingerprint,
             student=last.model if last else None,
             calibration=last.calibration if last else None,
-            smaller=tuple(student.tier for student in students[:-1]),
+            smaller=tuple(student.tier for student in students[: max(count - 1, 0)]),
+            skills=list_skills(manifest, students),
             phase=_choose_phase(manifest, settings),
         )
         close = opened.pop_all().aclose

@@ -135,6 +135,7 @@ class Exchange:
                 return await engine.pipeline.answer(
                     inquiry.body.question,
                     prefer_quality=inquiry.body.prefer_quality,
+                    skill=inquiry.body.skill,
                     around=self._describe_circumstances(engine, inquiry, reader),
                 )
         except ModelError as error:

@@ -34,6 +34,12 @@ class ServerMetrics:
             ("served_by", "route_reason"),
             registry=self._registry,
         )
+        self._skills = Counter(
+            "understudy_skill_answers",
+            "Answers and refusals to questions for a skill, by the model that wrote them.",
+            ("skill", "served_by"),
+            registry=self._registry,
+        )
         self._fallbacks = Counter(
             "understudy_fallbacks",
             "Student attempts that the teacher replaced, by what was wrong with them.",
@@ -89,6 +95,8 @@ class ServerMetrics:
         """Count an answer or refusal and what its attempts cost."""
         self._asked.labels("refused" if answered.refused else "answered").inc()
         self._served.labels(answered.served_by, answered.route.reason).inc()
+        if answered.skill is not None:
+            self._skills.labels(answered.skill, answered.served_by).inc()
         self._seconds.labels(answered.served_by).observe(answered.total_ms / 1000)
         for attempt in answered.attempts:
             if attempt.completion:
@@ -169,7 +177,10 @@ class _Breakers(Collector):
             "understudy_breaker_openings", "How often a model's breaker opened.", labels=("model",)
         )
         pipeline = self._live.engine.pipeline
-        for model in (pipeline.teacher, *(tier.model for tier in pipeline.tiers)):
+        tiers = (*pipeline.tiers, *(skill.tier for skill in pipeline.skills))
+        # By name: two skills may share a student, and a series stands once.
+        models = {m.name: m for m in (pipeline.teacher, *(tier.model for tier in tiers))}
+        for model in models.values():
             breaker = getattr(model, "breaker", None)
             if breaker is not None:
                 stopped.add_metric((model.name,), float(breaker.state != "closed"))

@@ -13,7 +13,14 @@ from serving.access.admission import Principal
 from serving.access.keys import Scope
 from serving.metrics import ServerMetrics
 from serving.releases.live import LiveRelease
-from serving.schemas import Health, Readiness, ReleaseInfo, ReleaseStudent, TraceHealth
+from serving.schemas import (
+    Health,
+    Readiness,
+    ReleaseInfo,
+    ReleaseSkill,
+    ReleaseStudent,
+    TraceHealth,
+)
 from serving.settings import ServerSettings
 from serving.tracing.segments import SegmentWriter
 
@@ -90,6 +97,12 @@ class Operations:
                     base_revision=student.base_revision,
                 )
                 for name, student in manifest.students.items()
+            },
+            skills={
+                name: ReleaseSkill(
+                    student=skill.student, pages=list(skill.pages), high_stakes=skill.high_stakes
+                )
+                for name, skill in manifest.skills.items()
             },
             teacher_model=manifest.teacher.model,
             prompt_version=origin.prompt_version,

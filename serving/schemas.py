@@ -68,6 +68,12 @@ class AskRequest(BaseModel):
         max_length=200,
         description="Your id for the conversation; it is stored with the trace, nothing else.",
     )
+    skill: str | None = Field(
+        default=None,
+        max_length=128,
+        description="The skill the question is for, one that /v1/release lists (422 otherwise). "
+        "Left out, the page of the best chunk decides.",
+    )
 
 
 class Citation(BaseModel):
@@ -122,6 +128,9 @@ class AskResponse(BaseModel):
     model: str
     route_reason: RouteReason
     release: str
+    skill: str | None = Field(
+        default=None, description="The skill it was a question for; null: none."
+    )
     cost_usd: float | None = Field(
         default=None, description="What all attempts cost; null without the scope release:read."
     )
@@ -157,6 +166,7 @@ class AskResponse(BaseModel):
             model=answered.model,
             route_reason=answered.route.reason,
             release=release,
+            skill=answered.skill,
             cost_usd=None if counterfactual_cost_usd is None else answered.cost_usd,
             counterfactual_cost_usd=counterfactual_cost_usd,
         )
@@ -258,6 +268,16 @@ class ReleaseStudent(BaseModel):
     base_revision: str
 
 
+class ReleaseSkill(BaseModel):
+    """A skill of the release."""
+
+    student: str = Field(description="Who of `students` answers it.")
+    pages: list[str] = Field(
+        description="Slug prefixes: a question whose best chunk lies below one is for this skill."
+    )
+    high_stakes: bool = Field(description="True: the teacher answers it.")
+
+
 class ReleaseInfo(BaseModel):
     """What is being served."""
 
@@ -269,6 +289,7 @@ class ReleaseInfo(BaseModel):
     release_phase: Phase = Field(description="The phase it was published in; `phase` is in force.")
     gate_verdict: str
     students: dict[str, ReleaseStudent]
+    skills: dict[str, ReleaseSkill]
     teacher_model: str
     prompt_version: str
     index_fingerprint: str

@@ -145,6 +145,7 @@ class Server:
         principal = await self.admit(request, "ask")
         self._require_ready()
         self._require_room()
+        self._require_skill(body.skill)
         body, escalation = await self._settle_escalation(body, principal)
         inquiry = Inquiry(
             body=body,
@@ -224,6 +225,16 @@ class Server:
         settled = body.model_copy(update={"question": question, "prefer_quality": is_granted})
         requested = body.prefer_quality or has_prefix
         return settled, Escalation(requested=requested, granted=is_granted)
+
+    def _require_skill(self, named: str | None) -> None:
+        skills = self._live.engine.manifest.skills
+        if named is not None and named not in skills:
+            raise ProblemError(
+                "invalid-request",
+                expected=f"a skill of this release: {', '.join(skills) or 'it has none'}",
+                found=repr(named),
+                next_step="Leave skill out, or name one that /v1/release lists.",
+            )
 
     def _require_room(self) -> None:
         # Nothing waits for a place: a queue that grows answers everybody too late.

@@ -107,7 +107,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("tiny") / "base")
 
 
-def make_adapter(folder: Path, base_folder: Path, *, activation: str = "question") -> Path:
+def make_adapter(
+    folder: Path, base_folder: Path, *, activation: str = "question", seed: int = 5
+) -> Path:
     """Write an adapter with random weights on both sides, as peft saves it, with provenance."""
     import json
     import warnings
@@ -124,7 +126,7 @@ def make_adapter(folder: Path, base_folder: Path, *, activation: str = "question
     )  # fmt: skip
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         model = get_peft_model(load_causal_lm(base_folder, "float32"), config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -6,7 +6,6 @@ server, its traces and the client of the upstream are the product's own.
 """
 
 import argparse
-import asyncio
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from serving.app import create_app
+from serving.app import create_app, run_on_server_loop
 from serving.engine import ServingEngine
 from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
@@ -141,7 +140,7 @@ def main() -> None:
     parser.add_argument("--hits", type=Path, help="chunks every question finds, as JSON")
     parser.add_argument("--index", type=Path, help="an index snapshot, for the whole path")
     parser.add_argument("--untraced", action="store_true", help="store no trace")
-    asyncio.run(serve(parser.parse_args()))
+    run_on_server_loop(serve(parser.parse_args()))
 
 
 if __name__ == "__main__":

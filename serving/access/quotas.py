@@ -50,13 +50,16 @@ class Quotas:
         self, purpose: str, key_id: str, items: list[RateLimitItem]
     ) -> Exhausted | None:
         for item in items:
-            if not await self._limiter.test(item, purpose, key_id):
+            # One limit tells by counting; of two none may count before both have room.
+            take = self._limiter.hit if len(items) == 1 else self._limiter.test
+            if not await take(item, purpose, key_id):
                 window = await self._limiter.get_window_stats(item, purpose, key_id)
                 wait = max(1, math.ceil(window.reset_time - time.time()))
                 return Exhausted(
                     limit=f"{item.amount} {purpose} per {item.GRANULARITY.name}",
                     retry_after_seconds=wait,
                 )
-        for item in items:
-            await self._limiter.hit(item, purpose, key_id)
+        if len(items) > 1:
+            for item in items:
+                await self._limiter.hit(item, purpose, key_id)
         return None

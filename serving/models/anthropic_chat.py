@@ -4,9 +4,9 @@ Belongs here: mapping requests, answers and the SDK's failures. Does not belong 
 and the retry (`asking`); caching, budgets, patience (`resources`); prompts.
 """
 
-import time
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anthropic
@@ -16,8 +16,10 @@ from anthropic.types import Message, TextBlock
 from serving.errors import InvalidInputError, UpstreamError, UpstreamRejectedError
 from serving.models.asking import (
     NO_KEY,
-    ask_again,
+    OnText,
+    Timed,
     ask_conceding,
+    ask_timed,
     explain_sdk_error,
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
@@ -70,48 +72,33 @@ class AnthropicChatModel:
             UpstreamError: rate limited, overloaded, server error or no connection, after `retries`.
             UpstreamRejectedError: the server refused the request or answered without text.
         """
-        started = time.perf_counter()
-        answer = await ask_again(
-            lambda: self._ask(request),
-            attempted=f"asking {self.name}",
-            timeout_seconds=self.timeout_seconds,
-            retries=self.retries,
-            retry_wait_seconds=self.retry_wait_seconds,
-            budget=self.retry_budget,
-        )
-        return self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
+        return await self._answer(request)
 
-    async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
+    async def stream(self, request: ChatRequest, on_text: OnText) -> Completion:
         """Answer one request as `complete` does, and hand its text on while it comes.
 
         A failure is asked again only before the first piece: the reader has the others already.
         """
-        started = time.perf_counter()
-        first_at: list[float] = []
+        return await self._answer(request, on_text)
 
-        def note(text: str) -> None:
-            first_at.append(time.perf_counter())
-            on_text(text)
-
-        answer = await ask_again(
-            lambda: self._ask(request, note),
+    async def _answer(self, request: ChatRequest, on_text: OnText | None = None) -> Completion:
+        timed = await ask_timed(
+            partial(self._ask, request),
+            on_text,
             attempted=f"asking {self.name}",
             timeout_seconds=self.timeout_seconds,
             retries=self.retries,
             retry_wait_seconds=self.retry_wait_seconds,
             budget=self.retry_budget,
-            may_ask_again=lambda: not first_at,
         )
-        completion = self._read(answer, latency_ms=(time.perf_counter() - started) * 1000)
-        first_ms = (first_at[0] - started) * 1000 if first_at else None
-        return replace(completion, first_token_ms=first_ms)
+        return self._read(timed)
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
     async def _ask(
-        self, request: ChatRequest, on_text: Callable[[str], None] | None = None
+        self, request: ChatRequest, on_text: OnText | None = None
     ) -> Message | UpstreamError:
         async def send(sent: dict[str, Any], _: Set[Concession]) -> Message | UpstreamError:
             return await self._send(request, sent, on_text)
@@ -122,7 +109,7 @@ class AnthropicChatModel:
         self,
         request: ChatRequest,
         optional: Mapping[str, Any],
-        on_text: Callable[[str], None] | None,
+        on_text: OnText | None,
     ) -> Message | UpstreamError:
         arguments: dict[str, Any] = {
             "model": self.name,
@@ -148,9 +135,7 @@ class AnthropicChatModel:
             return answer
         return self._explain(ValueError(f"no message: {str(answer)[:200]!r}"))
 
-    async def _read_stream(
-        self, arguments: Mapping[str, Any], on_text: Callable[[str], None]
-    ) -> Message:
+    async def _read_stream(self, arguments: Mapping[str, Any], on_text: OnText) -> Message:
         """Hand on the text of a streamed message, and return the whole.
 
         Raises:
@@ -177,7 +162,8 @@ class AnthropicChatModel:
             client=self.client,
         )
 
-    def _read(self, answer: Message, *, latency_ms: float) -> Completion:
+    def _read(self, timed: Timed[Message]) -> Completion:
+        answer = timed.answer
         text = "".join(block.text for block in answer.content if isinstance(block, TextBlock))
         usage = getattr(answer, "usage", None)
         stop_reason = getattr(answer, "stop_reason", None) or "none"
@@ -203,7 +189,8 @@ class AnthropicChatModel:
             prompt_tokens=prompt_tokens,
             completion_tokens=usage.output_tokens,
             finish_reason=FINISH_REASONS.get(stop_reason, stop_reason),
-            latency_ms=latency_ms,
+            latency_ms=timed.latency_ms,
+            first_token_ms=timed.first_token_ms,
             cost_usd=self.price.cost_usd(prompt_tokens, usage.output_tokens),
         )
 

@@ -12,7 +12,8 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Set
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import httpx2
 
@@ -28,6 +29,8 @@ from serving.models.faults import (
 from serving.models.retry_budget import RetryBudget
 
 Answer = TypeVar("Answer")
+OnText = Callable[[str], None]
+"""Gets every piece of a text as it comes."""
 
 NO_KEY = "no-key"
 """Sent where a server wants none: given nothing, an SDK would read a key from the environment."""
@@ -88,6 +91,55 @@ async def ask_again(
     if isinstance(outcome, ModelError):
         raise outcome
     return outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(Generic[Answer]):
+    """An answer and what it took, retries included."""
+
+    answer: Answer
+    latency_ms: float
+    first_token_ms: float | None
+    """When the first piece came; None: nobody read along, or there was none."""
+
+
+async def ask_timed(
+    ask: Callable[[OnText | None], Awaitable[Answer | UpstreamError]],
+    on_text: OnText | None,
+    *,
+    attempted: str,
+    timeout_seconds: float,
+    retries: int,
+    retry_wait_seconds: float,
+    budget: RetryBudget,
+) -> Timed[Answer]:
+    """Ask as `ask_again` does, and time it; `on_text` gets the pieces of a streamed answer.
+
+    A failure is asked again only before the first piece: the reader has the others already.
+    """
+    started = time.perf_counter()
+    first_at: list[float] = []
+
+    def note(text: str) -> None:
+        if not first_at:
+            first_at.append(time.perf_counter())
+        if on_text is not None:
+            on_text(text)
+
+    answer = await ask_again(
+        lambda: ask(None if on_text is None else note),
+        attempted=attempted,
+        timeout_seconds=timeout_seconds,
+        retries=retries,
+        retry_wait_seconds=retry_wait_seconds,
+        budget=budget,
+        may_ask_again=lambda: not first_at,
+    )
+    return Timed(
+        answer=answer,
+        latency_ms=(time.perf_counter() - started) * 1000,
+        first_token_ms=(first_at[0] - started) * 1000 if first_at else None,
+    )
 
 
 async def ask_conceding(

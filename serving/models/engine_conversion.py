@@ -82,7 +82,7 @@ def prepare_engine(
 
 
 def prepare_prefix_graph(base_folder: Path, models_folder: Path) -> PrefixGraph:
-    """Return what reads prefixes in float32, made and proved against transformers at the first call.
+    """Return what reads prefixes in float32: made, and proved against transformers, once.
 
     Raises:
         ReleaseError: openvino is missing, or computes something else than transformers does.

@@ -1,39 +1,30 @@
 """The student in process: a frozen base with a LoRA adapter, answering as a `ChatModel`.
 
 The frozen base reads the prefix (its states are cached: many questions share sources), a merged
-copy reads the question and decodes. Waiting requests are batched. Belongs here: loading and
-trusting an adapter, the queue, the prefix cache. Does not belong here: the forward passes
-(`causal_lm`), prompts (`pipeline.prompt`), training (`assets.students`).
+copy reads the question and decodes. Waiting requests are batched. Belongs here: the queue, from a
+request to tokens and back. Does not belong here: the adapter (`adapters`), the forward passes
+(`causal_lm`), what is kept of prefixes (`prefix_cache`), prompts (`pipeline.prompt`).
 """
 
 import asyncio
-import copy
-import json
 import threading
 import time
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.errors import ModelError, ReleaseError, UpstreamRejectedError
-from serving.models.causal_lm import (
-    PICKLE_SUFFIXES,
-    Generation,
-    hash_base_model,
-    load_causal_lm,
-    load_tokenizer,
-)
+from serving.errors import ModelError, UpstreamRejectedError
+from serving.models.adapters import load_transformers, verify_adapter
+from serving.models.causal_lm import Generation, load_tokenizer
 from serving.models.chat_tokens import Activation, ChatTokens, split_chat
 from serving.models.decoding_signs import read_signs
-from serving.models.engines import LocalEngine, Prefix, StudentEngine, TransformersEngine
+from serving.models.engines import LocalEngine, StudentEngine
+from serving.models.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
 from serving.models.protocols import ChatRequest, Completion, Price
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PREFIX_CACHE_BYTES = 512 * 1024**2
+from serving.models.shared_bases import SharedBases
+from serving.models.text_pieces import TextPieces
 
 
 @dataclass(eq=False, kw_only=True)
@@ -68,9 +59,9 @@ class LocalStudent:
         activation: Activation,
         context_tokens: int,
         maximum_batch: int = 8,
-        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        prefixes: PrefixCache | None = None,
     ) -> None:
-        """Take what runs the models, loaded."""
+        """Take what runs the models, loaded; `prefixes` are those it shares with other adapters."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._name = name
@@ -80,7 +71,7 @@ class LocalStudent:
         self._maximum_batch = maximum_batch
         own_stop = {tokenizer.eos_token_id} - {None}
         self._stop_ids = frozenset({*own_stop, *engine.configured_stop_ids})
-        self._prefixes = PrefixCache(engine.read_prefix, prefix_cache_bytes)
+        self._prefixes = prefixes or PrefixCache(engine.read_prefix, PREFIX_CACHE_BYTES)
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
         self._is_working = False
@@ -99,10 +90,12 @@ class LocalStudent:
         maximum_batch: int = 8,
         local_engine: LocalEngine = "transformers",
         models_folder: Path | None = None,
+        bases: SharedBases | None = None,
     ) -> "LocalStudent":
         """Load a base and, unless None, its adapter (None is the untrained base).
 
         `dtype` is for transformers; the other engines keep what they compile in `models_folder`.
+        With `bases` the base and what is kept of prefixes are shared with its other adapters.
 
         Raises:
             ReleaseError: the adapter holds pickle files, lacks weights or provenance, was trained
@@ -111,8 +104,12 @@ class LocalStudent:
         """
         if adapter_folder is not None:
             verify_adapter(adapter_folder, base_folder, activation)
+        prefixes = None
         if local_engine == "transformers":
-            engine: StudentEngine = load_transformers(base_folder, adapter_folder, dtype)
+            bases = bases or SharedBases()
+            running = load_transformers(base_folder, adapter_folder, dtype, load_base=bases.load)
+            engine: StudentEngine = running
+            prefixes = bases.find_prefixes(running.base)
         else:
             from serving.models.engine_conversion import prepare_engine
 
@@ -126,6 +123,7 @@ class LocalStudent:
             activation=activation,
             context_tokens=context_tokens,
             maximum_batch=maximum_batch,
+            prefixes=prefixes,
         )
 
     @property
@@ -160,12 +158,12 @@ class LocalStudent:
                 sampling or a response format.
             ModelError: the forward pass failed.
         """
-        job = self._open_job(request)
-        return self._describe(job, await self._run(job))
+        job = await self._open_job(request)
+        return await self._describe(job, await self._run(job))
 
     async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
         """Answer one request as `complete` does, handing every piece of the text on as it comes."""
-        job = self._open_job(request)
+        job = await self._open_job(request)
         pieces = TextPieces(self._tokenizer)
         loop = asyncio.get_running_loop()
 
@@ -174,14 +172,17 @@ class LocalStudent:
                 loop.call_soon_threadsafe(on_text, piece)
 
         job.on_token = hand_on
-        completion = self._describe(job, await self._run(job))
+        completion = await self._describe(job, await self._run(job))
         if rest := pieces.finish(completion.text):
             on_text(rest)
         return completion
 
-    def _open_job(self, request: ChatRequest) -> _Job:
+    async def _open_job(self, request: ChatRequest) -> _Job:
+        """Tokenise in a thread: other questions would wait for a long prompt."""
         asked_at = time.perf_counter()
-        tokens = split_chat(self._tokenizer, request.messages, activation=self._activation)
+        tokens = await asyncio.to_thread(
+            split_chat, self._tokenizer, request.messages, activation=self._activation
+        )
         self._refuse_unanswerable(request, len(tokens))
         return _Job(tokens=tokens, max_tokens=request.max_tokens, asked_at=asked_at)
 
@@ -215,7 +216,10 @@ class LocalStudent:
                 next_step="ask the teacher, or ask for plain text decoded greedily",
             )
 
-    def _describe(self, job: _Job, generation: Generation) -> Completion:
+    async def _describe(self, job: _Job, generation: Generation) -> Completion:
+        return await asyncio.to_thread(self._write_completion, job, generation)
+
+    def _write_completion(self, job: _Job, generation: Generation) -> Completion:
         ids = generation.ids
         text_ids = ids[:-1] if generation.finish_reason == "stop" else ids
         text = self._tokenizer.decode(text_ids, skip_special_tokens=True)
@@ -286,189 +290,6 @@ def take_batch(waiting: list[_Job], maximum_batch: int) -> list[_Job]:
     batch = [oldest, *chosen[: maximum_batch - 1]]
     waiting[:] = [job for job in waiting if job not in batch]
     return batch
-
-
-class PrefixCache:
-    """The most recently used prefix states of a frozen model, bounded in bytes. For one thread."""
-
-    def __init__(self, read: Callable[[tuple[int, ...]], Prefix], maximum_bytes: int) -> None:
-        """Start empty; `read` computes what is not kept."""
-        self._read = read
-        self._maximum_bytes = maximum_bytes
-        self._states: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
-        self._bytes = 0
-        self.hits = 0
-
-    def read(self, prefix_ids: tuple[int, ...]) -> Prefix:
-        """Return the states of a prefix, computing them unless they are kept."""
-        known = self._states.get(prefix_ids)
-        if known is not None:
-            self.hits += 1
-            self._states.move_to_end(prefix_ids)
-            return known
-        states = self._read(prefix_ids)
-        self._states[prefix_ids] = states
-        self._bytes += states.nbytes
-        while self._bytes > self._maximum_bytes:
-            _, dropped = self._states.popitem(last=False)
-            self._bytes -= dropped.nbytes
-        return states
-
-    def clear(self) -> None:
-        """Drop what is kept."""
-        self._states.clear()
-        self._bytes = 0
-
-
-class TextPieces:
-    """Turns tokens into pieces of text, each once it is certain. Joined, they are the text."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        """Start before the first token."""
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._told = ""
-
-    def add(self, token: int) -> str:
-        """Return what the token adds; nothing while a character is still in parts."""
-        self._ids.append(token)
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        if text.endswith("\ufffd") or not text.startswith(self._told):
-            return ""
-        piece, self._told = text[len(self._told) :], text
-        return piece
-
-    def finish(self, text: str) -> str:
-        """Return what of the whole text was not told.
-
-        Raises:
-            ModelError: what was told is no part of it.
-        """
-        if not text.startswith(self._told):
-            raise ModelError(
-                "streaming an answer",
-                expected=f"a text that begins as it was told, {self._told!r}",
-                found=repr(text),
-                next_step="ask without streaming: this tokenizer rewrites what stands before",
-            )
-        return text[len(self._told) :]
-
-
-def refuse_pickles(folder: Path) -> None:
-    """Refuse a folder that holds a pickle: loading one runs its author's code.
-
-    Raises:
-        ReleaseError: a file ends in .bin, .pt, .pkl or another pickle suffix.
-    """
-    pickles = sorted(p.name for p in folder.rglob("*") if p.suffix.lower() in PICKLE_SUFFIXES)
-    if pickles:
-        raise ReleaseError(
-            f"loading the adapter {folder}",
-            expected="safetensors weights only",
-            found=", ".join(pickles),
-            next_step="remove the adapter, and train it again or convert it to safetensors",
-        )
-
-
-def verify_adapter(adapter_folder: Path, base_folder: Path, activation: Activation) -> None:
-    """Check that an adapter is safe to load and belongs to this base and activation.
-
-    Raises:
-        ReleaseError: see `LocalStudent.load`.
-    """
-    refuse_pickles(adapter_folder)
-    attempted = f"loading the adapter {adapter_folder}"
-    missing = [
-        name
-        for name in (ADAPTER_WEIGHTS, "adapter_config.json", "provenance.json")
-        if not (adapter_folder / name).is_file()
-    ]
-    if missing:
-        raise ReleaseError(
-            attempted,
-            expected=f"{ADAPTER_WEIGHTS}, adapter_config.json and provenance.json",
-            found=f"no {', '.join(missing)}",
-            next_step="materialize students/student_adapter again",
-        )
-    provenance = json.loads((adapter_folder / "provenance.json").read_text(encoding="utf-8"))
-    base_hash = hash_base_model(base_folder)
-    if provenance.get("base_hash") != base_hash:
-        raise ReleaseError(
-            attempted,
-            expected=f"an adapter trained for the loaded base {base_hash} ({base_folder})",
-            found=f"one trained for base {provenance.get('base_hash')} "
-            f"({provenance.get('base_model', 'unnamed')})",
-            next_step="load the base it was trained on, or train an adapter for this one",
-        )
-    if provenance.get("activation") != activation:
-        raise ReleaseError(
-            attempted,
-            expected=f"an adapter trained with activation {activation!r}",
-            found=repr(provenance.get("activation")),
-            next_step="serve it with the activation of its recipe",
-        )
-
-
-def merge_adapter(base: Any, adapter_folder: Path) -> Any:
-    """Return a copy of `base` with the adapter added into its weights.
-
-    Weights that the adapter does not touch are shared with `base`, which stays as it is.
-
-    Raises:
-        ReleaseError: a tensor of the adapter finds no place in the base, or has another shape.
-    """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    weights = load_file(adapter_folder / ADAPTER_WEIGHTS)
-    touched = {_module_of(key) for key in weights}
-    shared = {
-        id(parameter): parameter
-        for name, parameter in base.named_parameters()
-        if name.rpartition(".")[0] not in touched
-    }
-    config = PeftConfig.from_pretrained(str(adapter_folder))
-    config.alora_invocation_tokens = None  # where it acts is decided here, by the split
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what peft warns of is checked below, as an error
-            peft_model: Any = PeftModel.from_pretrained(
-                copy.deepcopy(base, shared), adapter_folder, config=config
-            )
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise _unusable(adapter_folder, str(error)) from error
-    # False: by default peft asks the hub whether the base's vocabulary was resized
-    loaded: dict[str, Any] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    if loaded.keys() != weights.keys():
-        odd = sorted(loaded.keys() ^ weights.keys())
-        raise _unusable(adapter_folder, f"{len(odd)} tensors without a counterpart, as {odd[0]}")
-    try:
-        merged: Any = peft_model.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # a weight that is not a number
-        raise _unusable(adapter_folder, str(error)) from error
-    return merged.eval()
-
-
-def _module_of(key: str) -> str:
-    return key.removeprefix("base_model.model.").rpartition(".lora_")[0]
-
-
-def _unusable(adapter_folder: Path, found: str) -> ReleaseError:
-    return ReleaseError(
-        f"merging the adapter {adapter_folder}",
-        expected="LoRA tensors that match the base's modules one to one",
-        found=found,
-        next_step="train the adapter again for this base",
-    )
-
-
-def load_transformers(
-    base_folder: Path, adapter_folder: Path | None, dtype: str
-) -> TransformersEngine:
-    """Load a base and the copy of it that the adapter is merged into."""
-    base = load_causal_lm(base_folder, dtype)
-    adapted = base if adapter_folder is None else merge_adapter(base, adapter_folder)
-    return TransformersEngine(base=base, adapted=adapted)
 
 
 def _as_model_error(name: str, error: Exception) -> ModelError:

@@ -4,9 +4,9 @@ Belongs here: mapping requests, answers and the SDK's failures. Does not belong 
 and the retry (`asking`); caching, budgets, patience (`resources`); prompts.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -16,8 +16,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serving.errors import InvalidInputError, UpstreamError
 from serving.models.asking import (
     NO_KEY,
-    ask_again,
+    OnText,
     ask_conceding,
+    ask_timed,
     explain_sdk_error,
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
@@ -80,18 +81,9 @@ class OpenAIChatModel:
             UpstreamRejectedError: the server refused the request or answered without text or usage.
             InvalidInputError: it sends no logprobs although `top_logprobs` asks for them.
         """
-        started = time.perf_counter()
-        answer = await ask_again(
-            lambda: self._ask(request),
-            attempted=f"asking {self.name}",
-            timeout_seconds=self.timeout_seconds,
-            retries=self.retries,
-            retry_wait_seconds=self.retry_wait_seconds,
-            budget=self.retry_budget,
-        )
-        return self._read(answer, started)
+        return await self._answer(request)
 
-    async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
+    async def stream(self, request: ChatRequest, on_text: OnText) -> Completion:
         """Answer one request as `complete` does, and hand its text on while it comes.
 
         A failure is asked again only before the first piece: the reader has the others already.
@@ -100,33 +92,24 @@ class OpenAIChatModel:
             completion = await self.complete(request)
             on_text(completion.text)
             return completion
-        started = time.perf_counter()
-        first_at: list[float] = []
+        return await self._answer(request, on_text)
 
-        def note(text: str) -> None:
-            first_at.append(time.perf_counter())
-            on_text(text)
-
-        answer = await ask_again(
-            lambda: self._ask(request, note),
+    async def _answer(self, request: ChatRequest, on_text: OnText | None = None) -> Completion:
+        timed = await ask_timed(
+            partial(self._ask, request),
+            on_text,
             attempted=f"asking {self.name}",
             timeout_seconds=self.timeout_seconds,
             retries=self.retries,
             retry_wait_seconds=self.retry_wait_seconds,
             budget=self.retry_budget,
-            may_ask_again=lambda: not first_at,
         )
-        return self._read(answer, started, first_at=first_at[0] if first_at else None)
-
-    def _read(
-        self, answer: ChatCompletion, started: float, *, first_at: float | None = None
-    ) -> Completion:
         return read_completion(
-            answer,
+            timed.answer,
             name=self.name,
             price=self.price,
-            latency_ms=(time.perf_counter() - started) * 1000,
-            first_token_ms=None if first_at is None else (first_at - started) * 1000,
+            latency_ms=timed.latency_ms,
+            first_token_ms=timed.first_token_ms,
             top_logprobs=self.top_logprobs,
         )
 
@@ -135,7 +118,7 @@ class OpenAIChatModel:
         await self.client.close()
 
     async def _ask(
-        self, request: ChatRequest, on_text: Callable[[str], None] | None = None
+        self, request: ChatRequest, on_text: OnText | None = None
     ) -> ChatCompletion | UpstreamError:
         async def send(
             sent: dict[str, Any], conceded: Set[Concession]
@@ -153,7 +136,7 @@ class OpenAIChatModel:
         arguments: dict[str, Any],
         *,
         idempotency_key: str,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
     ) -> ChatCompletion | UpstreamError:
         # The SDK's own clock is a net below ours, which also covers the retry.
         options: openai.RequestOptions = {
@@ -163,14 +146,16 @@ class OpenAIChatModel:
         try:
             # `post` is what `chat.completions.create` calls once it has walked the body along its
             # type hints: a quarter of a call's CPU, for arguments that are plain JSON already.
+            # A whole address is taken as it is; a path would be joined and parsed at every call.
+            address = f"{self.client.base_url}chat/completions"
             answer: object
             if on_text is None:
                 answer = await self.client.post(
-                    "/chat/completions", cast_to=ChatCompletion, body=arguments, options=options
+                    address, cast_to=ChatCompletion, body=arguments, options=options
                 )
             else:
                 chunks = await self.client.post(
-                    "/chat/completions",
+                    address,
                     cast_to=ChatCompletion,
                     body=arguments | STREAMED,
                     options=options,

@@ -48,6 +48,8 @@ from serving.pipeline.router import (
     draw_route,
     has_high_stakes,
 )
+from serving.pipeline.skills import Skill, choose_skill
+from serving.pipeline.tiers import Tier
 from serving.pipeline.validator import ValidatorPolicy, validate
 
 __all__ = ["AnswerPipeline", "Answered", "Attempt", "Mode", "Tier", "choose_last"]
@@ -59,27 +61,13 @@ invalid answer is shown as a refusal, as it would be to a user."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tier:
-    """A student and how its confidence is read."""
-
-    model: ChatModel
-    calibration: ConfidenceCalibration | None = None
-
-    def find_threshold(self, policy: RouterPolicy) -> float | None:
-        """Return the confidence from which an answer may stand, None where none is certified."""
-        if self.calibration is None:
-            return None
-        return self.calibration.find_threshold(policy.maximum_risk_ratio)
-
-
-@dataclass(frozen=True, kw_only=True)
 class AnswerPipeline:
     """The assembled path. `count_tokens` counts with the student's tokenizer.
 
     It does so in a thread, unless `counts_slowly` says that it costs next to nothing. Without a
     `calibration` of the student its answers have no confidence, and none is doubted. `smaller` are
     students before it, the smallest first: each takes what its certified confidence allows, and
-    `student` the rest.
+    `student` the rest. A question for one of `skills` is that skill's student's alone.
     """
 
     retriever: Retriever
@@ -93,6 +81,7 @@ class AnswerPipeline:
     counts_slowly: bool = True
     calibration: ConfidenceCalibration | None = None
     smaller: tuple[Tier, ...] = ()
+    skills: tuple[Skill, ...] = ()
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -107,17 +96,21 @@ class AnswerPipeline:
         question: str,
         *,
         prefer_quality: bool = False,
+        skill: str | None = None,
         mode: Mode = "routed",
         seed: int = 0,
         around: Circumstances = ORDINARY,
     ) -> Answered:
         """Answer one question; another `seed` is another draw, never taken from this one's cache.
 
+        `skill` names who of `skills` it is for; None: where the best chunk lies decides.
+
         Never returns an invalid answer: what no model could answer validly becomes a refusal.
 
         Raises:
             ModelError: no attempt produced any text (upstream down, deadline, budget). When only
                 the fallback fails, the user gets a refusal and both attempts are recorded.
+            InvalidInputError: there is no skill of that name.
         """
         started = time.perf_counter()
         question = normalise_question(question)
@@ -132,6 +125,7 @@ class AnswerPipeline:
             retrieval_ms=retrieval_ms,
             started=started,
             around=around,
+            skill=choose_skill(skill, hits, self.skills),
         )
         if mode != "routed":
             route = Route(to=mode, reason="default")
@@ -152,6 +146,7 @@ class AnswerPipeline:
             prompt_tokens=answered.prompt_tokens_estimate,
             retrieval_ms=0.0,
             started=time.perf_counter(),
+            skill=choose_skill(answered.skill, (), self.skills),
         )
         route = replace(answered.route, to=to)
         return self._conclude(asked, route, [await self._attempt_alone(to, asked)])
@@ -170,7 +165,8 @@ class AnswerPipeline:
             prefer_quality=prefer_quality,
             phase=self.phase if self.student else "hitchhiker",
             policy=self.router,
-            is_high_stakes=has_high_stakes(asked.question, asked.hits, self.router),
+            is_high_stakes=(asked.skill is not None and asked.skill.is_high_stakes)
+            or has_high_stakes(asked.question, asked.hits, self.router),
         )
         around = asked.around
         return draw_route(
@@ -200,7 +196,7 @@ class AnswerPipeline:
         """Ask the students in turn until one is valid and sure enough."""
         attempts: list[Attempt] = []
         found = route
-        for tier in self.tiers:
+        for tier in self._list_tiers(asked):
             attempts.append(await self._attempt(tier, "student", asked))
             found = route
             if not is_usable(attempts[-1]):
@@ -215,7 +211,8 @@ class AnswerPipeline:
     async def _find_obstacle(self, route: Route, asked: Asked) -> Obstacle | None:
         """Return why the model of a route is not asked; a call of the teacher is counted here."""
         if route.to == "student":
-            return "breaker" if all(is_stopped(t.model) for t in self.tiers) else None
+            is_closed = all(is_stopped(t.model) for t in self._list_tiers(asked))
+            return "breaker" if is_closed else None
         if is_stopped(self.teacher):
             return "breaker"
         return None if await asked.around.allow_teacher(route.reason) else "budget"
@@ -231,7 +228,10 @@ class AnswerPipeline:
             return await self._attempt(Tier(model=self.teacher), role, asked)
         if self.student is None:
             raise ValueError("the student was asked, but this pipeline has none")
-        return await self._attempt(self.tiers[-1], role, asked)
+        return await self._attempt(self._list_tiers(asked)[-1], role, asked)
+
+    def _list_tiers(self, asked: Asked) -> tuple[Tier, ...]:
+        return self.tiers if asked.skill is None else (asked.skill.tier,)
 
     async def _attempt(self, tier: Tier, role: ServedBy, asked: Asked) -> Attempt:
         began = elapsed_ms(asked.started)
@@ -272,6 +272,7 @@ class AnswerPipeline:
             route=route,
             retrieved=asked.hits,
             request=asked.request,
+            skill=asked.skill.name if asked.skill else None,
             attempts=tuple(attempts),
             prompt_tokens_estimate=asked.prompt_tokens,
             retrieval_ms=asked.retrieval_ms,

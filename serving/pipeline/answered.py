@@ -11,6 +11,7 @@ from serving.errors import ModelError
 from serving.models.protocols import ChatRequest, Completion, Hit, ServedBy
 from serving.pipeline.circumstances import ORDINARY, Circumstances
 from serving.pipeline.router import Route
+from serving.pipeline.skills import Skill
 from serving.pipeline.validator import Verdict
 
 
@@ -26,6 +27,7 @@ class Asked:
     started: float
     """Of `time.perf_counter`."""
     around: Circumstances = ORDINARY
+    skill: Skill | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class Answered:
     prompt_tokens_estimate: int
     retrieval_ms: float
     total_ms: float
+    skill: str | None = None
+    """The skill it was a question for; None: none, the general students'."""
 
     @property
     def max_score(self) -> float:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, Embedder, Reranker, identify_model
-from serving.pipeline.answer import AnswerPipeline, Tier
+from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.indexing import RETRIEVAL_VERSION
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.retrieval import LanceRetriever
 from serving.pipeline.router import Phase, RouterPolicy
+from serving.pipeline.skills import Skill
+from serving.pipeline.tiers import Tier
 from serving.pipeline.validator import VALIDATOR_VERSION, ValidatorPolicy
 
 
@@ -40,11 +42,13 @@ class PipelineParts:
         student: ChatModel | None = None,
         calibration: ConfidenceCalibration | None = None,
         smaller: tuple[Tier, ...] = (),
+        skills: tuple[Skill, ...] = (),
         phase: Phase = "switch",
     ) -> AnswerPipeline:
         """Open the index snapshot and return the pipeline over it.
 
-        `calibration` is the student's, where it has one; `smaller` are students asked before it.
+        `calibration` is the student's, where it has one; `smaller` are students asked before it,
+        `skills` those asked in their stead.
         """
         retriever = await LanceRetriever.open(
             self.index_folder,
@@ -65,6 +69,7 @@ class PipelineParts:
             counts_slowly=self.count_tokens is not estimate_tokens,
             calibration=calibration,
             smaller=smaller,
+            skills=skills,
         )
 
     def fingerprint_answers(self, index_fingerprint: str) -> str:

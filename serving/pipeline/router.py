@@ -108,8 +108,13 @@ def has_high_stakes(question: str, hits: Sequence[Hit], policy: RouterPolicy) ->
         for term in policy.high_stakes_terms
     ):
         return True
-    page = hits[0].chunk_id.removeprefix("docs:").rpartition("/")[0] if hits else ""
-    return any(f"{page}/".startswith(f"{p.strip('/')}/") for p in policy.high_stakes_pages)
+    return any(is_below(hit, page) for hit in hits[:1] for page in policy.high_stakes_pages)
+
+
+def is_below(hit: Hit, page: str) -> bool:
+    """Say whether a chunk stands on a page, or below it: a slug prefix by whole parts."""
+    slug = hit.chunk_id.removeprefix("docs:").rpartition("/")[0]
+    return f"{slug}/".startswith(f"{page.strip('/')}/")
 
 
 def draw_route(

@@ -91,6 +91,18 @@ class StudentEntry(_Entry):
         return self.kind in TRAINED_KINDS
 
 
+class SkillEntry(_Entry):
+    """A task with an adapter of its own, on the base of the students that are asked in tiers.
+
+    `student` is one of the release's. `pages` are slug prefixes: a question whose best chunk lies
+    below one is for this skill, also where its caller names none.
+    """
+
+    student: FolderName
+    pages: tuple[str, ...] = ()
+    high_stakes: bool = False
+
+
 class TeacherEntry(_Entry):
     """The teacher. `api_key_env` names a variable; a secret itself has no field to stand in."""
 
@@ -183,7 +195,9 @@ class ReleaseManifest(_Entry):
     phase: Phase
     students: dict[FolderName, StudentEntry] = Field(default_factory=dict)
     tiers: tuple[FolderName, ...] = ()
-    """The students in the order they are asked, the smallest first; of several, all are named."""
+    """The students in the order they are asked, the smallest first; of several, all are named that
+    are no skill's."""
+    skills: dict[FolderName, SkillEntry] = Field(default_factory=dict)
     teacher: TeacherEntry
     embedder: EmbedderEntry
     index: IndexEntry
@@ -205,15 +219,40 @@ class ReleaseManifest(_Entry):
             raise ValueError(f"phase {self.phase} needs the verdict PROMOTE, not {verdict}")
         if self.phase != "hitchhiker" and not self.students:
             raise ValueError(f"phase {self.phase} needs a student")
-        order = sorted(self.tiers)
-        if order != sorted(self.students) and (order or len(self.students) > 1):
-            raise ValueError(
-                f"tiers must name every student once, found {', '.join(self.tiers) or 'none'} "
-                f"for {', '.join(self.students)}"
-            )
         if len({s.adapter for s in self.students.values()}) < len(self.students):
             raise ValueError("two students share an adapter folder")
         return self
+
+    @model_validator(mode="after")
+    def _tiers_name_all_but_skills(self) -> Self:
+        skilled = {skill.student for skill in self.skills.values()}
+        general = [name for name in self.students if name not in skilled]
+        order = sorted(self.tiers)
+        if order != sorted(general) and (order or len(general) > 1):
+            raise ValueError(
+                f"tiers must name every student once, found {', '.join(self.tiers) or 'none'} "
+                f"for {', '.join(general)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _skills_share_the_base(self) -> Self:
+        for name, skill in self.skills.items():
+            if skill.student not in self.students:
+                raise ValueError(f"skill {name} names {skill.student}, which is no student")
+            bases = {self.students[tier].base_hash for tier in self.tier_names}
+            if self.students[skill.student].base_hash not in bases:
+                raise ValueError(f"skill {name} stands on another base than the students asked")
+        pages = [page.strip("/") for skill in self.skills.values() for page in skill.pages]
+        if len(set(pages)) < len(pages) or "" in pages:
+            raise ValueError("each page of the skills must be named once, and none is empty")
+        return self
+
+    @property
+    def tier_names(self) -> tuple[str, ...]:
+        """The students asked in turn, those of skills left out."""
+        skilled = {skill.student for skill in self.skills.values()}
+        return self.tiers or tuple(name for name in self.students if name not in skilled)
 
     @property
     def prices(self) -> dict[str, Price]:

@@ -6,7 +6,7 @@ part. Does not belong here: joining them (`engine`), verifying files and signatu
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,10 @@ from serving.errors import IndexMismatchError, ReleaseError
 from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
 from serving.models.protocols import ChatModel, Embedder, Reranker
-from serving.pipeline.answer import Tier
 from serving.pipeline.assembly import estimate_tokens
 from serving.pipeline.confidence import ConfidenceCalibration
+from serving.pipeline.skills import Skill
+from serving.pipeline.tiers import Tier
 from serving.releases.bundle import VerifiedRelease
 from serving.releases.manifest import ReleaseManifest, StudentEntry
 from serving.settings import ServerSettings
@@ -25,6 +26,7 @@ from serving.settings import ServerSettings
 if TYPE_CHECKING:
     from serving.models.local_student import LocalStudent
     from serving.models.prompted_student import OpenedBase, PromptedStudent
+    from serving.models.shared_bases import SharedBases
 
     ServedStudent = LocalStudent | PromptedStudent
 
@@ -40,6 +42,7 @@ async def close_nothing() -> None:
 class LoadedStudent:
     """A student ready to answer, behind its breaker."""
 
+    name: str
     tier: Tier
     count_tokens: Callable[[str], int]
     close: Close
@@ -109,9 +112,14 @@ def connect_teacher(
 def load_students(
     release: VerifiedRelease, settings: ServerSettings, embedder: Embedder
 ) -> list[LoadedStudent]:
-    """Load the students of a release in the order they are asked."""
-    manifest = release.manifest
-    names = manifest.tiers or tuple(manifest.students)
+    """Load the students of a release in the order they are asked, then those of its skills.
+
+    Local ones on one base share it, and what they keep of prefixes.
+    """
+    from serving.models.shared_bases import SharedBases
+
+    manifest, bases = release.manifest, SharedBases()
+    tiers = manifest.tier_names
     return [
         _load_student(
             manifest,
@@ -119,10 +127,25 @@ def load_students(
             release.adapter_folder(name),
             settings,
             embedder,
-            most_seconds=settings.student_seconds / len(names),
+            bases=bases,
+            most_seconds=settings.student_seconds / (len(tiers) if name in tiers else 1),
         )
-        for name in names
+        for name in (*tiers, *(name for name in manifest.students if name not in tiers))
     ]
+
+
+def list_skills(manifest: ReleaseManifest, students: Sequence[LoadedStudent]) -> tuple[Skill, ...]:
+    """Return the skills of a release, each with its loaded student."""
+    tiers = {student.name: student.tier for student in students}
+    return tuple(
+        Skill(
+            name=name,
+            tier=tiers[entry.student],
+            pages=entry.pages,
+            is_high_stakes=entry.high_stakes,
+        )
+        for name, entry in manifest.skills.items()
+    )
 
 
 def _load_student(
@@ -132,6 +155,7 @@ def _load_student(
     settings: ServerSettings,
     embedder: Embedder,
     *,
+    bases: "SharedBases",
     most_seconds: float,
 ) -> LoadedStudent:
     from serving.models.prompted_student import load_prompted_student
@@ -140,11 +164,11 @@ def _load_student(
     began = time.perf_counter()
     student: ServedStudent
     if entry.is_trained:
-        student = _load_local(manifest, entry, settings.models_folder, folder)
+        student = _load_local(manifest, entry, settings.models_folder, folder, bases)
     else:
         student = load_prompted_student(
             folder,
-            _open_base(manifest, entry, settings),
+            _open_base(manifest, entry, settings, bases),
             name=entry.adapter,
             base_identity=entry.base_hash,
             open_embedder=lambda: embedder,
@@ -158,6 +182,7 @@ def _load_student(
         load_ms=load_ms if entry.engine == "local" else None,
     )
     return LoadedStudent(
+        name=name,
         tier=Tier(model=guarded, calibration=choose_calibration(entry, student)),
         count_tokens=student.count_prompt_tokens,
         close=getattr(student, "close", close_nothing),
@@ -180,7 +205,11 @@ def choose_calibration(
 
 
 def _load_local(
-    manifest: ReleaseManifest, entry: StudentEntry, models_folder: Path, folder: Path | None
+    manifest: ReleaseManifest,
+    entry: StudentEntry,
+    models_folder: Path,
+    folder: Path | None,
+    bases: "SharedBases",
 ) -> "LocalStudent":
     """Load the base of a student, with the adapter in `folder` unless that is None."""
     from serving.models.causal_lm import hash_base_model
@@ -199,17 +228,21 @@ def _load_local(
         context_tokens=entry.context_tokens,
         local_engine=entry.local_engine,
         models_folder=models_folder,
+        bases=bases,
     )
 
 
 def _open_base(
-    manifest: ReleaseManifest, entry: StudentEntry, settings: ServerSettings
+    manifest: ReleaseManifest,
+    entry: StudentEntry,
+    settings: ServerSettings,
+    bases: "SharedBases",
 ) -> "OpenedBase":
     from serving.models.prompted_student import OpenedBase
     from serving.models.remote import connect_remote, hash_remote_model
 
     if entry.engine == "local":
-        local = _load_local(manifest, entry, settings.models_folder, None)
+        local = _load_local(manifest, entry, settings.models_folder, None, bases)
         return OpenedBase(
             model=local,
             identity=entry.base_hash,

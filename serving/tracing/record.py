@@ -113,6 +113,8 @@ class TraceRecord:
     """Of a shadow's record: the question it was asked again from."""
     canary_arm: ServedBy | None = None
     """The side of the canary the conversation is on; null: none, or a rule decided."""
+    skill: str | None = None
+    """The skill it was a question for; null: none."""
 
 
 TRACE_FIELDS = tuple(f.name for f in fields(TraceRecord))
@@ -181,6 +183,7 @@ def build_record(
         propensity=answered.route.propensity,
         parent_trace_id=shadow_of,
         canary_arm=answered.route.canary_arm,
+        skill=answered.skill,
         attempts=attempts,
         served_by=answered.served_by,
         model=answered.model,

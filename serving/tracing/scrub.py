@@ -26,6 +26,8 @@ _ASSIGNED = re.compile(
 )
 """`password=hunter2aa`, `Bearer abc12345`: the word stays, a value with a digit in it goes."""
 
+_ASSIGNED_WORDS = ("key", "token", "secret", "passw", "bearer")
+
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
 _PHONE = re.compile(
@@ -49,8 +51,14 @@ def scrub(text: str) -> str:
     """
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = _KEY_LIKE.sub(SECRET, text)
-    text = _ASSIGNED.sub(lambda m: m[1] + SECRET, text)
-    text = _EMAIL.sub(EMAIL, text)
+    # What every match holds is looked for first: most texts have none, and a search is cheap.
+    folded = text.casefold()
+    if any(word in folded for word in _ASSIGNED_WORDS):
+        text = _ASSIGNED.sub(lambda m: m[1] + SECRET, text)
+    if "@" in text:
+        text = _EMAIL.sub(EMAIL, text)
+    if not any(map(str.isdecimal, text)):
+        return text
     text = _CARD.sub(lambda m: CARD if _passes_luhn(m[0]) else m[0], text)
     return _PHONE.sub(lambda m: PHONE if 9 <= _count_digits(m[0]) <= 18 else m[0], text)
 

@@ -145,6 +145,7 @@ async def test_an_answer_has_the_contracts_fields(serve: Serve) -> None:
         "served_by": "student",
         "model": "compact@3f9c0a1b2c4d",
         "route_reason": "default",
+        "skill": None,
         "release": make_manifest().release_id,
         "cost_usd": STUDENT_PRICE.cost_usd(100, 20),
         "counterfactual_cost_usd": TEACHER_PRICE.cost_usd(100, 20),

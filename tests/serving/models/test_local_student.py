@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from functools import partial
 
@@ -11,16 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serving.errors import ModelError, ReleaseError, UpstreamRejectedError
+from serving.models.adapters import merge_adapter
 from serving.models.causal_lm import hash_base_model, load_causal_lm, read_prefix
 from serving.models.chat_tokens import split_chat
-from serving.models.local_student import (
-    LocalStudent,
-    PrefixCache,
-    TextPieces,
-    merge_adapter,
-    take_batch,
-)
+from serving.models.local_student import LocalStudent, take_batch
+from serving.models.prefix_cache import PrefixCache
 from serving.models.protocols import ChatModel, ChatRequest, Price, StreamingChatModel
+from serving.models.shared_bases import SharedBases
+from serving.models.text_pieces import TextPieces
 from tests.tiny_student import make_adapter, make_base, make_messages, make_tokenizer
 
 PRICE = Price(input_usd_per_mtok=1.0, output_usd_per_mtok=2.0)
@@ -290,6 +289,56 @@ def test_the_prefix_cache_is_bounded_and_keeps_the_recently_used(tiny_base):
     assert cache.hits == 2
     cache.read(two)
     assert cache.hits == 2
+
+
+async def test_tokenising_leaves_the_event_loop_free(student, monkeypatch):
+    """The tokenizer waits for what only a live loop can do, before the model and after it."""
+    released, waited = threading.Event(), []
+    real = student.tokenizer
+
+    class Waiting:
+        def __getattr__(self, name):
+            found = getattr(real, name)
+            if name not in ("apply_chat_template", "decode"):
+                return found
+
+            def wait(*arguments, **options):
+                waited.append(released.wait(timeout=20))
+                released.clear()
+                return found(*arguments, **options)
+
+            return wait
+
+    monkeypatch.setattr(student, "_tokenizer", Waiting())
+
+    async def release():
+        while True:
+            released.set()
+            await asyncio.sleep(0.001)
+
+    releasing = asyncio.create_task(release())
+    completion = await student.complete(request())
+    releasing.cancel()
+    assert completion.completion_tokens
+    assert len(waited) >= 3  # two renderings of the prompt, one text
+    assert all(waited)
+
+
+async def test_adapters_of_one_base_share_it_and_what_it_read(tiny_base, adapter, tmp_path):
+    other = make_adapter(tmp_path / "b", tiny_base, seed=7)
+    bases = SharedBases()
+    one, two = (load(tiny_base, folder, bases=bases) for folder in (adapter, other))
+    assert one._engine.base is two._engine.base
+    assert one._engine.adapted is not two._engine.adapted
+    assert one._prefixes is two._prefixes
+    found = await asyncio.gather(
+        *(s.complete(request(question)) for question in QUESTIONS for s in (one, two))
+    )
+    assert one._prefixes.hits == 2 * len(QUESTIONS) - 1  # the sources were read once for both
+    alone = [load(tiny_base, folder) for folder in (adapter, other)]
+    expected = [await s.complete(request(question)) for question in QUESTIONS for s in alone]
+    assert [c.text for c in found] == [c.text for c in expected]
+    assert len({c.text for c in found[:2]}) == 2  # the adapters change the answers
 
 
 def test_questions_on_the_same_sources_read_them_once(tiny_base, adapter):

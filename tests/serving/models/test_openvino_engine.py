@@ -9,8 +9,9 @@ import torch
 
 from serving.errors import HashMismatchError, ReleaseError
 from serving.models import engine_conversion
+from serving.models.adapters import load_transformers
 from serving.models.engine_conversion import compare, prepare_engine, refuse_other_answers
-from serving.models.local_student import LocalStudent, load_transformers
+from serving.models.local_student import LocalStudent
 from serving.models.openvino_engine import hide_unreadable, pad_rows, read_steps
 from serving.models.protocols import ChatRequest, Price
 from tests.tiny_student import make_adapter, make_messages
@@ -143,7 +144,7 @@ def test_what_is_compiled_is_kept_by_content_and_checked(folders, prepared, tmp_
 def test_a_base_with_a_window_is_refused(folders, monkeypatch, tmp_path):
     original = load_transformers(*folders[:2], "float32")
     original.base.config.sliding_window = 16
-    monkeypatch.setattr("serving.models.local_student.load_transformers", lambda *_: original)
+    monkeypatch.setattr("serving.models.adapters.load_transformers", lambda *_: original)
     with pytest.raises(ReleaseError, match="sliding_window 16"):
         prepare_engine(*folders[:2], "openvino", tmp_path)
 

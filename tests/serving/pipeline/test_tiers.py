@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from serving.errors import UpstreamError
-from serving.pipeline.answer import AnswerPipeline, Tier
+from serving.pipeline.answer import AnswerPipeline
+from serving.pipeline.tiers import Tier
 from serving.tracing.record import build_record
 from tests.serving.fakes import GOOD, INVALID, CannedChatModel, make_engine, make_manifest
 from tests.serving.pipeline.test_low_confidence import (

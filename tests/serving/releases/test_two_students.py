@@ -1,5 +1,6 @@
 """A signed release of two students: verified, loaded in the order its manifest names, asked."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,22 @@ from serving.releases.bundle import (
     load_public_key,
     publish,
 )
-from serving.releases.parts import load_students
+from serving.releases.parts import list_skills, load_students
 from serving.settings import ServerSettings
-from tests.serving.fakes import GOOD, make_manifest
+from tests.serving.fakes import GOOD, make_engine, make_manifest
 from tests.serving.upstreams import FaultyUpstream, serve_upstream
 
 REQUEST = ChatRequest(messages=({"role": "user", "content": "Where?"},))
 NO_EMBEDDER: Any = None
 
 
-def release_two(home: Path, urls: dict[str, str]) -> tuple[ServerSettings, VerifiedRelease]:
+def release_two(
+    home: Path,
+    urls: dict[str, str],
+    *,
+    calibrated: Mapping[str, dict[str, Any]] | None = None,
+    **changes: Any,
+) -> tuple[ServerSettings, VerifiedRelease]:
     """Publish a release whose students are prompts around models behind `urls`."""
     settings = ServerSettings(home=home)
     base = make_manifest().model_dump()["students"]["compact"]
@@ -48,7 +55,11 @@ def release_two(home: Path, urls: dict[str, str]) -> tuple[ServerSettings, Verif
             "base_url": url,
             "activation": None,
         }
-    manifest = make_manifest(students=students, tiers=("compact", "midweight"))
+        if calibrated and name in calibrated:
+            own = {"adapter_sha256": students[name]["adapter_sha256"]}
+            students[name]["calibration"] = calibrated[name] | own
+    changes = {"tiers": ("compact", "midweight")} | changes
+    manifest = make_manifest(students=students, **changes)
     release = build_bundle(settings.releases_folder, manifest, folders)
     key = ensure_signing_key(settings.keys_folder)
     publish(settings.releases_folder, release, expected_parent=None, signing_key=key)
@@ -77,6 +88,24 @@ async def test_each_student_has_its_own_name_model_and_breaker(tmp_path: Path) -
             await student.close()
 
 
+async def test_a_skill_has_a_student_of_its_own_on_the_same_base(tmp_path: Path) -> None:
+    """It is loaded after those of the tiers, and has all of the students' time."""
+    skills = {"glazing": {"student": "midweight", "pages": ["guides/glazing"]}}
+    upstream = FaultyUpstream()
+    async with serve_upstream(upstream) as url:
+        urls = {"midweight": url, "compact": url}
+        settings, release = release_two(tmp_path, urls, tiers=("compact",), skills=skills)
+        loaded = load_students(release, settings, NO_EMBEDDER)
+        (skill,) = list_skills(release.manifest, loaded)
+        assert [student.name for student in loaded] == ["compact", "midweight"]
+        assert (skill.name, skill.pages) == ("glazing", ("guides/glazing",))
+        assert skill.tier.model is loaded[1].tier.model
+        assert skill.tier.model._timeout_seconds == settings.student_seconds
+        assert (await skill.tier.model.complete(REQUEST)).text == GOOD
+        for student in loaded:
+            await student.close()
+
+
 async def test_students_that_hang_leave_the_teacher_its_share_of_the_deadline(
     tmp_path: Path,
 ) -> None:
@@ -89,4 +118,31 @@ async def test_students_that_hang_leave_the_teacher_its_share_of_the_deadline(
         for student in loaded:
             with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
                 await student.tier.model.complete(REQUEST)
+            await student.close()
+
+
+@pytest.mark.parametrize(("intercept", "calls"), [(3.0, (1, 0)), (-3.0, (1, 1))])
+async def test_the_cheaper_tier_answers_first_and_keeps_what_it_is_sure_of(
+    tmp_path: Path, intercept: float, calls: tuple[int, int]
+) -> None:
+    """Signed, loaded, asked: the second student is called only where the first is not sure."""
+    small, large = FaultyUpstream(), FaultyUpstream()
+    certified = {
+        "adapter_sha256": "", "engine": "openai", "dtype": "unknown", "method": "constant",
+        "case_count": 40, "intercept": intercept,
+        "thresholds": [{"risk_limit_ratio": 0.05, "threshold": 0.5}],
+    }  # fmt: skip
+    async with serve_upstream(small) as one, serve_upstream(large) as two:
+        urls = {"midweight": two, "compact": one}
+        settings, release = release_two(tmp_path, urls, calibrated={"compact": certified})
+        loaded = load_students(release, settings, NO_EMBEDDER)
+        tiers = [student.tier for student in loaded]
+        engine = make_engine(
+            manifest=release.manifest, student=tiers[1].model, smaller=tuple(tiers[:1])
+        )
+        answered = await engine.pipeline.answer("Where?")
+        assert (small.calls["ok"], large.calls["ok"]) == calls
+        assert answered.model == tiers[calls[1]].model.name
+        assert (answered.served_by, answered.route.reason) == ("student", "default")
+        for student in loaded:
             await student.close()
