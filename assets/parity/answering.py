@@ -19,6 +19,7 @@ from serving.pipeline.confidence import ConfidenceCalibration
 
 CONCURRENCY = 16  # requests in flight; an in-process student batches them
 LATENCY_SAMPLE = 20  # cases timed one by one, per arm
+TIMES = ("latency_ms", "retrieval_ms", "first_token_ms")
 
 Question = tuple[str, str]
 """A case's id and what it asks."""
@@ -77,7 +78,7 @@ async def answer_arms(
         progress=progress,
         description="timing the arms",
     )
-    return [row | {"latency_ms": None, "retrieval_ms": None} for row in rows] + timed
+    return [row | dict.fromkeys(TIMES) for row in rows] + timed
 
 
 def sample_evenly(cases: Sequence[Question]) -> Sequence[Question]:
@@ -163,5 +164,23 @@ def tabulate_answer(answered: Answered) -> dict[str, Any]:
         "cost_usd": answered.cost_usd,
         "retrieval_ms": answered.retrieval_ms,
         "latency_ms": answered.retrieval_ms + answered.model_ms,
+        "first_token_ms": measure_first_token(answered),
         "error": None,
     }
+
+
+def measure_first_token(answered: Answered) -> float | None:
+    """Return when the model whose text was used said its first token, from the question on.
+
+    An attempt that came before it was waited for to its end. None where the engine does not report
+    its first token.
+    """
+    waited = answered.retrieval_ms
+    for attempt in answered.attempts:
+        if attempt is answered.last:
+            break
+        waited += attempt.completion.latency_ms if attempt.completion else 0.0
+    completion = answered.last.completion
+    if completion is None or completion.first_token_ms is None:
+        return None
+    return waited + completion.first_token_ms

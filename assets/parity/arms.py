@@ -14,6 +14,9 @@ from serving.pipeline.answer import Mode
 BASELINE = "teacher"
 """What every other arm is compared with, case by case."""
 
+STUDENT = "student"
+"""The student alone, without router and fallback."""
+
 CANDIDATE = "routed"
 """What users would get: the student behind the router with its fallback, not the student alone."""
 
@@ -48,7 +51,8 @@ def _describe_point(student: int, teacher: int) -> Arm:
         teacher_ratio=teacher / 100,
         definition=(
             f"The router at thresholds that send about {teacher} % of held-out questions to the "
-            "teacher, fallbacks counted. Chosen on the validation and calibration splits."
+            "teacher, fallbacks counted. Chosen on the validation and calibration splits, judged "
+            "here: what share came of it stands among the operating points."
         ),
     )
 
@@ -88,7 +92,7 @@ ARMS = (
         ),
     ),
     Arm(
-        name="student",
+        name=STUDENT,
         label="student",
         mode="student",
         definition=(
@@ -110,7 +114,14 @@ ARMS = (
 
 ARM_NAMES = tuple(arm.name for arm in ARMS)
 BY_NAME = {arm.name: arm for arm in ARMS}
-REQUIRED_ARMS = (BASELINE, "student", CANDIDATE)
+
+
+def label_arm(name: str) -> str:
+    """Return what readers call an arm; one of an older run that exists no more, by its name."""
+    return BY_NAME[name].label if name in BY_NAME else name.replace("_", " ")
+
+
+REQUIRED_ARMS = (BASELINE, STUDENT, CANDIDATE)
 """Without these there is nothing to judge."""
 
 OPERATING_POINTS = tuple(arm for arm in ARMS if arm.teacher_ratio is not None)

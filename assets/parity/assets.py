@@ -3,6 +3,8 @@
 Belongs here: declarations. Does not belong here: graders, statistics, what the report looks like.
 """
 
+from collections.abc import Mapping
+
 import dagster as dg
 import polars as pl
 
@@ -15,9 +17,11 @@ from assets.parity.arms import ArmPlan
 from assets.parity.baselines import StudentShelf, open_untrained
 from assets.parity.comparison import build_parity_table, describe_headline
 from assets.parity.deriving import derive_arm, describe_routing
+from assets.parity.experiments import Experiment
 from assets.parity.exposure import find_seen_chunks, slice_by_exposure
 from assets.parity.graders import grade_answers
 from assets.parity.operating_points import choose_operating_points, read_thresholds
+from assets.parity.registering import find_predictions, register_predictions
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
@@ -38,7 +42,7 @@ from serving.pipeline.validator import VALIDATOR_VERSION
     },
     partitions_def=RECIPES,
     kinds={"polars", "statsmodels"},
-    code_version="1",
+    code_version="2",
 )
 def operating_points(
     held_out_answers: pl.DataFrame,
@@ -75,7 +79,7 @@ def operating_points(
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"2+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"3+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def arm_answers(
@@ -87,6 +91,7 @@ def arm_answers(
     calibration: pl.DataFrame,
     operating_points: pl.DataFrame,
     arm_plan: dg.ResourceParam[ArmPlan],
+    experiments: dg.ResourceParam[Mapping[str, Experiment]],
     pipeline_parts: dg.ResourceParam[PipelineParts],
     students: dg.ResourceParam[StudentShelf],
     home: dg.ResourceParam[Home],
@@ -97,6 +102,13 @@ def arm_answers(
         home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=context.run.run_id
     )
     adapter, index = student_adapter.row(0, named=True), vector_index.row(0, named=True)
+    registered = register_predictions(
+        find_predictions(home),
+        experiments.values(),
+        recipe=context.partition_key,
+        adapter_sha256=adapter["adapter_sha256"],
+        run_id=context.run.run_id,
+    )
     before = read_spending(pipeline_parts.teacher)
     untrained = open_untrained(
         arm_plan.choose("untrained"),
@@ -130,6 +142,7 @@ def arm_answers(
         metadata={
             "case_count": golden_cases.height,
             "arms": list(arm_plan.arms),
+            "predictions_registered": registered,
             **describe_routing(frame),
             "error_count": frame["error"].len() - frame["error"].null_count(),
             **describe_spending(pipeline_parts.teacher, since=before),
@@ -192,7 +205,7 @@ def graded_answers(
     },
     partitions_def=RECIPES,
     kinds={"scipy", "polars"},
-    code_version="3",
+    code_version="4",
 )
 def parity_report(
     arm_answers: pl.DataFrame,

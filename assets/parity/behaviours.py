@@ -70,7 +70,7 @@ def check_nothing_lost(worst: pl.DataFrame, *, name: str) -> SuiteGate:
         detail=f"{len(lost)} of {known} cases that the {BASELINE} passes were lost{named}; "
         f"{CRITICAL_CASES} are needed, and the {BASELINE} fails {both.height - shown.height}"
         if both.height
-        else describe_unmeasured(name),
+        else describe_unmeasured(name.replace("_", " ")),
     )
 
 
@@ -193,5 +193,7 @@ def check_no_unregistered_cluster(
         limit=float(CLUSTER_SIZE - 1),
         n=compared,
         detail=f"{len(clusters)} clusters of disagreements, the largest outside the registry has "
-        f"{largest}{f': {named}' if named else ''}",
+        f"{largest}{f': {named}' if named else ''}"
+        if compared
+        else describe_unmeasured("what student and teacher disagree about"),
     )

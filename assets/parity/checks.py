@@ -5,8 +5,9 @@ import polars as pl
 
 from assets import keys
 from assets.parity.arms import ArmPlan
-from assets.parity.deriving import Thresholds, find_unequal_routes
+from assets.parity.deriving import find_unequal_routes
 from assets.parity.metrics import METRICS
+from assets.parity.routes import Thresholds
 from assets.partitions import RECIPES
 from assets.students.calibration import read_calibrator
 from serving.pipeline.assembly import PipelineParts

@@ -86,7 +86,7 @@ def build_parity_table(
 
 def measured_as(metric: Metric) -> str:
     """Return the name under which `measure_cases` has a metric: percentiles share one."""
-    return "latency_ms" if metric.method == "percentile" else metric.name
+    return metric.measured or metric.name
 
 
 def _summarise_arm(

@@ -1,38 +1,23 @@
 """Deriving a routed arm from the teacher's and the student's own answers to the same cases.
 
 The request path asks each model the same whether it was chosen by a rule or by an arm, so another
-threshold needs no model: the router's own functions decide anew. Belongs here: that decision, case
-by case, and what it costs. Does not belong here: the rules (`serving/pipeline/router`), where
+threshold needs no model: the router's own functions decide anew. Belongs here: what a decision
+means for a case's answer, and what it costs. Does not belong here: deciding (`routes`), where
 thresholds come from (`operating_points`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from serving.models.protocols import Hit
-from serving.pipeline.router import (
-    Route,
-    RouterPolicy,
-    choose_route,
-    doubt_answer,
-    has_high_stakes,
-)
+from assets.parity.arms import BASELINE, CANDIDATE, STUDENT
+from assets.parity.routes import VALID, Thresholds, choose_row_route, settle_route
+from serving.pipeline.router import Route
 
 Row = Mapping[str, Any]
 
 _SUMMED = ("prompt_tokens", "completion_tokens", "cost_usd")
-VALID = "valid"  # how the column `verdict` spells a first attempt that may be shown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """What a router decides by: the rules' policy, and the confidence under which it doubts."""
-
-    policy: RouterPolicy
-    confidence_threshold: float | None
 
 
 def derive_arm(arm: str, rows: Sequence[Row], thresholds: Thresholds) -> list[dict[str, Any]]:
@@ -45,14 +30,14 @@ def derive_arm(arm: str, rows: Sequence[Row], thresholds: Thresholds) -> list[di
 
     A case that lacks one of the two is left out.
     """
-    of: dict[str, dict[tuple[str, int], Row]] = {"teacher": {}, "student": {}}
+    of: dict[str, dict[tuple[str, int], Row]] = {BASELINE: {}, STUDENT: {}}
     for row in rows:
         if row["arm"] in of:
             of[row["arm"]][row["case_id"], row["repeat"]] = row
     return [
-        {**derive_answer(teacher, of["student"][key], thresholds), "arm": arm}
-        for key, teacher in of["teacher"].items()
-        if key in of["student"]
+        {**derive_answer(teacher, of[STUDENT][key], thresholds), "arm": arm}
+        for key, teacher in of[BASELINE].items()
+        if key in of[STUDENT]
     ]
 
 
@@ -61,25 +46,19 @@ def derive_answer(teacher: Row, student: Row, thresholds: Thresholds) -> dict[st
     known = student if student.get("error") is None else teacher
     if known.get("error") is not None:
         return dict(teacher)  # both failed: whoever was asked, there is no answer
-    hits = [Hit(**hit, text="", title="", url="") for hit in known["retrieved"]]
-    route = choose_route(
-        prompt_tokens=known["prompt_tokens_estimate"],
-        max_score=max((hit.score for hit in hits), default=0.0),
-        prefer_quality=False,
-        phase="switch",
-        policy=thresholds.policy,
-        is_high_stakes=has_high_stakes(known["question"], hits, thresholds.policy),
-    )
-    if route.to == "teacher":
-        if teacher.get("error") is not None:
-            return dict(teacher)
-        return {**teacher, "route_reason": route.reason, "used_fallback": False}
     is_usable = student.get("error") is None and student["verdict"] == VALID
-    if is_usable:
-        route = doubt_answer(route, student["confidence"], thresholds.confidence_threshold)
-        if route.reason != "low_confidence":
-            return {**student, "route_reason": route.reason, "used_fallback": False}
-    return _fall_back(teacher, student, route, is_usable=is_usable)
+    route, ending = settle_route(
+        choose_row_route(known, thresholds.policy),
+        is_valid=is_usable,
+        confidence=student.get("confidence"),
+        threshold=thresholds.confidence_threshold,
+    )
+    if ending == "fallback":
+        return _fall_back(teacher, student, route, is_usable=is_usable)
+    shown = teacher if ending == "teacher" else student
+    if shown.get("error") is not None:
+        return dict(shown)
+    return {**shown, "route_reason": route.reason, "used_fallback": False}
 
 
 def _fall_back(teacher: Row, student: Row, route: Route, *, is_usable: bool) -> dict[str, Any]:
@@ -93,10 +72,12 @@ def _fall_back(teacher: Row, student: Row, route: Route, *, is_usable: bool) -> 
         shown = teacher
     paid = [row for row in (student, teacher) if row.get("error") is None]
     summed = {name: sum(row[name] or 0 for row in paid) for name in _SUMMED}
-    latency_ms = None
+    latency_ms, first_token_ms = None, shown.get("first_token_ms")
     if shown["latency_ms"] is not None:
         models_ms = [row["latency_ms"] - row["retrieval_ms"] for row in paid]
         latency_ms = shown["retrieval_ms"] + sum(models_ms)
+        if first_token_ms is not None and shown is teacher:
+            first_token_ms += sum(models_ms[:-1])  # the student was heard out before
     return {
         **shown,
         **summed,
@@ -105,6 +86,7 @@ def _fall_back(teacher: Row, student: Row, route: Route, *, is_usable: bool) -> 
         "confidence": student.get("confidence"),
         "used_fallback": True,
         "latency_ms": latency_ms,
+        "first_token_ms": first_token_ms,
     }
 
 
@@ -130,8 +112,8 @@ _DECIDED = ("answer", "served_by", "route_reason", "used_fallback", "verdict", "
 def find_unequal_routes(arm_answers: pl.DataFrame, thresholds: Thresholds) -> list[str]:
     """Return the cases that the routed arm answered otherwise than is derived for it."""
     first = arm_answers.filter(repeat=0)
-    derived = derive_arm("routed", first.to_dicts(), thresholds)
-    executed = {row["case_id"]: row for row in first.filter(arm="routed").iter_rows(named=True)}
+    derived = derive_arm(CANDIDATE, first.to_dicts(), thresholds)
+    executed = {row["case_id"]: row for row in first.filter(arm=CANDIDATE).iter_rows(named=True)}
     return [
         row["case_id"]
         for row in derived

@@ -1,28 +1,25 @@
 """Economics: what distilling costs, what it saves, when it has paid for itself; "never" included.
 
 Every result is a range: volume, utilisation and the measured saving are none of them known exactly.
-Belongs here: pure arithmetic on measured costs and declared terms. Does not belong here: measuring
-(`arm_answers`), whether the student is good enough (`releases/gate`), drawing (`economics_chart`).
+Without a stated price there is no result. Belongs here: pure arithmetic on measured costs and
+declared terms. Does not belong here: measuring (`costs`), whether a price was stated (`prices`),
+what to do about it (`strategy`), drawing (`economics_chart`).
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal
 
 import polars as pl
 
 from assets import tables
-from assets.statistics import clustered_bootstrap
+from assets.parity.costs import MeasuredCosts
+from assets.parity.prices import StatedPrice
 from serving.errors import InvalidInputError
 
 HOURS_PER_MONTH = 365.25 * 24 / 12
 WEEKS_PER_MONTH = 365.25 / 12 / 7
-TEACHER, STUDENT, ROUTED = "teacher", "student", "routed"
-
-Strategy = Literal["no_change", "collecting", "fallback_teacher", "distilled"]
-Quality = Literal["proven", "failed", "unproven"]
+SCENARIOS = ("pessimistic", "expected", "optimistic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +42,7 @@ class EconomicsTerms:
         horizon_months: over which the return is counted.
         monthly_budget_usd: a teacher within it needs no student; None: there is no such budget.
         minimum_examples: below, a student is not trained in earnest.
+        prices: as the config states them, by the section that does: `teacher`, `students.<name>`.
     """
 
     asks_per_month: int = 100_000
@@ -61,42 +59,7 @@ class EconomicsTerms:
     horizon_months: int = 12
     monthly_budget_usd: float | None = None
     minimum_examples: int = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredCosts:
-    """What one arm that may ask the student cost per question, beside the teacher alone.
-
-    Attributes:
-        arm: `routed` or a variant of it, or `student`.
-        teacher_usd: a question answered by the teacher alone, on average.
-        teacher_part_usd: what the arm paid the teacher per question, fallbacks included.
-        student_calls_ratio: student calls per question, those that fell back included.
-        fallback_ratio: questions for which the student was paid and the teacher too.
-        teacher_share_ratio: questions whose answer is the teacher's.
-        student_usd: a call of the student at its token price, on average of the calls made.
-        student_seconds: a call of the student alone on its machine, on average; None: not timed.
-        saving_range_usd: 95 % limits of `teacher_usd` less the arm's cost, at token prices.
-        n: questions.
-    """
-
-    arm: str
-    teacher_usd: float
-    teacher_part_usd: float
-    student_calls_ratio: float
-    fallback_ratio: float
-    teacher_share_ratio: float
-    student_usd: float
-    student_seconds: float | None
-    saving_range_usd: tuple[float, float]
-    n: int
-
-    @property
-    def saving_usd(self) -> float:
-        """The measured saving per question at token prices."""
-        return (
-            self.teacher_usd - self.teacher_part_usd - self.student_calls_ratio * self.student_usd
-        )
+    prices: Mapping[str, StatedPrice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,58 +100,6 @@ class Outlook:
     """((cost_T - cost_S) N - one-off) / one-off over the horizon; None without one-off costs."""
     is_worth_investing: bool
     """Break-even comes within one week of the projected volume."""
-
-
-def measure_costs(arm_answers: pl.DataFrame, arm: str) -> MeasuredCosts:
-    """Read what an arm cost beside the teacher, question by question, from `arm_answers`.
-
-    The student's calls of a routed arm cost what the same calls cost in the arm `student`.
-
-    Raises:
-        InvalidInputError: no question was answered in the arms teacher, student and `arm` alike.
-    """
-    cases = _pair_cases(arm_answers, arm)
-    if cases.is_empty():
-        raise InvalidInputError(
-            f"computing the economics of the arm {arm!r}",
-            expected="questions answered without error by teacher, student and that arm",
-            found="none",
-            next_step="materialize parity/arm_answers again: rows that failed are asked anew",
-        )
-    called = (cases["served_by"] == STUDENT) | cases["used_fallback"]
-    savings = (cases["cost_usd_teacher"] - cases["cost_usd"]).to_list()
-    limits = clustered_bootstrap(savings, cases["case_id"].to_list())
-    every_call = cases["cost_usd_student"]
-    student_paid = _mean(every_call * called)
-    return MeasuredCosts(
-        arm=arm,
-        teacher_usd=_mean(cases["cost_usd_teacher"]),
-        teacher_part_usd=max(0.0, _mean(cases["cost_usd"]) - student_paid),
-        student_calls_ratio=_mean(called),
-        fallback_ratio=_mean(cases["used_fallback"]),
-        teacher_share_ratio=_mean(cases["served_by"] == TEACHER),
-        student_usd=student_paid / _mean(called) if called.any() else _mean(every_call),
-        student_seconds=_time_student(arm_answers),
-        saving_range_usd=(limits.lower, limits.upper),
-        n=cases.height,
-    )
-
-
-def blend_costs(measured: MeasuredCosts, *, teacher_share_ratio: float) -> MeasuredCosts:
-    """Return what the same models cost if the router sent the teacher this share of questions.
-
-    Every question that reaches the teacher costs it the mean, so this is a projection: hard
-    questions are longer than others.
-    """
-    direct = max(0.0, teacher_share_ratio - measured.fallback_ratio)
-    blended = replace(
-        measured,
-        arm=f"{round(100 * (1 - teacher_share_ratio))}/{round(100 * teacher_share_ratio)}",
-        teacher_part_usd=teacher_share_ratio * measured.teacher_usd,
-        student_calls_ratio=1 - direct,
-        teacher_share_ratio=teacher_share_ratio,
-    )
-    return replace(blended, saving_range_usd=(blended.saving_usd, blended.saving_usd))
 
 
 def project(
@@ -312,85 +223,41 @@ def sweep_sensitivity(
     ]
 
 
-def choose_strategy(
-    *,
-    teacher_usd_per_month: float,
-    saving_usd_per_month: float,
-    terms: EconomicsTerms,
-    example_count: int,
-    quality: Quality,
-) -> tuple[Strategy, str]:
-    """Return what to do and why. A student that is good and saves nothing is not deployed."""
-    budget = terms.monthly_budget_usd
-    if budget is not None and teacher_usd_per_month <= budget:
-        return "no_change", (
-            f"the teacher costs ${teacher_usd_per_month:,.0f} a month, within the budget of "
-            f"${budget:,.0f}"
-        )
-    if saving_usd_per_month <= 0:
-        return "no_change", (
-            f"a student would cost ${-saving_usd_per_month:,.0f} a month more than it saves: do "
-            "not deploy"
-        )
-    if example_count < terms.minimum_examples:
-        return "collecting", (
-            f"{example_count} labelled examples of at least {terms.minimum_examples}"
-        )
-    if quality != "proven":
-        why = "failed its quality gate" if quality == "failed" else "has not proved its quality"
-        return "fallback_teacher", f"the student {why}: the teacher answers everything"
-    return "distilled", f"it saves ${saving_usd_per_month:,.0f} a month"
-
-
-def tabulate_economics(ranges: Iterable[tuple[MeasuredCosts, dict[str, Outlook]]]) -> pl.DataFrame:
+def tabulate_economics(
+    ranges: Iterable[tuple[MeasuredCosts, Mapping[str, Outlook]]],
+) -> pl.DataFrame:
     """Return the rows of `economics`: one per arm and scenario."""
-    rows = []
-    for costs, scenarios in ranges:
-        for scenario, outlook in scenarios.items():
-            rows.append(
-                {
-                    "arm": costs.arm,
-                    "scenario": scenario,
-                    **vars(outlook),
-                    "teacher_usd_per_1k": 1000 * costs.teacher_usd,
-                    "routed_usd_per_1k": 1000
-                    * (outlook.teacher_part_usd_per_month + outlook.student_usd_per_month)
-                    / outlook.asks_per_month,
-                    "teacher_share_ratio": costs.teacher_share_ratio,
-                    "fallback_ratio": costs.fallback_ratio,
-                    "case_count": costs.n,
-                }
-            )
+    rows = [
+        {
+            "arm": costs.arm,
+            "scenario": scenario,
+            **vars(outlook),
+            "teacher_usd_per_1k": 1000 * costs.teacher_usd,
+            "routed_usd_per_1k": 1000
+            * (outlook.teacher_part_usd_per_month + outlook.student_usd_per_month)
+            / outlook.asks_per_month,
+            "teacher_share_ratio": costs.teacher_share_ratio,
+            "fallback_ratio": costs.fallback_ratio,
+            "case_count": costs.n,
+        }
+        for costs, scenarios in ranges
+        for scenario, outlook in scenarios.items()
+    ]
     return pl.DataFrame(rows, schema=tables.ECONOMICS)
 
 
-def _pair_cases(arm_answers: pl.DataFrame, arm: str) -> pl.DataFrame:
-    """Return the cases that teacher, student and the arm answered, with the cost in each."""
-    answered = arm_answers.filter(pl.col("repeat") == 0, pl.col("error").is_null())
-    chosen = answered.filter(pl.col("arm") == arm)
-    for other in (TEACHER, STUDENT):
-        paid = answered.filter(pl.col("arm") == other).select(
-            "case_id", pl.col("cost_usd").alias(f"cost_usd_{other}")
-        )
-        chosen = chosen.join(paid, on="case_id")
-    return chosen.sort("case_id")
-
-
-def _time_student(arm_answers: pl.DataFrame) -> float | None:
-    """Return the mean seconds of a student call: of later repeats, which wait for no batch.
-
-    None where none was timed.
-    """
-    timed = arm_answers.filter(
-        pl.col("arm") == STUDENT, pl.col("repeat") > 0, pl.col("error").is_null()
-    )
-    if timed.is_empty():
-        return None
-    return _mean(timed["latency_ms"] - timed["retrieval_ms"]) / 1000
-
-
-def _mean(values: pl.Series) -> float:
-    mean = float(values.cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
-    if math.isnan(mean):
-        raise ValueError(f"expected numbers in {values.name}, found NaN")
-    return mean
+def tabulate_unpriced(costs: Iterable[MeasuredCosts], reason: str) -> pl.DataFrame:
+    """Return the rows of `economics` where a price is missing: no money, and why there is none."""
+    rows = [
+        {
+            "arm": one.arm,
+            "scenario": scenario,
+            "teacher_share_ratio": one.teacher_share_ratio,
+            "fallback_ratio": one.fallback_ratio,
+            "case_count": one.n,
+            "inconclusive_reason": reason,
+        }
+        for one in costs
+        for scenario in SCENARIOS
+    ]
+    return pl.DataFrame(rows, schema=tables.ECONOMICS)

@@ -4,12 +4,8 @@ Belongs here: its axes. Does not belong here: the arithmetic (`economics`), draw
 """
 
 from assets.charts import draw_money_map, embed_png
-from assets.parity.economics import (
-    EconomicsTerms,
-    MeasuredCosts,
-    OneOffCosts,
-    sweep_sensitivity,
-)
+from assets.parity.costs import MeasuredCosts
+from assets.parity.economics import EconomicsTerms, OneOffCosts, sweep_sensitivity
 
 VOLUME_FACTORS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)
 UTILISATIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)

@@ -38,16 +38,19 @@ def measure_cases(
             "valid_ratio",
             scale=1.0,
         ),
-        _measure_column(
-            arm_answers.filter(pl.col("latency_ms").is_not_null(), pl.col("error").is_null()),
-            "latency_ms",
-            "latency_ms",
-            scale=1.0,
-        ),
+        *(_measure_time(arm_answers, column) for column in ("latency_ms", "first_token_ms")),
     )
     types = pl.Schema({"repeat": pl.Int32, "numerator": pl.Float64, "denominator": pl.Float64})
     measured = pl.concat([part.select(columns).cast(types) for part in parts])
     return measured.join(cases.drop("should_refuse"), on="case_id", maintain_order="left")
+
+
+def _measure_time(arm_answers: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Return the rows that carry this time; answers of before it was measured carry none."""
+    if column not in arm_answers.columns:
+        arm_answers = arm_answers.with_columns(pl.lit(None, dtype=pl.Float64).alias(column))
+    timed = arm_answers.filter(pl.col(column).is_not_null(), pl.col("error").is_null())
+    return _measure_column(timed, column, column, scale=1.0)
 
 
 def price_answers(arm_answers: pl.DataFrame) -> pl.DataFrame:

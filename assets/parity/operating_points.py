@@ -3,9 +3,10 @@
 One number moves both thresholds: at q, questions whose best cosine is among the lowest q of the
 held-out ones go to the teacher at once, and valid answers whose confidence is among the lowest q
 are doubted. q is swept from none to all, and the share that comes nearest to the wanted one is
-taken. Chosen on the validation and calibration splits, never on the golden set. Belongs here: the
-sweep. Does not belong here: the rules (`serving/pipeline/router`), what a point is worth on golden
-cases (`deriving`, `comparison`).
+taken. Chosen on the validation and calibration splits, never on the golden set; judged on golden
+cases alone, since a share is always near its target where it was chosen. Belongs here: the sweep.
+Does not belong here: the rules (`routes`), what a point is worth on golden cases (`deriving`,
+`comparison`).
 """
 
 from collections.abc import Sequence
@@ -16,20 +17,23 @@ import numpy as np
 import polars as pl
 
 from assets.parity.arms import OPERATING_POINTS, Arm
-from assets.parity.deriving import VALID, Thresholds
+from assets.parity.routes import VALID, Thresholds, is_ruled_out, settle_route
 from assets.statistics import wilson_interval
 from assets.students.held_out import STUDENT
 from serving.errors import InvalidInputError
 from serving.pipeline.confidence import SIGNALS, ConfidenceCalibration, estimate_confidence
-from serving.pipeline.router import Route, RouterPolicy, doubt_answer
+from serving.pipeline.router import Route, RouterPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutAnswer:
-    """What the router would have known of a held-out question and the student's answer to it."""
+    """What the router would have known of a held-out question and the student's answer to it.
+
+    `is_ruled_out`: too long, or of high stakes: the teacher's at any threshold.
+    """
 
     retrieval_score: float
-    is_long: bool
+    is_ruled_out: bool
     is_valid: bool
     confidence: float | None
 
@@ -93,9 +97,7 @@ def read_held_out(
     return [
         HeldOutAnswer(
             retrieval_score=row["retrieval_score"],
-            # What the rules sent to the teacher for no lack of retrieval was too long.
-            is_long=not row["is_routed_to_student"]
-            and row["retrieval_score"] >= policy.min_retrieval_score,
+            is_ruled_out=is_ruled_out(row, policy),
             is_valid=row["verdict"] == VALID,
             confidence=_estimate(row, calibration) if row["verdict"] == VALID else None,
         )
@@ -145,13 +147,20 @@ def measure_teacher_share(answers: Sequence[HeldOutAnswer], thresholds: Threshol
 
 def is_asked_of_teacher(answer: HeldOutAnswer, thresholds: Thresholds) -> bool:
     """Return whether these thresholds send the question to the teacher, at once or in the end."""
-    if answer.is_long or answer.retrieval_score < thresholds.policy.min_retrieval_score:
+    if is_sent_at_once(answer, thresholds):
         return True
-    route = Route(to="student", reason="default")
-    return not answer.is_valid or (
-        doubt_answer(route, answer.confidence, thresholds.confidence_threshold).reason
-        == "low_confidence"
+    _, ending = settle_route(
+        Route(to="student", reason="default"),
+        is_valid=answer.is_valid,
+        confidence=answer.confidence,
+        threshold=thresholds.confidence_threshold,
     )
+    return ending == "fallback"
+
+
+def is_sent_at_once(answer: HeldOutAnswer, thresholds: Thresholds) -> bool:
+    """Return whether the rules send the question to the teacher before a student is asked."""
+    return answer.is_ruled_out or answer.retrieval_score < thresholds.policy.min_retrieval_score
 
 
 def read_thresholds(row: dict[str, Any], policy: RouterPolicy) -> Thresholds:

@@ -12,12 +12,12 @@ from typing import Literal
 import polars as pl
 
 from assets.parity.behaviours import find_disagreement_clusters
+from assets.students.held_out import STUDENT
 from serving.models.protocols import Embedder
 from serving.pipeline.questions import fold_text, normalise_question
 
 Bucket = Literal["answerable", "boundary", "out_of_scope"]
 
-STUDENT = "student"
 LEAST_SLICE_CASES = 30  # below: a slice is shown and never gated
 MOST_PROPOSALS = 30
 

@@ -2,8 +2,8 @@
 
 Logged decisions are made anew by the router's own functions. An answer of the student that no log
 holds is not invented: where the candidate asks it for the first time, its outcome is counted as
-unobserved. Belongs here: the replay and the patch it proposes. Does not belong here: the rules
-(`serving/pipeline/router`), changing any configuration.
+unobserved. Belongs here: the replay and the patch it proposes. Does not belong here: deciding
+(`routes`), changing any configuration.
 """
 
 from collections import Counter
@@ -14,17 +14,12 @@ from typing import Any
 import polars as pl
 import yaml
 
+from assets.parity.routes import VALID, choose_row_route, settle_route
 from assets.statistics import Interval, wilson_interval
 from serving.errors import InvalidInputError
-from serving.models.protocols import Hit, ServedBy
-from serving.pipeline.router import (
-    RouterPolicy,
-    choose_route,
-    doubt_answer,
-    has_high_stakes,
-)
+from serving.models.protocols import ServedBy
+from serving.pipeline.router import RouterPolicy
 
-VALID = "valid"
 NOT_BY_RULE = ("explore", "canary", "budget", "breaker")
 
 
@@ -143,30 +138,24 @@ def decide(
 
     Where it decides as was logged, what came of it is what was logged: served by, and paid.
     """
-    hits = [Hit(**hit, text="", title="", url="") for hit in (row["retrieved"] or [])[:1]]
-    route = choose_route(
-        prompt_tokens=row["prompt_tokens_estimate"] or 0,
-        max_score=row["max_score"],
-        prefer_quality=bool(row["escalation_granted"]),
-        phase="switch",
-        policy=policy,
-        is_high_stakes=has_high_stakes(row["question"] or "", hits, policy),
-    )
     asked = [attempt for attempt in row["attempts"] or [] if attempt["role"] == "student"]
-    if route.to == "teacher":
-        return _ask_teacher(row, route.reason, paid_usd=0.0, as_logged=not asked)
-    if not asked:
-        return Decision(served_by=None, reason="unobserved", cost_usd=student_usd)
+    has_valid = any(attempt["verdict"] == VALID for attempt in asked)
+    route, ending = settle_route(
+        choose_row_route(row, policy, prefer_quality=bool(row["escalation_granted"])),
+        is_valid=has_valid if asked else None,
+        confidence=row["confidence"],
+        threshold=confidence_threshold,
+    )
     paid = sum(attempt["cost_usd"] or 0.0 for attempt in asked)
-    if any(attempt["verdict"] == VALID for attempt in asked):
-        route = doubt_answer(route, row["confidence"], confidence_threshold)
-        is_doubted, was_doubted = (
-            reason == "low_confidence" for reason in (route.reason, row["route_reason"])
-        )
-        if not is_doubted and was_doubted:
-            return Decision(served_by="student", reason=route.reason, cost_usd=paid)
-        return _ask_teacher(row, route.reason, paid_usd=paid, as_logged=is_doubted == was_doubted)
-    return _ask_teacher(row, route.reason, paid_usd=paid, as_logged=True)
+    if ending == "unknown":
+        return Decision(served_by=None, reason="unobserved", cost_usd=student_usd)
+    if ending == "teacher":
+        return _ask_teacher(row, route.reason, paid_usd=0.0, as_logged=not asked)
+    was_doubted = has_valid and row["route_reason"] == "low_confidence"
+    if ending == "student" and was_doubted:
+        return Decision(served_by="student", reason=route.reason, cost_usd=paid)
+    is_doubted = has_valid and ending == "fallback"
+    return _ask_teacher(row, route.reason, paid_usd=paid, as_logged=is_doubted == was_doubted)
 
 
 def _ask_teacher(

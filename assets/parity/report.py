@@ -14,7 +14,7 @@ import jinja2
 import polars as pl
 
 from assets.eval_set.ledger import ReaderCount
-from assets.parity.arms import BY_NAME
+from assets.parity.arms import BY_NAME, label_arm
 from assets.parity.deriving import describe_routing
 from assets.parity.formatting import TextTable, format_value
 from assets.parity.metrics import METRICS, SLICES, SUPPORTING_METRICS
@@ -34,6 +34,7 @@ from assets.parity.report_tables import (
     VerdictLike,
     list_arms,
     list_differences,
+    list_reasons,
     view_gates,
     view_parent,
     view_table,
@@ -84,7 +85,7 @@ def render_report(contents: ReportContents) -> str:
     )
     environment.filters["percent"] = lambda ratio: f"{100 * ratio:.2f}%"
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
-    environment.filters["arm"] = lambda name: BY_NAME[name].label if name in BY_NAME else name
+    environment.filters["arm"] = label_arm
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     report, routing = contents.parity_report, view_routing(contents.arm_answers)
     arms, differences = list_arms(report), list_differences(report)
@@ -94,6 +95,7 @@ def render_report(contents: ReportContents) -> str:
         contents=contents,
         verdict=contents.verdict,
         gates=view_gates(contents.verdict),
+        reasons=list_reasons(contents.verdict),
         parent=view_parent(contents.parent),
         arms=arms,
         specs=[BY_NAME[arm] for arm in arms if arm in BY_NAME],
@@ -135,7 +137,7 @@ def tabulate_points(
         limits = [format_value(row[end], "ratio") for end in ("lower", "upper")]
         rows.append(
             (
-                BY_NAME[row["arm"]].label,
+                label_arm(row["arm"]),
                 format_value(row["target_teacher_ratio"], "ratio"),
                 f"{format_value(row['teacher_ratio'], 'ratio')} ({' to '.join(limits)})",
                 format_value(here.get(f"{row['arm']}_teacher_ratio"), "ratio"),

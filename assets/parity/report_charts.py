@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from assets.eval_set.guard import NEAR_MISS_COSINE
-from assets.parity.arms import BASELINE, BY_NAME
+from assets.parity.arms import BASELINE, label_arm
 from assets.parity.comparison import find_row
 from assets.parity.formatting import MINUS, format_limits, format_value
 from assets.parity.metrics import METRICS, SLICES, Unit
@@ -112,21 +112,21 @@ def view_spending_charts(report: pl.DataFrame) -> list[dict[str, Any]]:
     charts = []
     for metric in (metric for metric in METRICS if metric.name in SPENDING):
         rows = [find_row(report, arm, metric.name) for arm in list_arms(report)]
+        title = f"{metric.label}, ms" if metric.unit == "ms" else metric.label
         highest = max((row["upper"] for row in rows if row["value"] is not None), default=0.0)
         if not highest:
-            charts.append({"title": metric.label, "groups": []})
+            charts.append({"title": title, "groups": []})
             continue
         ticks = _choose_ticks(highest)
-        labels = ["0", *(_shorten(tick, metric.unit) for tick in ticks[1:-1])]
-        labels.append(format_value(ticks[-1], metric.unit))
-        groups = [(BY_NAME[row["arm"]].label, [row]) for row in rows]
-        charts.append(_place(groups, ticks, labels, metric.unit) | {"title": metric.label})
+        labels = ["0", *(_shorten(tick, metric.unit) for tick in ticks[1:])]
+        groups = [(label_arm(row["arm"]), [row]) for row in rows]
+        charts.append(_place(groups, ticks, labels, metric.unit) | {"title": title})
     return charts
 
 
 def _shorten(tick: float, unit: Unit) -> str:
-    """Return a tick without its unit, which stands at the last one."""
-    return f"{tick:,.0f}" if unit == "ms" and tick >= 10 else format_value(tick, unit)
+    """Return a tick without its unit, which stands in the title: narrow axes have no room."""
+    return f"{tick:,.10g}" if unit == "ms" else format_value(tick, unit)
 
 
 def _choose_ticks(highest: float) -> list[float]:

@@ -13,6 +13,7 @@ from assets.parity.arms import BASELINE, CANDIDATE
 from assets.parity.comparison import find_row
 from assets.parity.formatting import DASH, format_limits, format_value
 from assets.parity.metrics import METRICS, Metric
+from assets.parity.suites import NOT_MEASURED
 
 
 class GateLike(Protocol):
@@ -90,9 +91,20 @@ def view_gates(verdict: VerdictLike | None) -> list[dict[str, Any]]:
             else f"{gate.relation} {write_gate_number(gate.limit, gate.unit)}",
             "n": gate.n,
             "detail": gate.detail,
+            "is_measured": NOT_MEASURED not in gate.detail,
         }
         for gate in gates
     ]
+
+
+def list_reasons(verdict: VerdictLike | None) -> list[dict[str, Any]]:
+    """Return the gates that explain the verdict: what failed, else what is open; of measured ones.
+
+    Suites that nobody measured are named in the verdict's statement, and have no number to show.
+    """
+    rows = [row for row in view_gates(verdict) if row["is_measured"]]
+    failed = [row for row in rows if row["outcome"] == "FAIL"]
+    return failed or [row for row in rows if row["outcome"] == "INCONCLUSIVE"]
 
 
 def write_gate_number(number: float | None, unit: str) -> str:

@@ -4,11 +4,17 @@ Belongs here: which numbers of those tables a reader is shown. Does not belong h
 (`router_curve`, `economics`, `suitability`, `experiments`).
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import polars as pl
 
 from assets import tables
+from assets.parity.arms import CANDIDATE, label_arm
+from assets.parity.economics import SCENARIOS
 from assets.parity.formatting import DASH, TextTable, format_value
 from assets.parity.report_sections import Line, LinePlot, ReportSection
+from assets.parity.router_curve import list_lines
 from serving.home import Home
 
 FIGURES = {
@@ -18,7 +24,6 @@ FIGURES = {
     "cpt_95": "Teacher share that recovers 95 % (CPT 95)",
     "paraphrase_flip_ratio": "Seeds whose paraphrases change the route",
 }
-SCENARIOS = ("pessimistic", "expected", "optimistic")
 QUANTITIES = (
     ("asks_per_month", "Questions a month", "{:,.0f}"),
     ("teacher_usd_per_1k", "Teacher, USD per 1,000", "{:,.2f}"),
@@ -30,6 +35,7 @@ QUANTITIES = (
     ("payback_weeks", "Payback, weeks", "{:,.1f}"),
     ("break_even_calls", "Break-even, questions", "{:,.0f}"),
     ("roi_ratio", "Return over the horizon", "{:,.1f} x"),
+    ("is_worth_investing", "Broken even within a week's questions", "{}"),
 )
 NEVER = "never"
 
@@ -43,19 +49,14 @@ def describe_router(curve: pl.DataFrame, figures: pl.DataFrame) -> ReportSection
             limits = " to ".join(format_value(row[end], "ratio") for end in ("lower", "upper"))
         value = DASH if row["value"] is None else format_value(row["value"], "ratio")
         rows.append((FIGURES[row["figure"]], value, limits, str(row["n"])))
-    shares = curve["teacher_ratio"].to_list()
     lines = [
-        Line(label=label, points=list(zip(shares, curve[column].to_list(), strict=True)))
-        for label, column in (
-            ("router", "quality"),
-            ("lots", "random_quality"),
-            ("oracle", "oracle_quality"),
-        )
+        Line(label=label, points=list(zip(*points, strict=True)))
+        for label, points in list_lines(curve).items()
     ]
     return ReportSection(
         anchor="router",
         title="Router curve",
-        lead="What the teacher's share buys: agreement with the teacher's labels on held-out "
+        lead="What the teacher's share buys: agreement with the teacher's labels on validation "
         "questions, from the student alone to the teacher alone. A router that draws lots runs "
         "along the lower line, one that knows which answers are wrong along the upper.",
         tables=(TextTable(columns=("figure", "value", "95 % interval", "n"), rows=tuple(rows)),),
@@ -68,50 +69,57 @@ def describe_router(curve: pl.DataFrame, figures: pl.DataFrame) -> ReportSection
                 is_unit=True,
             ),
         ),
-        notes=(f"{curve['case_count'][0]} held-out questions; none of them is a golden case.",),
+        notes=(
+            f"{curve['case_count'][0]} questions of the validation split. Golden cases are left "
+            "out, and so is the calibration split: confidence was fitted and certified there.",
+        ),
     )
 
 
-def describe_economics(economics: pl.DataFrame, *, strategy: str, reason: str) -> ReportSection:
-    """Return the section on money, of the arm `routed`, with what to do about it."""
+def describe_economics(
+    economics: pl.DataFrame, *, strategy: str, reason: str, stated_zeros: Sequence[str] = ()
+) -> ReportSection:
+    """Return the section on money, of the arm `routed`, with what to do about it.
+
+    Where a price is missing it says which, and shows no sums. `stated_zeros` names the models whose
+    price somebody stated as 0.
+    """
+    lead = f"Strategy: {strategy.replace('_', ' ')}. {reason[:1].upper()}{reason[1:]}."
+    missing = economics["inconclusive_reason"].drop_nulls().unique().to_list()
+    if missing:
+        note = f"INCONCLUSIVE: {missing[0]}."
+        return ReportSection(anchor="economics", title="Economics", lead=lead, notes=(note,))
     by_scenario = {
-        row["scenario"]: row for row in economics.filter(arm="routed").iter_rows(named=True)
+        row["scenario"]: row for row in economics.filter(arm=CANDIDATE).iter_rows(named=True)
     }
     rows = tuple(
-        (
-            label,
-            *(
-                DASH
-                if column == "roi_ratio" and by_scenario[name][column] is None
-                else _write(by_scenario[name][column], wanted)
-                for name in SCENARIOS
-            ),
-        )
+        (label, *(_write(column, by_scenario[name][column], wanted) for name in SCENARIOS))
         for column, label, wanted in QUANTITIES
-    )
-    others = tuple(
-        (
-            row["arm"].replace("_", " "),
-            format_value(row["teacher_share_ratio"], "ratio"),
-            f"{row['routed_usd_per_1k']:,.2f}",
-            f"{row['saving_usd_per_month']:,.2f}",
-        )
-        for row in economics.filter(scenario="expected").iter_rows(named=True)
     )
     return ReportSection(
         anchor="economics",
         title="Economics",
-        lead=f"Strategy: {strategy.replace('_', ' ')}. {reason[:1].upper()}{reason[1:]}.",
-        tables=(
-            TextTable(columns=("routed", *SCENARIOS), rows=rows),
-            TextTable(
-                columns=("arm", "teacher's share", "USD per 1,000", "saved, USD a month"),
-                rows=others,
-            ),
-        ),
+        lead=lead,
+        tables=(TextTable(columns=(CANDIDATE, *SCENARIOS), rows=rows), _compare_arms(economics)),
         notes=(
+            *stated_zeros,
             "Ranges: volume, utilisation, and the 95 % interval of the measured saving. Volume and "
             "rents are declared in the config, and people's time only where it stands there.",
+        ),
+    )
+
+
+def _compare_arms(economics: pl.DataFrame) -> TextTable:
+    return TextTable(
+        columns=("arm", "teacher's share", "USD per 1,000", "saved, USD a month"),
+        rows=tuple(
+            (
+                label_arm(row["arm"]),
+                format_value(row["teacher_share_ratio"], "ratio"),
+                f"{row['routed_usd_per_1k']:,.2f}",
+                f"{row['saving_usd_per_month']:,.2f}",
+            )
+            for row in economics.filter(scenario="expected").iter_rows(named=True)
         ),
     )
 
@@ -156,6 +164,7 @@ def describe_experiments(report: pl.DataFrame) -> ReportSection | None:
             row["experiment"].replace("_", " "),
             row["metric"].replace("_", " "),
             f"{row['predicted_delta']:+.3f}",
+            describe_registration(row),
             f"{row['measured_delta']:+.3f}",
             f"{row['lower']:+.3f} to {row['upper']:+.3f}",
             str(row["n"]),
@@ -163,13 +172,30 @@ def describe_experiments(report: pl.DataFrame) -> ReportSection | None:
         )
         for row in measured.iter_rows(named=True)
     )
-    columns = ("experiment", "metric", "predicted", "measured", "95 % interval", "n", "outcome")
+    columns = ("experiment", "metric", "predicted", "registered", "measured", "95 % interval", "n",
+               "outcome")  # fmt: skip
     return ReportSection(
         anchor="experiments",
         title="Experiments",
         lead="What was predicted before the run, and what came out: nulls and contradictions too.",
         tables=(TextTable(columns=columns, rows=rows),),
+        notes=(
+            "A prediction is registered when its student is first asked; what is judged is what "
+            "was registered, and an edit since is named.",
+        ),
     )
+
+
+def describe_registration(row: Mapping[str, Any]) -> str:
+    """Say when a prediction was registered, under which hash, and what became of it since."""
+    if row["registration"] == "none":
+        return "not registered before the run"
+    when = f"{row['registered_at'][:10]}, {row['prediction_hash'][:8]}"
+    if row["registration"] == "changed":
+        return f"{when}; changed since to {row['declared_delta']:+.3f}"
+    if row["registration"] == "withdrawn":
+        return f"{when}; withdrawn since"
+    return f"{when}; added after the run" if row["registration"] == "added" else when
 
 
 def read_optional_sections(home: Home) -> tuple[ReportSection, ...]:
@@ -189,5 +215,9 @@ def read_optional_sections(home: Home) -> tuple[ReportSection, ...]:
     return tuple(section for section in sections if section is not None)
 
 
-def _write(value: float | None, wanted: str) -> str:
-    return NEVER if value is None else wanted.format(value)
+def _write(column: str, value: float | None, wanted: str) -> str:
+    if column == "is_worth_investing":
+        return "yes" if value else "no"
+    if value is None:
+        return DASH if column == "roi_ratio" else NEVER
+    return wanted.format(value)

@@ -1,10 +1,11 @@
-"""The router curve: quality against the teacher's share, swept on held-out questions.
+"""The router curve: quality against the teacher's share, swept on the validation split.
 
 Quality is agreement with the teacher's label: a question that the teacher answers agrees by
-definition, one that the student answers may not. Beside the curve stand the line of a router that
-draws lots and that of one that knows which answers are wrong. Belongs here: the sweep and the
-figures that sum it up. Does not belong here: thresholds (`operating_points`), what agrees
-(`students/agreement`), golden cases: the curve never reads them.
+definition, one that the student answers may not. On the calibration split, confidence was fitted
+and its thresholds certified, so a curve over those questions would flatter it: they are left out.
+Beside the curve stand the line of a router that draws lots and that of one that knows which answers
+are wrong. Belongs here: the sweep and the figures that sum it up. Does not belong here: thresholds
+(`operating_points`), what agrees (`students/agreement`), golden cases: the curve never reads them.
 """
 
 from collections.abc import Sequence
@@ -19,15 +20,19 @@ from assets import tables
 from assets.parity.operating_points import (
     HeldOutAnswer,
     is_asked_of_teacher,
+    is_sent_at_once,
     place_thresholds,
     read_held_out,
 )
-from assets.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, wilson_interval
+from assets.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
 from assets.students.agreement import compare_with_labels
 from assets.students.held_out import STUDENT
 from serving.errors import InvalidInputError
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.router import RouterPolicy
+
+SPLIT = "validation"
+"""The only questions the curve is judged on: nothing was fitted or certified on them."""
 
 RECOVERED_RATIOS = (0.5, 0.8, 0.95)
 """Of the gap between student and teacher: CPT(50), CPT(80) and CPT(95) are the teacher's shares
@@ -64,14 +69,14 @@ def sweep_cases(
     """Return the swept cases, and of every step its thresholds.
 
     Raises:
-        InvalidInputError: the student answered no held-out question.
+        InvalidInputError: the student answered no validation question.
     """
-    own = held_out_answers.filter(pl.col("arm") == STUDENT, pl.col("error").is_null())
+    own = held_out_answers.filter(pl.col("error").is_null(), arm=STUDENT, split=SPLIT)
     answers = read_held_out(own, calibration, policy)
     if not answers:
         raise InvalidInputError(
             "sweeping the router's thresholds",
-            expected="held-out questions that the student answered",
+            expected=f"questions of the {SPLIT} split that the student answered",
             found=f"{held_out_answers.height} rows, none of them an answer of the student",
             next_step="materialize students/held_out_answers again; its `error` column says why",
         )
@@ -81,11 +86,7 @@ def sweep_cases(
         {
             "min_retrieval_score": at.policy.min_retrieval_score,
             "confidence_threshold": at.confidence_threshold,
-            "direct_ratio": sum(
-                answer.is_long or answer.retrieval_score < at.policy.min_retrieval_score
-                for answer in answers
-            )
-            / len(answers),
+            "direct_ratio": sum(is_sent_at_once(a, at) for a in answers) / len(answers),
         }
         for at in swept
     ]
@@ -164,8 +165,8 @@ def tabulate_curve(
     calibration: ConfidenceCalibration | None,
     *,
     policy: RouterPolicy,
-    teacher_usd: float,
-    student_usd: float,
+    teacher_usd: float | None,
+    student_usd: float | None,
 ) -> pl.DataFrame:
     """Return the router_curve: one row per step of the sweep.
 
@@ -173,28 +174,42 @@ def tabulate_curve(
         held_out_answers: of one student.
         calibration: of its confidences; None: only the retrieval score is swept.
         policy: whose other rules stay as they are.
-        teacher_usd: a question to the teacher, on average.
+        teacher_usd: a question to the teacher, on average; None: it has no price.
         student_usd: a call of the student, on average; it is paid where an answer is doubted too,
-            and not where a question goes to the teacher at once.
+            and not where a question goes to the teacher at once. None: it has no price.
     """
     cases, thresholds = sweep_cases(held_out_answers, calibration, policy)
-    share, quality = draw_points(cases)
+    share, quality = (points.tolist() for points in draw_points(cases))
     base = find_student_quality(cases)
     rows = [
         {
             "step": step,
             **at,
-            "teacher_ratio": float(share[step]),
-            "quality": float(quality[step]),
-            "random_quality": base + float(share[step]) * (1 - base),
-            "oracle_quality": min(1.0, base + float(share[step])),
-            "usd_per_1k": 1000
-            * (float(share[step]) * teacher_usd + (1 - at["direct_ratio"]) * student_usd),
+            "teacher_ratio": share[step],
+            "quality": quality[step],
+            "random_quality": base + share[step] * (1 - base),
+            "oracle_quality": min(1.0, base + share[step]),
+            "usd_per_1k": None
+            if teacher_usd is None or student_usd is None
+            else 1000 * (share[step] * teacher_usd + (1 - at["direct_ratio"]) * student_usd),
             "case_count": len(cases.ranks),
         }
         for step, at in enumerate(thresholds)
     ]
     return pl.DataFrame(rows, schema=tables.ROUTER_CURVE)
+
+
+def list_lines(curve: pl.DataFrame) -> dict[str, tuple[list[float], list[float]]]:
+    """Return the lines that a reader is shown, by label: the teacher's share, and the quality."""
+    shares = curve["teacher_ratio"].to_list()
+    return {
+        label: (shares, curve[column].to_list())
+        for label, column in (
+            ("router", "quality"),
+            ("lots", "random_quality"),
+            ("oracle", "oracle_quality"),
+        )
+    }
 
 
 def summarise_curve(
@@ -250,29 +265,3 @@ def _summarise(cases: SweptCases, draws: Floats, ratio: float | None) -> Floats:
     if ratio is None:
         return measure_recovery(share, quality, base)
     return find_share_for(share, quality, base, ratio)
-
-
-def measure_flips(teacher_answers: pl.DataFrame, policy: RouterPolicy) -> dict[str, Any]:
-    """Return the paraphrase flip rate: seeds whose wordings the retrieval rule sends both ways.
-
-    Counted over the seeds that have at least two wordings. A router that flips on a comma is a
-    lottery to the user.
-    """
-    scored = teacher_answers.select(
-        "seed_id",
-        score=pl.col("retrieved")
-        .list.eval(pl.element().struct.field("score"))
-        .list.max()
-        .fill_null(0.0),
-    )
-    to_teacher = pl.col("score") < policy.min_retrieval_score
-    groups = (
-        scored.group_by("seed_id")
-        .agg(size=pl.len(), flips=to_teacher.any() & ~to_teacher.all())
-        .filter(pl.col("size") > 1)
-    )
-    head = {"figure": "paraphrase_flip_ratio"}
-    if groups.is_empty():
-        return head | {"value": None, "n": 0, "method": "none"}
-    interval = wilson_interval(int(groups["flips"].sum()), groups.height)
-    return head | vars(interval) | {"method": "wilson"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from assets.parity.dual_judges import DualWindow, compare_rulers
 from assets.statistics import Interval, clustered_bootstrap, mcnemar_exact
 
 GOOD_SCORE = 4  # at or above: the judge calls it good
@@ -78,6 +79,8 @@ def judge_ruler(ratings: pl.DataFrame) -> Finding:
         reasons.append(f"kappa's lower bound {kappa.lower:.2f} is under {LEAST_KAPPA}")
     if evidence >= ALARM_EVIDENCE:
         reasons.append(f"{flips} of {compared} ratings flipped: evidence {evidence:.0f} >= 20")
+    if window := find_dual_window(mine):
+        numbers |= window.to_numbers()
     changed, p = compare_with_last_ruler(mine)
     if p is not None:
         numbers |= {"changed_count": float(changed), "changed_p": p}
@@ -152,14 +155,14 @@ def compare_with_last_ruler(marked: pl.DataFrame) -> tuple[int, float | None]:
     Each is held against the labels, anchor by anchor; their scores are not compared. p is None with
     one ruler, or with fewer than 300 anchors that both rated.
     """
-    order = marked.group_by(RULER).agg(pl.col("wave").min()).sort("wave", *RULER)
-    if order.height < 2:
+    pair = _take_last_rulers(marked)
+    if pair is None:
         return 0, None
     old, new = (
-        _take_first(marked.join(order[row], on=RULER, how="semi", nulls_equal=True))
-        .group_by("anchor_id")
-        .agg((pl.col("called_good") == pl.col("is_good")).all().alias("is_right"))
-        for row in (-2, -1)
+        ratings.group_by("anchor_id").agg(
+            (pl.col("called_good") == pl.col("is_good")).all().alias("is_right")
+        )
+        for ratings in pair
     )
     both = old.join(new, on="anchor_id", suffix="_new")
     gained = both.filter(~pl.col("is_right"), "is_right_new").height
@@ -167,6 +170,24 @@ def compare_with_last_ruler(marked: pl.DataFrame) -> tuple[int, float | None]:
     if both.height < LEAST_PAIRED_ANCHORS:
         return gained + lost, None
     return gained + lost, mcnemar_exact(gained, lost)
+
+
+def find_dual_window(marked: pl.DataFrame) -> DualWindow | None:
+    """Return how the last two rulers agree on what both rated; None with one ruler."""
+    pair = _take_last_rulers(marked)
+    return compare_rulers(*pair) if pair else None
+
+
+def _take_last_rulers(marked: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """Return the first ratings of the ruler before and of the last one; None with one ruler."""
+    order = marked.group_by(RULER).agg(pl.col("wave").min()).sort("wave", *RULER)
+    if order.height < 2:
+        return None
+    old, new = (
+        _take_first(marked.join(order[row], on=RULER, how="semi", nulls_equal=True))
+        for row in (-2, -1)
+    )
+    return old, new
 
 
 # -- masked movement

@@ -25,6 +25,7 @@ from assets.parity.behaviours import (
     find_lost_cases,
 )
 from assets.parity.last_release import find_last_student
+from assets.parity.suite_evidence import CandidateIdentity, identify_candidate
 from assets.parity.suites import answer_suites, decide_suite_gates, hash_sets
 from assets.parity.waves import (
     BLIND_EVERY,
@@ -60,7 +61,7 @@ from serving.pipeline.validator import VALIDATOR_VERSION
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"1+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"2+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def suite_answers(
@@ -76,18 +77,18 @@ def suite_answers(
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The suites answered by teacher, base model, last release and candidate, in three wordings."""
-    adapter = student_adapter.row(0, named=True)
+    adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
+    index = vector_index["index_fingerprint"].item()
     cases = pl.concat([refusal_suite, over_refusal_suite, behaviour_registry])
     before = read_spending(pipeline_parts.teacher)
     last = find_last_student(home, adapter)
 
     async def answer_all() -> list[dict[str, Any]]:
-        index = vector_index["index_fingerprint"].item()
         plain = await pipeline_parts.assemble(index, student=students.load(adapter))
         routed = await pipeline_parts.assemble(
             index,
             student=students.load(adapter),
-            calibration=read_calibrator(calibration.row(0, named=True)),
+            calibration=read_calibrator(fitted),
         )
         base = students.open_base(adapter["student"]).model
         pipelines = {
@@ -101,7 +102,11 @@ def suite_answers(
             )
         return await answer_suites(cases, pipelines=pipelines, progress=progress)
 
-    frame = pl.DataFrame(run_blocking(answer_all()), schema=tables.SUITE_ANSWERS)
+    candidate = identify_candidate(
+        pipeline_parts, index_fingerprint=index, adapter=adapter, calibration=fitted
+    )
+    rows = [row | asdict(candidate) for row in run_blocking(answer_all())]
+    frame = pl.DataFrame(rows, schema=tables.SUITE_ANSWERS)
     return dg.MaterializeResult(
         value=frame,
         metadata={
@@ -124,11 +129,10 @@ def suite_answers(
         "eval_embeddings": dg.AssetIn(key=keys.EVAL_EMBEDDINGS),
         "graded_answers": dg.AssetIn(key=keys.GRADED_ANSWERS),
         "golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES),
-        "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
     },
     partitions_def=RECIPES,
     kinds={"scipy", "scikitlearn", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def suite_gates(
     suite_answers: pl.DataFrame,
@@ -138,7 +142,6 @@ def suite_gates(
     eval_embeddings: pl.DataFrame,
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
-    student_adapter: pl.DataFrame,
     embedder: dg.ResourceParam[Embedder],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Refusals, over-refusals, behaviours and unregistered disagreements against their limits."""
@@ -155,10 +158,10 @@ def suite_gates(
         *decide_behaviour_gates(suite_answers, behaviour_registry),
         check_no_unregistered_cluster(clusters, compared=compared),
     )
-    identity = {
-        "set_hash": hash_sets(refusal_suite, over_refusal_suite, behaviour_registry),
-        "adapter_sha256": student_adapter["adapter_sha256"].item(),
-    }
+    # Whose answers they are is read from the answers: student and pipeline may be others by now.
+    asked = suite_answers.select(*CandidateIdentity.__dataclass_fields__).unique()
+    identity = {"set_hash": hash_sets(refusal_suite, over_refusal_suite, behaviour_registry)}
+    identity |= asked.row(0, named=True) if asked.height == 1 else {}
     frame = pl.DataFrame([asdict(gate) | identity for gate in gates], schema=tables.SUITE_GATES)
     return dg.MaterializeResult(
         value=frame,

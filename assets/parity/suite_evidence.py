@@ -1,43 +1,86 @@
 """What the suites say about one candidate: the evidence a verdict may rest on.
 
-Suites are measured on demand, so what lies in the lake may be of another student or another version
-of a suite. Such numbers are no evidence: the gates then stand open, which is no pass. Belongs here:
-choosing the evidence. Does not belong here: measuring (`suites`, `behaviours`), the verdict
-(`assets/releases/gate`).
+Suites are measured on demand, so what lies in the lake may be of another student, another version
+of a suite, or answers made with another teacher, prompt, index, router or calibration. Such numbers
+are no evidence: the gates then stand open, which is no pass. Belongs here: choosing the evidence.
+Does not belong here: measuring (`suites`, `behaviours`), the verdict (`assets/releases/gate`).
 """
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import polars as pl
 
 from assets import tables
 from assets.parity.behaviours import check_no_unregistered_cluster, decide_behaviour_gates
 from assets.parity.suites import SuiteGate, decide_suite_gates, hash_sets
+from serving.hashing import content_hash
 from serving.home import Home
+from serving.pipeline.assembly import PipelineParts
 
 FIELDS = tuple(SuiteGate.__dataclass_fields__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandidateIdentity:
+    """Whose answers these are: the weights, and all that decides an answer beside them."""
+
+    adapter_sha256: str
+    pipeline_fingerprint: str
+
+
+def identify_candidate(
+    parts: PipelineParts,
+    *,
+    index_fingerprint: str,
+    adapter: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+) -> CandidateIdentity:
+    """Return the identity under which a candidate's answers are made, and may be used.
+
+    It covers what decides the teacher's answers (`PipelineParts.fingerprint_answers`: index,
+    prompt, teacher, validator), and what decides who is asked: the router and the calibration.
+
+    Args:
+        parts: of the pipeline that answers.
+        index_fingerprint: of the index snapshot that it retrieves from.
+        adapter: the student_adapter row.
+        calibration: the calibration row of that student.
+    """
+    return CandidateIdentity(
+        adapter_sha256=adapter["adapter_sha256"],
+        pipeline_fingerprint=content_hash(
+            parts.fingerprint_answers(index_fingerprint),
+            asdict(parts.router),
+            calibration["calibrator_hash"],
+        ),
+    )
+
+
 def read_suite_gates(home: Home, recipe: str) -> pl.DataFrame:
     """Return what was last measured for a recipe; no rows where nothing was."""
-    path = home.table("parity/suite_gates", recipe)
-    return pl.read_parquet(path) if path.exists() else tables.SUITE_GATES.to_frame()
+    path, nothing = home.table("parity/suite_gates", recipe), tables.SUITE_GATES.to_frame()
+    found = pl.read_parquet(path) if path.exists() else nothing
+    return found if found.schema == nothing.schema else nothing  # another version's is no evidence
 
 
 def choose_suite_gates(
     measured: pl.DataFrame,
     *,
-    adapter_sha256: str,
+    candidate: CandidateIdentity,
     refusal_suite: pl.DataFrame,
     over_refusal_suite: pl.DataFrame,
     behaviour_registry: pl.DataFrame,
 ) -> tuple[SuiteGate, ...]:
-    """Return the gates of this adapter on the frozen suites of today, open where there are none.
+    """Return the gates of this candidate on the frozen suites of today, open where there are none.
 
     A product without suites has no gates of them.
     """
     suites = (refusal_suite, over_refusal_suite, behaviour_registry)
     if all(suite.is_empty() for suite in suites):
         return ()
-    own = measured.filter(adapter_sha256=adapter_sha256, set_hash=hash_sets(*suites))
+    own = measured.filter(set_hash=hash_sets(*suites), **asdict(candidate))
     if own.is_empty():
         nothing = tables.SUITE_ANSWERS.to_frame()
         return (

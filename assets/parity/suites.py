@@ -31,6 +31,7 @@ MARGIN_RATIO = 0.05
 WORSE_P_LIMIT = 0.01
 WORSE_P_LIMIT_LAST = 0.05  # stricter against the last release: users have what it refuses
 ALPHA = 0.05
+NOT_MEASURED = "was not measured: run "
 MEASURE = "--select parity/suite_answers --select parity/suite_gates"
 MODES: Mapping[str, Mode] = {
     BASELINE: "teacher",
@@ -287,7 +288,7 @@ def check_not_worse(
 
 def describe_unmeasured(what: str) -> str:
     """Return the sentence of a gate without answers: no evidence is no pass."""
-    return f"{what} was not measured: run `understudy run {MEASURE}`"
+    return f"{what} {NOT_MEASURED}`understudy run {MEASURE}`"
 
 
 def _count_unknown(count: int) -> str:

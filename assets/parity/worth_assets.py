@@ -13,25 +13,32 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.parity.arms import CANDIDATE
+from assets.parity.costs import measure_costs
 from assets.parity.economics import (
     EconomicsTerms,
     OneOffCosts,
     find_range,
-    measure_costs,
     tabulate_economics,
+    tabulate_unpriced,
 )
 from assets.parity.economics_chart import draw_sensitivity
-from assets.parity.experiments import Experiment, compare_predictions
+from assets.parity.experiments import Experiment
 from assets.parity.experiments_chart import draw_predictions
+from assets.parity.flips import measure_flips
 from assets.parity.measuring import measure_cases
+from assets.parity.predictions import compare_predictions
+from assets.parity.prices import find_missing_price, state_zeros
+from assets.parity.registering import Registration, find_predictions, read_registrations
 from assets.parity.router_chart import draw_curve
-from assets.parity.router_curve import measure_flips, summarise_curve, tabulate_curve
+from assets.parity.router_curve import summarise_curve, tabulate_curve
 from assets.parity.rubric import read_rubric
 from assets.parity.suitability import MINIMUM_TRAFFIC, gather_asked, measure_suitability
 from assets.partitions import RECIPES
 from assets.students.calibration import read_calibrator
 from serving.home import Home
 from serving.models.protocols import Embedder
+from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.router import RouterPolicy
 
 
@@ -52,7 +59,7 @@ class Purchases(Protocol):
     },
     partitions_def=RECIPES,
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def router_curve(
     held_out_answers: pl.DataFrame,
@@ -60,17 +67,18 @@ def router_curve(
     arm_answers: pl.DataFrame,
     router_policy: dg.ResourceParam[RouterPolicy],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """Quality on held-out questions against the teacher's share, from none to all.
+    """Quality on validation questions against the teacher's share, from none to all.
 
     Only the prices of a call are read from the golden arms, and no choice is made by them.
     """
-    costs = measure_costs(arm_answers, "routed")
+    costs = measure_costs(arm_answers, CANDIDATE)
     frame = tabulate_curve(
         held_out_answers,
         read_calibrator(calibration.row(0, named=True)),
         policy=router_policy,
-        teacher_usd=costs.teacher_usd,
-        student_usd=costs.student_usd,
+        # As in the parity table: what costs nothing has no price.
+        teacher_usd=costs.teacher_usd or None,
+        student_usd=costs.student_usd or None,
     )
     return dg.MaterializeResult(
         value=frame,
@@ -91,18 +99,19 @@ def router_curve(
     },
     partitions_def=RECIPES,
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def router_figures(
     held_out_answers: pl.DataFrame,
     calibration: pl.DataFrame,
     teacher_answers: pl.DataFrame,
-    router_policy: dg.ResourceParam[RouterPolicy],
+    pipeline_parts: dg.ResourceParam[PipelineParts],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """What the router is worth: APGR, CPT(50/80/95), and how often paraphrases change the route."""
     fitted = read_calibrator(calibration.row(0, named=True))
-    rows = summarise_curve(held_out_answers, fitted, policy=router_policy)
-    rows.append(measure_flips(teacher_answers, router_policy))
+    policy = pipeline_parts.router
+    rows = summarise_curve(held_out_answers, fitted, policy=policy)
+    rows.append(measure_flips(teacher_answers, policy, count_tokens=pipeline_parts.count_tokens))
     frame = pl.DataFrame(rows, schema=tables.ROUTER_FIGURES)
     return dg.MaterializeResult(
         value=frame, metadata=dict(frame.select("figure", "value").iter_rows())
@@ -117,7 +126,7 @@ def router_figures(
     },
     partitions_def=RECIPES,
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def economics(
     arm_answers: pl.DataFrame,
@@ -135,20 +144,23 @@ def economics(
     )
     arms = [arm for arm in arm_answers["arm"].unique().sort() if arm.startswith("routed")]
     costs = {arm: measure_costs(arm_answers, arm) for arm in arms}
+    student = student_adapter["student"].item()
+    missing = find_missing_price(terms.prices, student, is_paid_by_hour=terms.gpu_usd_per_hour > 0)
+    if missing:
+        frame = tabulate_unpriced(costs.values(), missing)
+        return dg.MaterializeResult(value=frame, metadata={"inconclusive": missing})
     ranges = {arm: find_range(measured, one_off, terms) for arm, measured in costs.items()}
-    routed = ranges["routed"]
+    savings = {name: found.saving_usd_per_month for name, found in ranges[CANDIDATE].items()}
     return dg.MaterializeResult(
         value=tabulate_economics((costs[arm], ranges[arm]) for arm in arms),
         metadata={
-            "teacher_usd_per_1k": 1000 * costs["routed"].teacher_usd,
-            "saving_usd_per_month": routed["expected"].saving_usd_per_month,
-            "saving_usd_per_month_range": [
-                routed["pessimistic"].saving_usd_per_month,
-                routed["optimistic"].saving_usd_per_month,
-            ],
-            "payback_weeks": routed["expected"].payback_weeks,
+            "teacher_usd_per_1k": 1000 * costs[CANDIDATE].teacher_usd,
+            "saving_usd_per_month": savings["expected"],
+            "saving_usd_per_month_range": [savings["pessimistic"], savings["optimistic"]],
+            "payback_weeks": ranges[CANDIDATE]["expected"].payback_weeks,
             "one_off_usd": one_off.total_usd,
-            "sensitivity": dg.MetadataValue.md(draw_sensitivity(costs["routed"], one_off, terms)),
+            "stated_as_zero": list(state_zeros(terms.prices, student)),
+            "sensitivity": dg.MetadataValue.md(draw_sensitivity(costs[CANDIDATE], one_off, terms)),
         },
     )
 
@@ -200,10 +212,10 @@ def suitability(
 
 @dg.asset(
     key=keys.EXPERIMENT_REPORT,
-    deps=[keys.ARM_ANSWERS, keys.GRADED_ANSWERS],
+    deps=[keys.ARM_ANSWERS, keys.GRADED_ANSWERS, keys.STUDENT_ADAPTER],
     ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
     kinds={"scipy", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def experiment_report(
     golden_cases: pl.DataFrame,
@@ -212,16 +224,18 @@ def experiment_report(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Predicted beside measured, recipe by recipe, with intervals; nulls and contradictions too.
 
+    Predicted is what was registered when the student was first asked; edits since are named.
     Recipes that were not measured yet are `unmeasured`.
     """
     needed = {recipe for experiment in experiments.values() for recipe in experiment.recipes}
-    measured = {}
-    for recipe in sorted(needed):
-        paths = [home.table(f"parity/{name}", recipe) for name in ("arm_answers", "graded_answers")]
-        if all(path.exists() for path in paths):
-            answers, graded = (pl.read_parquet(path) for path in paths)
-            measured[recipe] = measure_cases(answers, graded, golden_cases, read_rubric(graded))
-    frame = compare_predictions(experiments.values(), measured)
+    measured = {
+        recipe: measure_cases(answers, graded, golden_cases, read_rubric(graded))
+        for recipe in sorted(needed)
+        for answers, graded in _read_answers(home, recipe)
+    }
+    frame = compare_predictions(
+        experiments.values(), measured, _find_registrations(home, experiments)
+    )
     counts = frame["outcome"].value_counts().sort("outcome")
     return dg.MaterializeResult(
         value=frame,
@@ -230,3 +244,26 @@ def experiment_report(
             "predictions": dg.MetadataValue.md(draw_predictions(frame)),
         },
     )
+
+
+def _read_answers(home: Home, recipe: str) -> list[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Return a recipe's answers and grades; nothing where they were not made."""
+    paths = [home.table(f"parity/{name}", recipe) for name in ("arm_answers", "graded_answers")]
+    if not all(path.exists() for path in paths):
+        return []
+    answers, graded = (pl.read_parquet(path) for path in paths)
+    return [(answers, graded)]
+
+
+def _find_registrations(
+    home: Home, experiments: Mapping[str, Experiment]
+) -> dict[str, Registration]:
+    """Return what was predicted of each experiment's student of today before it was asked."""
+    ledger = read_registrations(find_predictions(home))
+    found = {}
+    for name, experiment in experiments.items():
+        path = home.table(keys.STUDENT_ADAPTER.to_user_string(), experiment.recipe)
+        adapter = pl.read_parquet(path)["adapter_sha256"].item() if path.exists() else ""
+        if (name, adapter) in ledger:
+            found[name] = ledger[name, adapter]
+    return found

@@ -12,7 +12,7 @@ LOTS = 0.5  # APGR of a router that draws lots
 
 @dg.asset_check(asset=keys.ECONOMICS, partitions_def=RECIPES)
 def every_saving_is_a_range(economics: pl.DataFrame) -> dg.AssetCheckResult:
-    """Each arm has its worst, expected and best month, in that order.
+    """Each arm has its worst, expected and best month, in that order, and a price for each model.
 
     It does not block: whether to deploy is a person's decision.
     """
@@ -29,18 +29,20 @@ def every_saving_is_a_range(economics: pl.DataFrame) -> dg.AssetCheckResult:
         if is_whole
         else wide["arm"].to_list()
     )
+    unpriced = economics["inconclusive_reason"].drop_nulls().unique().to_list()
     return dg.AssetCheckResult(
-        passed=not economics.is_empty() and not disordered,
+        passed=not economics.is_empty() and not disordered and not unpriced,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"arm_count": wide.height, "disordered": disordered},
+        description=next(iter(unpriced), None),
+        metadata={"arm_count": wide.height, "disordered": disordered, "inconclusive": unpriced},
     )
 
 
 @dg.asset_check(asset=keys.EXPERIMENT_REPORT)
 def every_prediction_was_made_before(experiment_report: pl.DataFrame) -> dg.AssetCheckResult:
-    """Every row has a prediction, and what was measured of it has an interval around it.
+    """What was measured was predicted before, has not been edited since, and has an interval.
 
-    It does not block: a contradicted prediction is a result.
+    It does not block: a contradicted prediction is a result, and an edited one is named.
     """
     measured = experiment_report.filter(pl.col("outcome") != "unmeasured")
     broken = measured.filter(
@@ -50,10 +52,16 @@ def every_prediction_was_made_before(experiment_report: pl.DataFrame) -> dg.Asse
             & (pl.col("measured_delta") <= pl.col("upper"))
         )
     )
+    edited = measured.filter(pl.col("registration") != "unchanged")
     return dg.AssetCheckResult(
-        passed=broken.is_empty(),
+        passed=broken.is_empty() and edited.is_empty(),
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
+            "edited_or_unregistered": edited.select(
+                pl.format("{}:{} {}", "experiment", "metric", "registration")
+            )
+            .to_series()
+            .to_list()[:20],
             "measured_count": measured.height,
             "unmeasured_count": experiment_report.height - measured.height,
             "broken": broken["experiment"].to_list()[:20],

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from serving.models.engines import LocalEngine
 from serving.models.protocols import Price
 from serving.models.remote import RemoteProvider
+from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.router import Phase, RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
@@ -27,6 +28,7 @@ from serving.releases.manifest import (
     StudentEntry,
     TeacherEntry,
     ValidatorEntry,
+    hash_retrieved,
 )
 
 
@@ -100,32 +102,12 @@ def write_manifest(
         index: the vector_index row.
         golden_prompts: questions whose retrieved chunks a server checks before it is ready.
     """
-    student = terms.students[adapter["student"]]
     verdict = gates[0]["verdict"]
     return ReleaseManifest(
         lane=adapter["lane"],
         created_at=datetime.now(UTC),
         phase=terms.promoted_phase if verdict == "PROMOTE" else "hitchhiker",
-        students={
-            adapter["student"]: StudentEntry(
-                kind=adapter["kind"],
-                adapter=adapter["adapter"],
-                adapter_sha256=adapter["adapter_sha256"],
-                base_model=adapter["base_model"],
-                base_revision=adapter["base_revision"],
-                base_hash=adapter["base_hash"],
-                activation=adapter["activation"],
-                context_tokens=student.context_tokens,
-                max_answer_tokens=student.max_answer_tokens,
-                engine=student.engine,
-                local_engine=student.local_engine,
-                base_url=student.base_url,
-                api_key_env=student.api_key_env,
-                timeout_seconds=student.timeout_seconds,
-                price=student.price,
-                calibration=calibration,
-            )
-        },
+        students={adapter["student"]: _enter_student(terms, adapter, calibration)},
         teacher=terms.teacher,
         embedder=EmbedderEntry(
             model=terms.embedder_model,
@@ -145,3 +127,44 @@ def write_manifest(
         golden_prompts=tuple(golden_prompts),
         distillation_loss_statement=" ".join(losses) or "No loss was measured.",
     )
+
+
+def _enter_student(
+    terms: ReleaseTerms, adapter: Mapping[str, Any], calibration: ConfidenceCalibration | None
+) -> StudentEntry:
+    """Return what a server has to know of the adapter and of the student it is for."""
+    student = terms.students[adapter["student"]]
+    return StudentEntry(
+        kind=adapter["kind"],
+        adapter=adapter["adapter"],
+        adapter_sha256=adapter["adapter_sha256"],
+        base_model=adapter["base_model"],
+        base_revision=adapter["base_revision"],
+        base_hash=adapter["base_hash"],
+        activation=adapter["activation"],
+        context_tokens=student.context_tokens,
+        max_answer_tokens=student.max_answer_tokens,
+        engine=student.engine,
+        local_engine=student.local_engine,
+        base_url=student.base_url,
+        api_key_env=student.api_key_env,
+        timeout_seconds=student.timeout_seconds,
+        price=student.price,
+        calibration=calibration,
+    )
+
+
+async def sample_retrieval(
+    parts: PipelineParts, index_fingerprint: str, questions: Sequence[str]
+) -> list[GoldenPrompt]:
+    """Return what the index gives for these questions: a server checks it before it is ready."""
+    pipeline = await parts.assemble(index_fingerprint)
+    return [
+        GoldenPrompt(
+            question=question,
+            retrieved_hash=hash_retrieved(
+                [hit.chunk_id for hit in await pipeline.retriever.retrieve(question)]
+            ),
+        )
+        for question in questions
+    ]

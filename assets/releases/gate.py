@@ -1,9 +1,9 @@
 """The gate: from the parity table and the guard's counts to PROMOTE, HOLD or INCONCLUSIVE.
 
 Every gate is computed and shown, in the order integrity, security and refusals, slices, pooled
-quality, cost, latency. Belongs here: which gates there are, what they add up to, the verdict's
-words. Does not belong here: one gate's rule (`gates`), measuring (`parity`), publishing
-(`release_bundle`).
+quality, agreement in shadow, cost, latency. Belongs here: which gates there are, what they add up
+to, the verdict's words. Does not belong here: one gate's rule (`gates`), measuring (`parity`),
+publishing (`release_bundle`).
 """
 
 import json
@@ -16,8 +16,8 @@ import polars as pl
 from assets import tables
 from assets.parity.arms import BASELINE, CANDIDATE
 from assets.parity.comparison import find_row
-from assets.parity.economics import Quality
 from assets.parity.metrics import BUCKETS
+from assets.parity.strategy import Quality
 from assets.releases.gates import (
     GatePolicy,
     GateResult,
@@ -79,6 +79,7 @@ def decide(
     integrity: IntegrityEvidence,
     policy: GatePolicy,
     suites: Sequence[GateResult] = (),
+    agreement: GateResult | None = None,
     evidence: Mapping[str, Any] | None = None,
 ) -> GateVerdict:
     """Judge one parity table. HOLD if a gate fails, INCONCLUSIVE if one is open, else PROMOTE.
@@ -88,6 +89,7 @@ def decide(
         integrity: what was counted before anything was measured.
         policy: the limits.
         suites: gates on suites of their own (refusals, behaviours), judged by who measured them.
+        agreement: the gate on agreement in shadow; None: nobody looked.
         evidence: what is kept with the verdict beside the policy.
 
     Raises:
@@ -105,6 +107,7 @@ def decide(
         *suites,
         *(check_slice(row, policy) for row in slices),
         check_non_inferiority(pooled, policy),
+        *([agreement] if agreement else ()),
         check_cost(find_row(report, f"{CANDIDATE}/{BASELINE}", "usd_per_1k"), policy),
         check_latency(report),
     )

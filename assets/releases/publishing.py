@@ -6,6 +6,7 @@ Belongs here: whether and how a release becomes the current one. Does not belong
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -29,6 +30,16 @@ class Published:
     def is_current(self) -> bool:
         """Whether servers load this bundle now."""
         return self.current is not None and self.current.release_id == self.release_id
+
+    def describe(self) -> dict[str, Any]:
+        """Return the release_bundle columns on it; of a bundle that is not current, no place."""
+        pointer = self.current if self.is_current else None
+        return {
+            "release_id": self.release_id,
+            "parent": pointer.parent if pointer else None,
+            "sequence": pointer.sequence if pointer else None,
+            "is_current": self.is_current,
+        }
 
 
 def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path) -> Published:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from assets.parity.arms import BY_NAME
+from assets.parity.arms import label_arm
 from assets.parity.metrics import METRICS
 from assets.parity.report import ReportContents, render_report, report_json
 from assets.parity.report_tables import list_arms
@@ -24,6 +24,7 @@ ARM_COLOURS = {
     "routed_80_20": "#57b09e", "routed_60_40": "#8ac7ba",
 }  # fmt: skip
 """The report's."""
+RETIRED_COLOUR = "#7b756b"  # an arm of an older run that exists no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,8 @@ def draw_parity_chart(report: pl.DataFrame) -> str:
             reach = [[row["value"] - row["lower"]], [row["upper"] - row["value"]]]
             axes.errorbar(
                 row["value"], position + offset, xerr=reach, fmt="o", markersize=4, capsize=2,
-                color=ARM_COLOURS[arm], label=BY_NAME[arm].label if position == 0 else None,
+                color=ARM_COLOURS.get(arm, RETIRED_COLOUR),
+                label=label_arm(arm) if position == 0 else None,
             )  # fmt: skip
     axes.set_yticks(range(len(metrics)), [metric.label for metric in metrics])
     axes.set_xlim(-0.02, 1.02)

@@ -25,8 +25,8 @@ from assets.students.training import DivergedError, TrainedAdapter
 from serving.errors import InvalidInputError
 from serving.files import atomic_folder
 from serving.hashing import content_hash, file_sha256
+from serving.models.adapters import ADAPTER_WEIGHTS
 from serving.models.chat_tokens import invocation_tokens
-from serving.models.local_student import ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
 DIVERGED = ".diverged"

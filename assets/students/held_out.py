@@ -20,7 +20,7 @@ from serving.models.protocols import Hit, Progress
 from serving.pipeline.answer import Answered, AnswerPipeline
 from serving.pipeline.confidence import SIGNALS, read_signals
 from serving.pipeline.prompt import DraftAnswer, PromptFormat, read_answer
-from serving.pipeline.router import choose_route
+from serving.pipeline.router import choose_route, has_high_stakes
 from serving.pipeline.sentences import split_units
 from serving.pipeline.statements import content_words
 from serving.pipeline.validator import ValidatorPolicy, validate
@@ -163,6 +163,7 @@ def tabulate_answer(answered: Answered, pipeline: AnswerPipeline) -> dict[str, A
     return tabulate_draft(draft, answered.retrieved, pipeline.validator) | {
         "raw": completion.text,
         "model": completion.model,
+        "prompt_tokens_estimate": answered.prompt_tokens_estimate,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
         "latency_ms": completion.latency_ms,
@@ -180,6 +181,7 @@ def _is_routed_to_student(answered: Answered, pipeline: AnswerPipeline) -> bool:
         prefer_quality=False,
         phase="switch",
         policy=pipeline.router,
+        is_high_stakes=has_high_stakes(answered.question, answered.retrieved, pipeline.router),
     )
     return route.to == "student"
 

@@ -12,10 +12,11 @@ import pytest
 from assets import tables
 from assets.parity.answering import answer_arms, interleave
 from assets.parity.arms import ARM_NAMES
-from assets.parity.deriving import Thresholds, derive_arm, describe_routing, find_unequal_routes
+from assets.parity.deriving import derive_arm, describe_routing, find_unequal_routes
+from assets.parity.routes import Thresholds
 from resources.chat_models import CachedChatModel
 from serving.errors import BudgetExceededError, UpstreamError
-from serving.models.protocols import NoProgress
+from serving.models.protocols import ChatRequest, Completion, NoProgress
 from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.confidence import ConfidenceCalibration, RiskThreshold
 from serving.pipeline.prompt import PromptFormat
@@ -170,3 +171,32 @@ def test_a_crash_midway_resumes_from_the_kept_answers(tmp_path):
     again = CannedChatModel("teacher-1", GOOD, price=TEACHER_PRICE)
     ask(replace(whole, teacher=keep(again), student=keep(whole.student)))
     assert again.requests == []
+
+
+class Streaming:
+    """A canned model whose engine reports its first token: 4 of 10 milliseconds."""
+
+    def __init__(self, model: CannedChatModel) -> None:
+        self.model, self.name, self.price = model, model.name, model.price
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        return replace(await self.model.complete(request), latency_ms=10.0, first_token_ms=4.0)
+
+
+@pytest.mark.parametrize(("student", "first_ms"), [(GOOD, 4.0), (INVALID, 14.0)])
+def test_the_first_token_of_a_fallback_comes_after_all_that_the_student_said(student, first_ms):
+    silent = make_pipeline(GOOD, student, policy=POLICIES["default"])
+    pipeline = replace(silent, teacher=Streaming(silent.teacher), student=Streaming(silent.student))
+    rows = ask(pipeline)
+    thresholds = Thresholds(policy=POLICIES["default"], confidence_threshold=None)
+    timed = [row for row in rows if row["arm"] == "routed" and row["repeat"]]
+    derived = [row for row in derive_arm("routed", rows, thresholds) if row["repeat"]]
+    for row in (*timed, *derived):
+        assert row["first_token_ms"] - row["retrieval_ms"] == pytest.approx(first_ms)
+    untimed = [row["first_token_ms"] for row in rows if not row["repeat"]]
+    assert set(untimed) == {None}
+
+
+def test_an_engine_that_reports_no_first_token_has_none():
+    rows = ask(make_pipeline(GOOD, GOOD, policy=POLICIES["default"]))
+    assert {row["first_token_ms"] for row in rows} == {None}

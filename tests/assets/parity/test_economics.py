@@ -6,18 +6,17 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.parity.costs import MeasuredCosts, measure_costs
 from assets.parity.economics import (
     EconomicsTerms,
-    MeasuredCosts,
     OneOffCosts,
-    blend_costs,
-    choose_strategy,
     find_range,
-    measure_costs,
     project,
     sweep_sensitivity,
     tabulate_economics,
 )
+from assets.parity.prices import StatedPrice, find_missing_price, state_zeros
+from assets.parity.strategy import choose_strategy
 from serving.errors import InvalidInputError
 
 TERMS = EconomicsTerms(asks_per_month=100_000, retrains_per_month=0)
@@ -106,22 +105,6 @@ def test_where_a_question_costs_more_the_worst_month_is_the_busy_one():
     losing = replace(WORKED, teacher_part_usd=0.02, saving_range_usd=(-0.012, -0.010))
     worst = find_range(losing, INFRASTRUCTURE, TERMS)["pessimistic"]
     assert worst.asks_per_month == 200_000
-
-
-def test_an_operating_point_is_a_projection_from_the_mean_question():
-    point = blend_costs(WORKED, teacher_share_ratio=0.4)
-    assert point.arm == "60/40"
-    assert point.teacher_part_usd == pytest.approx(0.4 * 0.0123)
-    assert point.student_calls_ratio == pytest.approx(0.6)
-    outlook = project(point, INFRASTRUCTURE, TERMS)
-    assert outlook.saving_usd_per_month == pytest.approx(100_000 * (0.6 * 0.0123 - 0.6 * 0.0005))
-
-
-def test_the_case_studys_blend_is_below_what_its_mean_question_allows():
-    """A fifth of $12.30 is already $2.46: $2.40 needs cheaper questions at the teacher."""
-    free = replace(WORKED, student_usd=0.0)
-    point = blend_costs(free, teacher_share_ratio=0.2)
-    assert 1000 * point.teacher_part_usd == pytest.approx(2.46)
 
 
 @pytest.mark.parametrize(
@@ -228,3 +211,40 @@ def test_no_case_in_common_is_an_error_and_no_zero():
     rows = [{"arm": "teacher", "case_id": "a", "cost_usd": 0.01}]
     with pytest.raises(InvalidInputError, match=r"economics of the arm 'routed'.*found none"):
         measure_costs(write_arms(rows), "routed")
+
+
+PRICE = StatedPrice(input_usd_per_mtok=3.0, output_usd_per_mtok=15.0)
+FREE = StatedPrice(input_usd_per_mtok=0.0, output_usd_per_mtok=0.0)
+
+
+@pytest.mark.parametrize(
+    ("prices", "by_hour", "missing"),
+    [
+        ({"teacher": PRICE, "students.s": PRICE}, False, None),
+        ({"teacher": PRICE, "students.s": FREE}, False, None),
+        ({"teacher": PRICE}, True, None),
+        ({"teacher": PRICE}, False, "`students.s.price`"),
+        ({"students.s": PRICE}, True, "`teacher.price`"),
+        ({"teacher": StatedPrice(input_usd_per_mtok=3.0), "students.s": PRICE}, False, "`teacher"),
+        ({}, False, "`teacher.price` and `students.s.price`"),
+    ],
+)
+def test_a_price_left_out_is_missing_and_one_of_zero_is_not(prices, by_hour, missing):
+    found = find_missing_price(prices, "s", is_paid_by_hour=by_hour)
+    assert (found is None) == (missing is None)
+    assert missing is None or missing in found
+
+
+def test_only_zeros_that_were_stated_are_named():
+    assert state_zeros({"teacher": PRICE, "students.s": StatedPrice()}, "s") == ()
+    (told,) = state_zeros({"teacher": PRICE, "students.s": FREE, "students.t": FREE}, "s")
+    assert told.startswith("The student's price is stated as 0 in `students.s.price`")
+
+
+def test_without_a_price_there_is_no_strategy():
+    strategy, reason = choose_strategy(
+        teacher_usd_per_month=None, saving_usd_per_month=None, terms=TERMS, example_count=500,
+        quality="proven",
+    )  # fmt: skip
+    assert strategy == "inconclusive"
+    assert "price is missing" in reason

@@ -3,13 +3,8 @@
 import polars as pl
 import pytest
 
-from assets.parity.experiments import (
-    Experiment,
-    RouterVariant,
-    compare_predictions,
-    judge_prediction,
-    list_experiments,
-)
+from assets.parity.experiments import Experiment, RouterVariant, list_experiments
+from assets.parity.predictions import compare_predictions, judge_prediction
 from assets.students.recipe import parse_recipe
 from serving.errors import InvalidInputError
 

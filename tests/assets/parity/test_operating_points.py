@@ -16,6 +16,7 @@ from assets.parity.operating_points import (
     choose_operating_points,
     measure_teacher_share,
     place_thresholds,
+    read_held_out,
     read_thresholds,
 )
 from serving.errors import InvalidInputError
@@ -25,6 +26,10 @@ from serving.pipeline.router import RouterPolicy
 POLICY = RouterPolicy(min_retrieval_score=0.2)
 
 
+def hit(chunk: str, score: float) -> dict[str, object]:
+    return {"chunk_id": f"docs:{chunk}", "content_hash": "h", "score": score}
+
+
 def held_out(count: int = 100, *, invalid: int = 0) -> pl.DataFrame:
     """Answers whose retrieval and confidence rise together but for every seventh."""
     rows = [
@@ -32,6 +37,9 @@ def held_out(count: int = 100, *, invalid: int = 0) -> pl.DataFrame:
             "arm": "student",
             "split": "validation" if number % 2 else "calibration",
             "verdict": "no_citation" if number < invalid else "valid",
+            "question": f"question {number}",
+            "retrieved": [hit("guide/1", 0.3 + number / 200)],
+            "prompt_tokens_estimate": 400,
             "retrieval_score": 0.3 + number / 200,
             "is_refusal": 0.0 if number % 7 else 1.0,
             "retrieval_margin": (number * 37 % 100) / 100,
@@ -92,7 +100,7 @@ def test_a_confidence_that_never_varies_doubts_nobody():
 def test_the_share_rises_with_the_quantile_from_none_to_all():
     answers = [
         HeldOutAnswer(
-            retrieval_score=n / 50, is_long=False, is_valid=True, confidence=(n * 7 % 50) / 50
+            retrieval_score=n / 50, is_ruled_out=False, is_valid=True, confidence=(n * 7 % 50) / 50
         )
         for n in range(50)
     ]
@@ -104,10 +112,40 @@ def test_the_share_rises_with_the_quantile_from_none_to_all():
 
 
 def test_too_long_questions_go_to_the_teacher_at_any_threshold():
-    frame = held_out().with_columns(is_routed_to_student=pl.col("retrieval_score") < 0.75)
+    is_long = pl.col("retrieval_score") >= 0.75
+    frame = held_out().with_columns(
+        prompt_tokens_estimate=pl.when(is_long).then(7_000).otherwise(400).cast(pl.Int32)
+    )
     rows = choose_operating_points(frame, None, policy=POLICY)
     assert rows[0]["teacher_ratio"] == pytest.approx(0.1, abs=0.011)
     assert rows[0]["quantile"] == 0.0
+
+
+def test_a_long_question_is_the_teachers_though_its_chunks_match_badly():
+    """It is below the configured cosine as well: no lower threshold brings it to the student."""
+    strict = RouterPolicy(min_retrieval_score=0.6)
+    frame = held_out(20).with_columns(prompt_tokens_estimate=pl.lit(7_000, dtype=pl.Int32))
+    answers = read_held_out(frame, None, strict)
+    assert max(answer.retrieval_score for answer in answers) < strict.min_retrieval_score
+    assert measure_teacher_share(answers, place_thresholds(answers, 0, strict)) == 1.0
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        RouterPolicy(min_retrieval_score=0.2, high_stakes_terms=("question 7",)),
+        RouterPolicy(min_retrieval_score=0.2, high_stakes_pages=("billing",)),
+    ],
+    ids=["by its words", "by its page"],
+)
+def test_high_stakes_are_the_teachers_at_any_threshold(policy):
+    retrieved = pl.when(pl.col("question") == "question 7").then(
+        pl.lit([hit("billing/refunds/1", 0.9)], dtype=tables.RETRIEVED)
+    )
+    frame = held_out(20).with_columns(retrieved=retrieved.otherwise("retrieved"))
+    answers = read_held_out(frame, None, policy)
+    assert [answer.is_ruled_out for answer in answers] == [n == 7 for n in range(20)]
+    assert measure_teacher_share(answers, place_thresholds(answers, 0, policy)) == 1 / 20
 
 
 def test_no_held_out_answer_is_an_error_and_no_threshold():

@@ -16,6 +16,9 @@ from assets.parity.report import ReportContents, render_report, report_json, tab
 from assets.parity.report_cases import MAXIMUM_WORST_CASES, find_neighbours, find_worst_cases
 from assets.parity.report_charts import view_guard, view_routing, view_spending_charts
 from assets.parity.report_sections import Line, LinePlot, ReportSection, view_plot
+from assets.parity.report_tables import list_reasons
+from assets.parity.suites import describe_unmeasured
+from assets.releases.reporting import draw_parity_chart
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,7 @@ def test_unpriced_answers_are_inconclusive_and_never_cheap(contents: ReportConte
     )
     charts = {chart["title"]: chart for chart in view_spending_charts(rows)}
     assert charts["US$ per 1,000"]["groups"] == []
-    assert charts["Latency p50"]["groups"]
+    assert charts["Latency p50, ms"]["groups"]
     html = render_report(replace(contents, parity_report=rows))
     assert "Inconclusive: no answer has a price" in html
     assert "inconclusive (50 failed)" in html
@@ -313,3 +316,37 @@ def test_operating_points_show_what_was_wanted_and_what_came(contents: ReportCon
     facts = report_json(replace(contents, operating_points=points))
     assert facts["operating_points"][0]["arm"] == "routed_80_20"
     assert facts["golden_set_readers"][0]["count"] == 7
+
+
+def test_the_reasons_stand_with_the_verdict(contents: ReportContents) -> None:
+    unmeasured = Gate(
+        name="refusal_critical", outcome="INCONCLUSIVE", number=None, unit="count",
+        detail=describe_unmeasured("the refusal suite"),
+    )  # fmt: skip
+    late = Gate(name="latency_p50", outcome="INCONCLUSIVE", number=20.0, unit="ms", limit=17.0)
+    held = replace(Verdict(), gates=(Gate(), late, unmeasured))
+    assert [gate["name"] for gate in list_reasons(held)] == ["pooled_non_inferiority"]
+    open_one = replace(held, verdict="INCONCLUSIVE", gates=(late, unmeasured))
+    assert [gate["name"] for gate in list_reasons(open_one)] == ["latency_p50"]
+    html = render_report(replace(contents, verdict=held))
+    card = html[html.index('class="word"') : html.index('class="tiles"')]
+    assert "must be above" in card
+    assert "0 gained, 5 lost" in card
+    assert "1 gates on suites were not measured" in html
+
+
+def test_an_arm_retired_since_the_run_is_shown_by_its_name(contents: ReportContents) -> None:
+    """Tables of an older run name arms that `parity.arms` knows no more."""
+    report = contents.parity_report.with_columns(pl.col("arm").str.replace("student", "old_arm"))
+    answers = contents.arm_answers.with_columns(pl.col("arm").str.replace("student", "old_arm"))
+    older = replace(contents, parity_report=report, arm_answers=answers)
+    assert "old arm" in render_report(older)
+    assert "old arm" in [group["label"] for group in view_spending_charts(report)[0]["groups"]]
+    assert draw_parity_chart(report).startswith("![parity](data:image/png")
+    points = [{"arm": "routed_70_30", "target_teacher_ratio": 0.3, "teacher_ratio": 0.3,
+               "lower": 0.2, "upper": 0.4, "min_retrieval_score": 0.5, "case_count": 9,
+               "invalid_count": 0}]  # fmt: skip
+    frame = pl.DataFrame(points, schema=tables.OPERATING_POINTS)
+    table = tabulate_points(frame, contents.arm_answers)
+    assert table is not None
+    assert table.rows[0][0] == "routed 70 30"

@@ -5,11 +5,11 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.parity.flips import estimate_length, measure_flips
 from assets.parity.router_curve import (
     SweptCases,
     draw_points,
     find_share_for,
-    measure_flips,
     measure_recovery,
     summarise_curve,
     tabulate_curve,
@@ -44,6 +44,8 @@ def write_answers(scores, agrees, *, verdict="valid") -> pl.DataFrame:
             "label_citations": ["docs:a/1"],
             "citations": ["docs:a/1"] if agree else ["docs:b/1"],
             "verdict": verdict,
+            "retrieved": [{"chunk_id": "docs:a/1", "content_hash": "h", "score": score}],
+            "prompt_tokens_estimate": 400,
             "retrieval_score": score,
             "is_routed_to_student": score >= POLICY.min_retrieval_score,
         }
@@ -117,6 +119,22 @@ def test_a_student_that_agrees_everywhere_leaves_no_gap_to_recover():
     assert {row["method"] for row in rows} == {"none"}
 
 
+def test_what_was_fitted_and_certified_on_the_calibration_split_is_not_judged_on_it():
+    answers = write_answers([0.2, 0.4, 0.6, 0.8], [False, False, True, True])
+    others = write_answers([0.1, 0.9], [True, True]).with_columns(split=pl.lit("calibration"))
+    prices = {"teacher_usd": 0.01, "student_usd": 0.001}
+    curve = tabulate_curve(pl.concat([answers, others]), None, policy=POLICY, **prices)
+    assert curve.equals(tabulate_curve(answers, None, policy=POLICY, **prices))
+    with pytest.raises(InvalidInputError, match="validation split"):
+        tabulate_curve(others, None, policy=POLICY, **prices)
+
+
+def test_a_curve_without_prices_has_no_cost_and_no_zero():
+    answers = write_answers([0.2, 0.8], [False, True])
+    curve = tabulate_curve(answers, None, policy=POLICY, teacher_usd=None, student_usd=0.001)
+    assert curve["usd_per_1k"].null_count() == curve.height
+
+
 def test_no_answer_at_all_is_an_error():
     with pytest.raises(InvalidInputError, match="none of them an answer of the student"):
         tabulate_curve(
@@ -126,7 +144,12 @@ def test_no_answer_at_all_is_an_error():
 
 def write_wordings(groups: dict[str, list[float]]) -> pl.DataFrame:
     rows = [
-        {"seed_id": seed, "retrieved": [{"chunk_id": "c", "content_hash": "h", "score": score}]}
+        {
+            "seed_id": seed,
+            "question": f"{seed}, {score}",
+            "retrieved": [{"chunk_id": "docs:c/1", "content_hash": "h", "score": score}],
+            "messages": [{"role": "user", "content": f"{seed}, {score}"}],
+        }
         for seed, scores in groups.items()
         for score in scores
     ]
@@ -135,10 +158,32 @@ def write_wordings(groups: dict[str, list[float]]) -> pl.DataFrame:
 
 def test_a_seed_flips_when_its_wordings_go_both_ways():
     groups = {"a": [0.4, 0.6], "b": [0.6, 0.7, 0.8], "c": [0.1, 0.2], "alone": [0.4]}
-    flips = measure_flips(write_wordings(groups), POLICY)
+    flips = measure_flips(write_wordings(groups), POLICY, count_tokens=len)
     assert flips["n"] == 3
     assert flips["value"] == pytest.approx(1 / 3)
 
 
 def test_without_paraphrases_there_is_no_flip_rate():
-    assert measure_flips(write_wordings({"a": [0.4]}), POLICY)["value"] is None
+    assert measure_flips(write_wordings({"a": [0.4]}), POLICY, count_tokens=len)["value"] is None
+
+
+def test_a_seed_flips_on_a_word_of_high_stakes_too():
+    policy = RouterPolicy(min_retrieval_score=0.5, high_stakes_terms=("0.7",))
+    flips = measure_flips(
+        write_wordings({"a": [0.6, 0.7], "b": [0.6, 0.8]}), policy, count_tokens=len
+    )
+    assert (flips["value"], flips["n"]) == (0.5, 2)
+
+
+def test_a_seed_flips_when_one_wording_is_too_long():
+    policy = RouterPolicy(min_retrieval_score=0.5, long_context_tokens=6)
+    flips = measure_flips(write_wordings({"a": [0.6, 0.75]}), policy, count_tokens=len)
+    assert flips["value"] == 1.0  # "a, 0.6" has 6 characters, "a, 0.75" has 7
+
+
+def test_tokens_are_counted_only_where_they_may_pass_the_limit():
+    def refuse(text: str) -> int:
+        raise AssertionError(text)
+
+    assert estimate_length(["ab", "cd"], 4, refuse) == 4
+    assert estimate_length(["ab", "cde"], 4, lambda text: len(text) // 2) == 2

@@ -140,6 +140,24 @@ def test_a_new_epoch_that_is_right_on_other_anchors_needs_a_new_baseline():
     assert any("a new baseline" in reason for reason in finding.reasons)
 
 
+def test_in_the_window_of_two_judges_their_agreement_is_reported():
+    other = rate(flip(10), wave=LATER, rater="judge-2", epoch="2026-12")
+    numbers = judge_ruler(pl.concat([FIRST, other])).numbers
+    assert numbers["dual_rating_count"] == COUNT * len(AXES)
+    assert numbers["dual_agreement_ratio"] == pytest.approx(0.9)
+    assert numbers["dual_agreement_lower"] < 0.9
+    assert numbers["dual_kappa"] == pytest.approx(0.8, abs=0.01)
+    assert "dual_agreement_ratio" not in judge_ruler(FIRST).numbers
+
+
+def test_a_judge_that_finds_everything_good_agrees_with_no_kappa():
+    other = rate(lambda *_: 5, wave=LATER, rater="judge-2", epoch="2026-12")
+    numbers = judge_ruler(pl.concat([FIRST, other])).numbers
+    # The sound judge calls half of them good, and one bad one in ten by mistake.
+    assert numbers["dual_agreement_ratio"] == pytest.approx(0.55)
+    assert "dual_kappa" not in numbers
+
+
 def test_two_rulers_are_compared_only_on_300_anchors_or_more():
     worse = rate(flip(9), wave=LATER, epoch="2026-12", numbers=range(299))
     marked = pl.concat([FIRST, worse]).with_columns(called_good=pl.col("score") >= 4)

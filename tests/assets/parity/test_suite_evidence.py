@@ -1,16 +1,28 @@
 """Which numbers of the suites a verdict may rest on: this student's, on the suites of today."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from assets import tables
-from assets.parity.suite_evidence import choose_suite_gates, read_suite_gates
+from assets.parity.suite_evidence import (
+    CandidateIdentity,
+    choose_suite_gates,
+    identify_candidate,
+    read_suite_gates,
+)
 from assets.parity.suites import SuiteGate, hash_sets
 from serving.home import Home
+from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.prompt import PromptFormat
+from serving.pipeline.router import RouterPolicy
+from serving.pipeline.validator import ValidatorPolicy
 from tests.assets.parity.test_behaviour_gates import REGISTRY
 from tests.assets.parity.test_suite_gates import OVER, REFUSAL
+from tests.counting_embedder import CountingEmbedder
+from tests.serving.fakes import GOOD, TEACHER_PRICE, CannedChatModel
 
 SUITES = {
     "refusal_suite": REFUSAL,
@@ -23,16 +35,20 @@ PASSED = SuiteGate(
 )  # fmt: skip
 
 
-def measure(*, adapter: str = "a" * 64, set_hash: str = "") -> pl.DataFrame:
+CANDIDATE = CandidateIdentity(adapter_sha256="a" * 64, pipeline_fingerprint="p")
+
+
+def measure(*, adapter: str = "a" * 64, set_hash: str = "", fingerprint: str = "p") -> pl.DataFrame:
     identity = {
         "adapter_sha256": adapter,
+        "pipeline_fingerprint": fingerprint,
         "set_hash": set_hash or hash_sets(REFUSAL, OVER, REGISTRY),
     }
     return pl.DataFrame([asdict(PASSED) | identity], schema=tables.SUITE_GATES)
 
 
 def choose(measured: pl.DataFrame) -> tuple[SuiteGate, ...]:
-    return choose_suite_gates(measured, adapter_sha256="a" * 64, **SUITES)
+    return choose_suite_gates(measured, candidate=CANDIDATE, **SUITES)
 
 
 def test_what_was_measured_of_this_student_is_its_evidence():
@@ -41,8 +57,13 @@ def test_what_was_measured_of_this_student_is_its_evidence():
 
 @pytest.mark.parametrize(
     "measured",
-    [measure(adapter="b" * 64), measure(set_hash="old"), tables.SUITE_GATES.to_frame()],
-    ids=["another student", "another version of a suite", "nothing"],
+    [
+        measure(adapter="b" * 64),
+        measure(set_hash="old"),
+        measure(fingerprint="another teacher"),
+        tables.SUITE_GATES.to_frame(),
+    ],
+    ids=["another student", "another version of a suite", "another pipeline", "nothing"],
 )
 def test_what_was_not_measured_of_it_leaves_every_gate_open(measured):
     gates = choose(measured)
@@ -54,7 +75,7 @@ def test_what_was_not_measured_of_it_leaves_every_gate_open(measured):
 
 def test_a_product_without_suites_has_no_gates_of_them():
     nothing = dict.fromkeys(SUITES, tables.SUITE_CASES.to_frame())
-    assert choose_suite_gates(measure(), adapter_sha256="a" * 64, **nothing) == ()
+    assert choose_suite_gates(measure(), candidate=CANDIDATE, **nothing) == ()
 
 
 def test_the_table_of_a_recipe_is_read_where_there_is_one(tmp_path):
@@ -64,3 +85,50 @@ def test_the_table_of_a_recipe_is_read_where_there_is_one(tmp_path):
     path.parent.mkdir(parents=True)
     measure().write_parquet(path)
     assert choose(read_suite_gates(home, "compact")) == (PASSED,)
+
+
+def test_a_table_of_an_older_version_is_no_evidence(tmp_path):
+    home = Home(tmp_path)
+    path = home.table("parity/suite_gates", "compact")
+    path.parent.mkdir(parents=True)
+    measure().drop("pipeline_fingerprint").write_parquet(path)
+    assert read_suite_gates(home, "compact").is_empty()
+
+
+PARTS = PipelineParts(
+    index_folder=Path("index"),
+    embedder=CountingEmbedder(),
+    k=5,
+    teacher=CannedChatModel("teacher-1", GOOD, price=TEACHER_PRICE),
+    prompt=PromptFormat(),
+    router=RouterPolicy(),
+    validator=ValidatorPolicy(),
+    count_tokens=len,
+)
+
+
+def identify(parts=PARTS, *, index="i", adapter="a", calibrator="c") -> CandidateIdentity:
+    return identify_candidate(
+        parts,
+        index_fingerprint=index,
+        adapter={"adapter_sha256": adapter},
+        calibration={"calibrator_hash": calibrator},
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        identify(replace(PARTS, teacher=CannedChatModel("teacher-2", GOOD, price=TEACHER_PRICE))),
+        identify(replace(PARTS, prompt=PromptFormat(max_answer_tokens=77))),
+        identify(replace(PARTS, router=RouterPolicy(min_retrieval_score=0.61))),
+        identify(replace(PARTS, k=6)),
+        identify(index="j"),
+        identify(adapter="b"),
+        identify(calibrator="d"),
+    ],
+    ids=["teacher", "prompt", "router", "k", "index", "student", "calibration"],
+)
+def test_whatever_decides_an_answer_makes_another_candidate(other):
+    assert identify() == identify()
+    assert other != identify()

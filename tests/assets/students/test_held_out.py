@@ -171,3 +171,20 @@ def test_the_top_chunk_is_quoted_by_its_first_unit_that_says_something():
     assert cite_top_chunk(HITS, full).endswith(f"[{HITS[0].chunk_id}]")
     assert cite_top_chunk((), prompt) == ""
     assert cite_top_chunk((replace(hit, text="---"),), prompt) == ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_routed"),
+    [
+        (RouterPolicy(long_context_tokens=100_000), True),
+        (RouterPolicy(long_context_tokens=100_000, high_stakes_terms=("where",)), False),
+        (RouterPolicy(long_context_tokens=10), False),
+    ],
+    ids=["default", "high stakes", "long"],
+)
+def test_what_production_would_not_ask_the_student_is_no_case_to_certify_on(policy, is_routed):
+    cases = draw_cases(*make_inputs(), PLAN)
+    rows = ask(CannedChatModel("student@1", GOOD), cases, router=policy)
+    own = [row for row in rows if row["arm"] == "student"]
+    assert {row["is_routed_to_student"] for row in own} == {is_routed}
+    assert all(row["prompt_tokens_estimate"] > 10 for row in own)

@@ -1,0 +1,104 @@
+"""Predictions against measurements: what an experiment was expected to change, and what it did.
+
+Judged is what was registered before the run; nulls and contradictions are published like the rest.
+Belongs here: that comparison. Does not belong here: which experiments there are (`experiments`),
+the ledger (`registering`), how a difference is measured (`comparison`).
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import polars as pl
+
+from assets import tables
+from assets.parity.comparison import DEFAULT_SETTINGS, compare_rows, measured_as
+from assets.parity.experiments import OF_NAME, Experiment
+from assets.parity.metrics import Metric
+from assets.parity.registering import Registration, compare_with_registration
+
+NONE: Mapping[str, Registration] = MappingProxyType({})
+Outcome = Literal["confirmed", "undecided", "contradicted", "unmeasured"]
+NO_CHANGE = 0.05  # of a ratio: an interval within it on both sides is as good as no change
+
+
+def compare_predictions(
+    experiments: Iterable[Experiment],
+    measured: Mapping[str, pl.DataFrame],
+    registrations: Mapping[str, Registration] = NONE,
+) -> pl.DataFrame:
+    """Return the experiment_report: one row per experiment and metric predicted, then or now.
+
+    Args:
+        experiments: to report.
+        measured: by recipe, the rows of `measure_cases`; an experiment that lacks those of one of
+            its recipes is unmeasured.
+        registrations: by experiment, what was predicted before its student was first asked.
+    """
+    rows = [
+        {
+            "experiment": experiment.name,
+            "recipe": experiment.recipe,
+            "arm": experiment.arm,
+            "against": f"{experiment.against_recipe}:{experiment.against_arm}",
+            "metric": one.metric,
+            "predicted_delta": one.predicted,
+            "declared_delta": one.declared,
+            "registration": one.standing,
+            **_date(registrations.get(experiment.name)),
+            **_measure(experiment, OF_NAME[one.metric], one.predicted, measured),
+        }
+        for experiment in experiments
+        for one in compare_with_registration(experiment, registrations.get(experiment.name))
+        if one.metric in OF_NAME  # a metric of another version is gone, and cannot be measured
+    ]
+    return pl.DataFrame(rows, schema=tables.EXPERIMENT_REPORT)
+
+
+def _date(registration: Registration | None) -> dict[str, str]:
+    if registration is None:
+        return {}
+    return {
+        "registered_at": registration.registered_at,
+        "prediction_hash": registration.prediction_hash,
+    }
+
+
+def _measure(
+    experiment: Experiment, metric: Metric, predicted: float, measured: Mapping[str, pl.DataFrame]
+) -> dict[str, Any]:
+    frames = [measured.get(name) for name in (experiment.recipe, experiment.against_recipe)]
+    if any(frame is None for frame in frames):
+        return {"n": 0, "outcome": "unmeasured"}
+    arms = (experiment.arm, experiment.against_arm)
+    rows, baseline = (
+        frame.filter(arm=arm, metric=measured_as(metric))
+        for frame, arm in zip(frames, arms, strict=True)
+        if frame is not None
+    )
+    found = compare_rows(metric, rows, baseline, DEFAULT_SETTINGS)
+    limits = {name: found[name] for name in ("value", "lower", "upper", "n", "method")}
+    return {
+        "measured_delta": limits.pop("value"),
+        **limits,
+        "inconclusive_count": found["inconclusive_count"],
+        "mcnemar_p": found.get("mcnemar_p"),
+        "outcome": judge_prediction(predicted, found["lower"], found["upper"]),
+    }
+
+
+def judge_prediction(predicted: float, lower: float | None, upper: float | None) -> Outcome:
+    """Return what an interval says of a prediction.
+
+    `confirmed`: it holds the prediction and, if a change was predicted, excludes none; if none was,
+    it lies within `NO_CHANGE` of zero.
+    `undecided`: it holds the prediction and too much else: too few cases to tell them apart.
+    `contradicted`: it does not hold the prediction.
+    """
+    if lower is None or upper is None:
+        return "unmeasured"
+    if not lower <= predicted <= upper:
+        return "contradicted"
+    if predicted:
+        return "undecided" if lower <= 0 <= upper else "confirmed"
+    return "confirmed" if max(-lower, upper) <= NO_CHANGE else "undecided"

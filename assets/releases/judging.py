@@ -1,0 +1,182 @@
+"""Judging a release: the tables a verdict rests on, the verdict, the advice, and its report.
+
+Belongs here: bringing gathered tables together, purely. Does not belong here: reading them
+(`assets`), which gates there are (`gate`), what the report looks like (`assets/parity/report`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import polars as pl
+
+from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
+from assets.eval_set.ledger import ReaderCount
+from assets.parity.arms import CANDIDATE
+from assets.parity.economics import EconomicsTerms
+from assets.parity.prices import state_zeros
+from assets.parity.report import ReportContents
+from assets.parity.report_confidence import describe_reliability
+from assets.parity.report_sections import ReportSection
+from assets.parity.report_worth import describe_economics, describe_router
+from assets.parity.strategy import Strategy, choose_strategy
+from assets.parity.suite_evidence import CandidateIdentity, choose_suite_gates
+from assets.releases.baseline import Baseline, ParentComparison
+from assets.releases.bundling import ReleaseTerms
+from assets.releases.gate import QUALITY_OF, GateVerdict, decide
+from assets.releases.gates import GatePolicy, GateResult
+from assets.releases.integrity import gather_integrity
+from assets.releases.shadow import check_shadow_agreement
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """Every table that the verdict on a recipe's student rests on, each by its own name."""
+
+    parity_report: pl.DataFrame
+    arm_answers: pl.DataFrame
+    graded_answers: pl.DataFrame
+    operating_points: pl.DataFrame
+    golden_cases: pl.DataFrame
+    guarded_questions: pl.DataFrame
+    chunks: pl.DataFrame
+    vector_index: pl.DataFrame
+    student_adapter: pl.DataFrame
+    training_curve: pl.DataFrame
+    held_out_answers: pl.DataFrame
+    calibration: pl.DataFrame
+    labelled_examples: pl.DataFrame
+    router_curve: pl.DataFrame
+    router_figures: pl.DataFrame
+    economics: pl.DataFrame
+    refusal_suite: pl.DataFrame
+    over_refusal_suite: pl.DataFrame
+    behaviour_registry: pl.DataFrame
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """The student_adapter row."""
+        return self.student_adapter.row(0, named=True)
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """The calibration row."""
+        return self.calibration.row(0, named=True)
+
+
+TABLES = tuple(field.name for field in fields(Evidence))
+
+
+def judge_candidate(
+    evidence: Evidence,
+    *,
+    locked_sha256: str,
+    policy: GatePolicy,
+    suites: Sequence[GateResult],
+    shadow: pl.DataFrame,
+    baseline: Baseline,
+) -> GateVerdict:
+    """Return the verdict on a candidate.
+
+    Args:
+        evidence: its tables.
+        locked_sha256: what the golden set's lock says now.
+        policy: the limits.
+        suites: the gates of its suites.
+        shadow: what monitoring measured in shadow, if anything.
+        baseline: what it all was measured with.
+    """
+    return decide(
+        evidence.parity_report,
+        integrity=gather_integrity(
+            evidence.golden_cases,
+            evidence.guarded_questions,
+            locked_sha256=locked_sha256,
+            calibration=evidence.fitted,
+            adapter=evidence.adapter,
+        ),
+        policy=policy,
+        suites=suites,
+        agreement=check_shadow_agreement(shadow, adapter=evidence.adapter["adapter"]),
+        evidence={"baseline": asdict(baseline)},
+    )
+
+
+def choose_gates(
+    evidence: Evidence, measured: pl.DataFrame, candidate: CandidateIdentity
+) -> list[GateResult]:
+    """Return the gates of the suites that were measured of this very candidate, else open ones."""
+    chosen = choose_suite_gates(
+        measured,
+        candidate=candidate,
+        refusal_suite=evidence.refusal_suite,
+        over_refusal_suite=evidence.over_refusal_suite,
+        behaviour_registry=evidence.behaviour_registry,
+    )
+    return [GateResult(**vars(gate)) for gate in chosen]
+
+
+def advise(evidence: Evidence, verdict: GateVerdict, terms: EconomicsTerms) -> tuple[Strategy, str]:
+    """Return what to do about the student, and why, in the month that is expected."""
+    is_expected = (pl.col("arm") == CANDIDATE) & (pl.col("scenario") == "expected")
+    month = evidence.economics.row(by_predicate=is_expected, named=True)
+    return choose_strategy(
+        teacher_usd_per_month=month["teacher_usd_per_month"],
+        saving_usd_per_month=month["saving_usd_per_month"],
+        terms=terms,
+        example_count=evidence.labelled_examples.height,
+        quality=QUALITY_OF[verdict.verdict],
+    )
+
+
+def describe_worth(
+    evidence: Evidence, advice: tuple[Strategy, str], terms: EconomicsTerms
+) -> tuple[ReportSection, ...]:
+    """Return the report's sections that are read from the verdict's own tables."""
+    strategy, reason = advice
+    return (
+        describe_reliability(evidence.fitted, evidence.held_out_answers),
+        describe_router(evidence.router_curve, evidence.router_figures),
+        describe_economics(
+            evidence.economics,
+            strategy=strategy,
+            reason=reason,
+            stated_zeros=state_zeros(terms.prices, evidence.adapter["student"]),
+        ),
+    )
+
+
+def compose_report(
+    evidence: Evidence,
+    *,
+    recipe: str,
+    generated_at: str,
+    verdict: GateVerdict,
+    parent: ParentComparison,
+    margin_ratio: float,
+    readers: Sequence[ReaderCount],
+    sections: Sequence[ReportSection],
+    baseline: Baseline,
+    terms: ReleaseTerms,
+) -> ReportContents:
+    """Return everything the report of a recipe is made of."""
+    return ReportContents(
+        product=terms.product,
+        recipe=recipe,
+        generated_at=generated_at,
+        parity_report=evidence.parity_report,
+        arm_answers=evidence.arm_answers,
+        graded_answers=evidence.graded_answers,
+        golden_cases=evidence.golden_cases,
+        chunks=evidence.chunks,
+        leakage_cosine_limit=LEAKAGE_COSINE_LIMIT,
+        margin_ratio=margin_ratio,
+        readers=readers,
+        guarded_questions=evidence.guarded_questions,
+        training_curve=evidence.training_curve,
+        operating_points=evidence.operating_points,
+        verdict=verdict,
+        parent=parent,
+        sections=tuple(sections),
+        provenance=evidence.adapter | asdict(baseline) | terms.describe(),
+    )

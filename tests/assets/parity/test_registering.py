@@ -1,0 +1,97 @@
+"""Registered predictions: once per student, and an edit after the run shows."""
+
+from dataclasses import replace
+
+import pytest
+
+from assets.parity.predictions import compare_predictions
+from assets.parity.registering import (
+    find_predictions,
+    hash_prediction,
+    read_registrations,
+    register_predictions,
+)
+from assets.parity.report_worth import describe_experiments
+from serving.errors import InvalidInputError
+from serving.home import Home
+from tests.assets.parity.test_experiments import make_experiment, write_rows
+
+MEASURED = {
+    "contaminated": write_rows([1] * 40 + [0] * 60),
+    "compact": write_rows([1] * 10 + [0] * 90),
+}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return find_predictions(Home(tmp_path))
+
+
+def register(ledger, experiment, *, recipe="contaminated", adapter="a", run="r1") -> list[str]:
+    return register_predictions(
+        ledger, [experiment], recipe=recipe, adapter_sha256=adapter, run_id=run
+    )
+
+
+def report(ledger, experiment, *, adapter="a") -> list[dict]:
+    known = read_registrations(ledger)
+    mine = {e: r for (e, a), r in known.items() if a == adapter}
+    return compare_predictions([experiment], MEASURED, mine).to_dicts()
+
+
+def test_a_student_is_registered_once_and_another_one_anew(ledger):
+    first = make_experiment(0.1)
+    assert register(ledger, first) == ["leak"]
+    assert register(ledger, replace(first, predicted={"exact_match": 0.3}), run="r2") == []
+    assert register(ledger, first, adapter="b", run="r3") == ["leak"]
+    assert register(ledger, first, recipe="compact") == []
+    found = read_registrations(ledger)
+    assert {key: one.run_id for key, one in found.items()} == {
+        ("leak", "a"): "r1",
+        ("leak", "b"): "r3",
+    }
+
+
+def test_an_unchanged_prediction_is_dated_and_hashed(ledger):
+    experiment = make_experiment(0.3)
+    register(ledger, experiment)
+    (row,) = report(ledger, experiment)
+    assert row["registration"] == "unchanged"
+    assert row["prediction_hash"] == hash_prediction(experiment)
+    assert row["registered_at"].startswith("20")
+    assert row["outcome"] == "confirmed"
+
+
+def test_a_prediction_edited_after_the_run_is_judged_as_it_was(ledger):
+    register(ledger, make_experiment(-0.2))
+    (row,) = report(ledger, make_experiment(0.3))
+    assert (row["predicted_delta"], row["declared_delta"]) == (-0.2, 0.3)
+    assert row["registration"] == "changed"
+    assert row["outcome"] == "contradicted"
+    section = describe_experiments(compare_predictions(
+        [make_experiment(0.3)], MEASURED, {"leak": read_registrations(ledger)["leak", "a"]}
+    ))  # fmt: skip
+    assert section is not None
+    assert section.tables[0].rows[0][3].endswith("changed since to +0.300")
+
+
+def test_what_was_added_or_withdrawn_after_the_run_is_named(ledger):
+    register(ledger, make_experiment(0.3))
+    edited = replace(make_experiment(0.3), predicted={"cite_coverage": 0.1})
+    found = {row["metric"]: row for row in report(ledger, edited)}
+    assert found["exact_match"]["registration"] == "withdrawn"
+    assert found["exact_match"]["outcome"] == "confirmed"
+    assert found["cite_coverage"]["registration"] == "added"
+
+
+def test_a_student_asked_before_anything_was_registered_says_so(ledger):
+    register(ledger, make_experiment(0.3), adapter="another")
+    (row,) = report(ledger, make_experiment(0.3))
+    assert (row["registration"], row["registered_at"]) == ("none", None)
+
+
+def test_a_ledger_that_cannot_be_read_is_an_error(ledger):
+    register(ledger, make_experiment(0.3))
+    ledger.write_text(ledger.read_text() + "{}\n")
+    with pytest.raises(InvalidInputError, match="TypeError on line 2"):
+        read_registrations(ledger)
