@@ -9,6 +9,7 @@ comes from one distribution, so each alarm is a false one.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -83,6 +84,7 @@ def main() -> None:
     embedder = RememberedEmbedder(
         load_embedder("sentence-transformers/all-MiniLM-L6-v2", "embedded", models)
     )
+    gc.freeze()  # statsmodels collects garbage at every correction: not among the model's objects
     began = time.perf_counter()
     found = simulate_weeks(
         pool, embedder, weeks=options.weeks, looks=options.looks, seed=options.seed

@@ -6,6 +6,7 @@ means (`assets/traces/deciding`), who is admitted (`assets/traces/admission`).
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.traces.compaction import Compaction, compact_segments
-from assets.traces.curating import find_candidates, open_deletions, request_deletion
+from assets.traces.curating import Forget, find_candidates, open_deletions, request_deletion
 from assets.traces.deciding import (
     REASON_CODES,
     VERDICTS,
@@ -25,14 +26,20 @@ from assets.traces.deciding import (
     find_trace,
     open_decisions,
 )
+from assets.traces.deleting import redact_feedback
 from assets.traces.escalating import CONTRACT, find_escalations
+from assets.traces.forgetting import Descendants
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.planting import plant_errors, scan_reviewed
 from orchestration.config import load_config, prepare_environment
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
 from orchestration.options import Json
+from resources.answer_store import forget_answers
+from resources.embeddings import forget_vectors
 from resources.traces import SealedSegments
 from serving.home import Home
+from serving.pipeline.questions import normalise_question
 
 curate_app = typer.Typer(help="What production may teach, decided by you.", no_args_is_help=True)
 TraceId = Annotated[str, typer.Argument(help="As `understudy curate list` says.")]
@@ -53,7 +60,8 @@ def list_waiting(
     records = scan_hours(list_hours(find_folder(home)))
     decisions = open_decisions(home).read()
     if escalations:
-        queue = find_escalations(records, decisions).filter(pl.col("closed_at").is_null())
+        reviewed = scan_reviewed(find_folder(home))
+        queue = find_escalations(reviewed, decisions).filter(pl.col("closed_at").is_null())
         frame = queue.select("trace_id", "reason", "opened_at", "contract_version")
     else:
         frame = find_candidates(records, decisions)
@@ -121,6 +129,21 @@ def decide(
     CONSOLE.print(f"Stored: {escape(trace_id)} {line['decision']}{escape(closed)}.")
 
 
+@curate_app.command("plant", epilog="Example: understudy curate plant --count 10")
+@explain_errors
+def plant(
+    count: Annotated[int, typer.Option(help="How many.", min=1)] = 10,
+) -> None:
+    """Hide obvious errors in the review queue: real questions under answers to other ones.
+
+    They measure whoever reviews: 9 of 10 have to be rejected. None is ever trained on.
+    """
+    home = Home(load_config().home)
+    compact(home)
+    plant_errors(find_folder(home), count, planted_at=datetime.now(UTC))
+    CONSOLE.print(f"Planted: {count} errors in the review queue.")
+
+
 @curate_app.command("forget", epilog="Example: understudy curate forget trace 0197… --reviewer ada")
 @explain_errors
 def forget(
@@ -134,10 +157,16 @@ def forget(
     compact(home)
     row = request_deletion(
         home, kind=kind, value=value, reason=reason, requested_by=reviewer,
-        requested_at=datetime.now(UTC),
+        requested_at=datetime.now(UTC), stores=open_stores(home),
     )  # fmt: skip
     done = compact(home)
-    CONSOLE.print(f"Forgotten: {len(row['trace_ids'])} traces, {done.deleted_count} records.")
+    feedback = SealedSegments(home.traces.with_name("feedback")).list_files()
+    redact_feedback(feedback, open_deletions(home).read())
+    CONSOLE.print(
+        f"Forgotten: {len(row['trace_ids'])} traces, {done.deleted_count} records, "
+        f"{sum(row['rows_by_table'].values())} rows grown from them, "
+        f"{row['kept_count']} kept answers and vectors."
+    )
     if row["adapters"]:
         told = escape(", ".join(row["adapters"]))
         CONSOLE.print(f"[yellow]To train again without them:[/] {told}", soft_wrap=True)
@@ -172,6 +201,19 @@ def compact(home: Home) -> Compaction:
     segments = SealedSegments(home.traces).list_files()
     tombstones = open_deletions(home).read()
     return compact_segments(segments, find_folder(home), tombstones=tombstones)
+
+
+def open_stores(home: Home) -> Sequence[Forget]:
+    """Return what removes kept answers and vectors of a deletion."""
+
+    def forget_kept_answers(gone: Descendants) -> int:
+        return forget_answers(home.answer_cache, keys=gone.content_keys, texts=gone.texts)
+
+    def forget_kept_vectors(gone: Descendants) -> int:
+        texts = {*gone.texts, *(normalise_question(text) for text in gone.texts)}
+        return forget_vectors(home.embeddings, sorted(texts))
+
+    return forget_kept_answers, forget_kept_vectors
 
 
 def _show_trace(trace: dict[str, Any]) -> None:

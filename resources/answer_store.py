@@ -6,15 +6,17 @@ belong here: what an answer is, what it cost (`chat_models`).
 """
 
 import asyncio
+import json
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from serving.files import keep_private
 
 FILE_NAME = "answers.sqlite"
+SHORTEST_QUOTE = 12  # characters
 LOCK_SECONDS = 60.0
 """How long a writer waits for one of another process."""
 
@@ -142,6 +144,49 @@ class AnswerStore:
 
     def _file(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.json"
+
+
+def forget_answers(folder: Path, *, keys: Collection[str], texts: Collection[str]) -> int:
+    """Remove the answers under these keys and those that quote one of these texts; count them.
+
+    The bytes are overwritten in the file, and its log is emptied. A text shorter than
+    SHORTEST_QUOTE stands in too many answers to say anything.
+
+    Raises:
+        sqlite3.Error, OSError: the store is locked, or the disk did not take it.
+    """
+    quotes = {text for text in texts if len(text) >= SHORTEST_QUOTE}
+    spelled = sorted({json.dumps(t, ensure_ascii=a)[1:-1] for t in quotes for a in (True, False)})
+    gone = sum(_forget_file(path, keys, spelled) for path in folder.glob("??/*.json"))
+    path = folder / FILE_NAME
+    if not path.exists() or not (keys or spelled):
+        return gone
+    connection = _open_to_write(path)
+    try:
+        connection.execute("PRAGMA secure_delete = ON")
+        with connection:
+            rows = connection.executemany(
+                "DELETE FROM answers WHERE key = ?", [(key,) for key in keys]
+            )
+            gone += max(rows.rowcount, 0)
+            # A model's answer may be JSON itself, in which the text is escaped a second time.
+            twice = [json.dumps(text)[1:-1] for text in spelled]
+            rows = connection.executemany(
+                "DELETE FROM answers WHERE instr(answer, ?)", [(t,) for t in {*spelled, *twice}]
+            )
+            gone += max(rows.rowcount, 0)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+    return gone
+
+
+def _forget_file(path: Path, keys: Collection[str], spelled: Collection[str]) -> bool:
+    text = path.read_text(encoding="utf-8")
+    if path.stem not in keys and not any(quote in text for quote in spelled):
+        return False
+    path.unlink()
+    return True
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection | None:

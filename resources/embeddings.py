@@ -128,6 +128,27 @@ class VectorStore:
         )
 
 
+def forget_vectors(folder: Path, texts: Sequence[str]) -> int:
+    """Remove the vectors of these texts from the stores of every embedder; return their number.
+
+    The bytes are overwritten in the files, and their logs are emptied.
+
+    Raises:
+        sqlite3.Error: a store is locked, or is none.
+    """
+    gone = 0
+    for path in sorted(folder.glob("*.sqlite")) if texts else ():
+        with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            with connection:
+                rows = connection.executemany(
+                    "DELETE FROM vectors WHERE key = ?", [(_key(text),) for text in texts]
+                )
+                gone += max(rows.rowcount, 0)
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return gone
+
+
 class CachedEmbedder:
     """An embedder that asks the store first. Threads and processes may share the folder.
 

@@ -28,6 +28,12 @@ SEQUENTIAL_ALPHA = 0.01
 SEQUENTIAL_BETA = 0.05
 LARGEST_FALL = 0.03  # against the weeks before
 
+COMPARED = (
+    "served_by", "attempts", "refused", "citations", "answer", "conversation", "asked_at",
+    "question", "question_hash", "model", "topic",
+)  # fmt: skip
+"""What is read of both sides of a pair."""
+
 PAIRS = pl.Schema(
     {
         "parent_trace_id": pl.String(),
@@ -48,7 +54,12 @@ def pair_answers(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
     `model` is the student's, from whichever side of the pair it stands on. A question that was
     answered by the same role twice (a fallback in between) is no pair.
     """
-    joined = shadows.join(asks, left_on="parent_trace_id", right_on="trace_id", suffix="_served")
+    joined = shadows.select("parent_trace_id", *COMPARED).join(
+        asks.select("trace_id", *COMPARED),
+        left_on="parent_trace_id",
+        right_on="trace_id",
+        suffix="_served",
+    )
     rows = []
     for row in joined.sort("asked_at_served").iter_rows(named=True):
         sides = {row["served_by"]: "", row["served_by_served"]: "_served"}

@@ -1,11 +1,12 @@
 """Monitoring assets: what the traffic of the last week says of what was proven before it.
 
-Every monitor reads the hours of traces itself, so that one may be made without the others; `alarms`
-judges them together. Belongs here: declarations. Does not belong here: statistics (one module for
-each monitor), telling people (`orchestration/sensors`).
+Every monitor asks for the traffic itself, so that one may be made without the others; the hours are
+read once for all that one process makes. `alarms` judges them together. Belongs here: declarations.
+Does not belong here: statistics (one module for each monitor), telling people
+(`orchestration/sensors`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import dagster as dg
 import polars as pl
@@ -13,7 +14,7 @@ import polars as pl
 from assets import keys
 from assets.eval_set.suites import BEHAVIOURS
 from assets.monitoring.agreement import measure_agreement, pair_answers
-from assets.monitoring.alarms import raise_alarms
+from assets.monitoring.alarms import MONITORS, raise_alarms
 from assets.monitoring.assignment import measure_assignment
 from assets.monitoring.clusters import (
     cluster_pairs,
@@ -38,27 +39,80 @@ from assets.monitoring.separation import find_training, measure_separation
 from assets.monitoring.slices import measure_slices
 from assets.monitoring.traffic import Traffic, gather_traffic
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.planting import open_plants
 from serving.home import Home
 from serving.models.protocols import Embedder
 
+Table = dg.MaterializeResult[pl.DataFrame]
+Measure = Callable[[Traffic, Home, MonitoringPlan], Sequence[Measurement]]
 
-@dg.asset(
-    key=keys.SHADOW_AGREEMENT,
-    deps=[keys.HOURLY_RECORDS],
+
+def _take(*upstream: dg.AssetKey) -> dict[str, dg.AssetIn]:
+    return {key.path[-1]: dg.AssetIn(key=key) for key in upstream}
+
+
+def _declare_monitor(
+    key: dg.AssetKey,
+    measure: Measure,
+    description: str,
+    *,
+    kinds: set[str],
+    deps: Sequence[dg.AssetKey] = (),
+) -> dg.AssetsDefinition:
+    """Return a monitor that reads nothing but traffic, and what the home says beside it."""
+
+    @dg.asset(
+        key=key,
+        deps=[keys.HOURLY_RECORDS, *deps],
+        kinds=kinds,
+        code_version="1",
+        description=description,
+    )
+    def monitor(
+        home: dg.ResourceParam[Home], monitoring_plan: dg.ResourceParam[MonitoringPlan]
+    ) -> Table:
+        traffic = gather_traffic(home, monitoring_plan)
+        return _report(key.path[-1], measure(traffic, home, monitoring_plan), traffic)
+
+    return monitor
+
+
+shadow_agreement = _declare_monitor(
+    keys.SHADOW_AGREEMENT,
+    lambda traffic, *_: measure_agreement(traffic),
+    "How often student and teacher answered the same question alike: bound, test, fall, topics.",
     kinds={"scipy", "polars"},
-    code_version="1",
 )
-def shadow_agreement(
-    home: dg.ResourceParam[Home], monitoring_plan: dg.ResourceParam[MonitoringPlan]
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """How often student and teacher answered the same question alike: bound, test, fall, topics."""
-    traffic = gather_traffic(home, monitoring_plan)
-    return _report("shadow_agreement", measure_agreement(traffic), traffic)
+served_by_slices = _declare_monitor(
+    keys.SERVED_BY_SLICES,
+    lambda traffic, *_: measure_slices(traffic),
+    "The student's share of the answers by slice, and its change with topics held fixed.",
+    kinds={"scipy", "polars"},
+)
+assignment_audit = _declare_monitor(
+    keys.ASSIGNMENT_AUDIT,
+    lambda traffic, *_: measure_assignment(traffic),
+    "Whether the canary's arms were drawn by chance: their ratio, and what the arm depends on.",
+    kinds={"scipy", "scikitlearn", "polars"},
+)
+cold_start_report = _declare_monitor(
+    keys.COLD_START_REPORT,
+    lambda traffic, _, plan: measure_cold_starts(traffic, plan),
+    "What answers of a cold model add to the 99th percentile, and how many there are.",
+    kinds={"scipy", "polars"},
+)
+pool_separation = _declare_monitor(
+    keys.POOL_SEPARATION,
+    lambda traffic, home, plan: measure_separation(traffic, find_training(home), plan),
+    "Whether training shares serving's accelerators, and what it did to the 99th percentile.",
+    kinds={"numpy", "polars"},
+    deps=[keys.STUDENT_ADAPTER],
+)
 
 
 @dg.asset(
     key=keys.DISAGREEMENT_CLUSTERS,
-    ins={"eval_embeddings": dg.AssetIn(key=keys.EVAL_EMBEDDINGS)},
+    ins=_take(keys.EVAL_EMBEDDINGS),
     deps=[keys.HOURLY_RECORDS],
     kinds={"scikitlearn", "polars"},
     code_version="1",
@@ -68,7 +122,7 @@ def disagreement_clusters(
     home: dg.ResourceParam[Home],
     monitoring_plan: dg.ResourceParam[MonitoringPlan],
     live_embedder: dg.ResourceParam[Embedder],
-) -> dg.MaterializeResult[pl.DataFrame]:
+) -> Table:
     """What student and teacher part over in shadow, by kind of question."""
     traffic = gather_traffic(home, monitoring_plan)
     registered, behaviours = read_registered(eval_embeddings, BEHAVIOURS)
@@ -99,7 +153,7 @@ def traffic_drift(
     home: dg.ResourceParam[Home],
     monitoring_plan: dg.ResourceParam[MonitoringPlan],
     live_embedder: dg.ResourceParam[Embedder],
-) -> dg.MaterializeResult[pl.DataFrame]:
+) -> Table:
     """The week's questions against those of the weeks before: length, topic, language, score, text.
 
     Evidently's report of the same columns lies under `reports/monitoring/`.
@@ -113,22 +167,8 @@ def traffic_drift(
 
 
 @dg.asset(
-    key=keys.SERVED_BY_SLICES,
-    deps=[keys.HOURLY_RECORDS],
-    kinds={"scipy", "polars"},
-    code_version="1",
-)
-def served_by_slices(
-    home: dg.ResourceParam[Home], monitoring_plan: dg.ResourceParam[MonitoringPlan]
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """The student's share of the answers by slice, and its change with topics held fixed."""
-    traffic = gather_traffic(home, monitoring_plan)
-    return _report("served_by_slices", measure_slices(traffic), traffic)
-
-
-@dg.asset(
     key=keys.EMBEDDER_PROBE,
-    ins={"vector_index": dg.AssetIn(key=keys.VECTOR_INDEX)},
+    ins=_take(keys.VECTOR_INDEX),
     deps=[keys.HOURLY_RECORDS],
     kinds={"lancedb", "polars"},
     code_version="1",
@@ -138,7 +178,7 @@ def embedder_probe(
     home: dg.ResourceParam[Home],
     monitoring_plan: dg.ResourceParam[MonitoringPlan],
     live_embedder: dg.ResourceParam[Embedder],
-) -> dg.MaterializeResult[pl.DataFrame]:
+) -> Table:
     """64 texts of the index embedded again, and the fingerprints that traces were answered from."""
     traffic, index = gather_traffic(home, monitoring_plan), vector_index.row(0, named=True)
     probes = read_probes(home.index / index["index_fingerprint"])
@@ -151,36 +191,8 @@ def embedder_probe(
 
 
 @dg.asset(
-    key=keys.ASSIGNMENT_AUDIT,
-    deps=[keys.HOURLY_RECORDS],
-    kinds={"scipy", "scikitlearn", "polars"},
-    code_version="1",
-)
-def assignment_audit(
-    home: dg.ResourceParam[Home], monitoring_plan: dg.ResourceParam[MonitoringPlan]
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """Whether the canary's arms were drawn by chance: their ratio, and what the arm depends on."""
-    traffic = gather_traffic(home, monitoring_plan)
-    return _report("assignment_audit", measure_assignment(traffic), traffic)
-
-
-@dg.asset(
-    key=keys.COLD_START_REPORT,
-    deps=[keys.HOURLY_RECORDS],
-    kinds={"scipy", "polars"},
-    code_version="1",
-)
-def cold_start_report(
-    home: dg.ResourceParam[Home], monitoring_plan: dg.ResourceParam[MonitoringPlan]
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """What answers of a cold model add to the 99th percentile, and how many there are."""
-    traffic = gather_traffic(home, monitoring_plan)
-    return _report("cold_start_report", measure_cold_starts(traffic, monitoring_plan), traffic)
-
-
-@dg.asset(
     key=keys.SAMPLE_AUDIT,
-    ins={"curation_decisions": dg.AssetIn(key=keys.CURATION_DECISIONS)},
+    ins=_take(keys.CURATION_DECISIONS),
     deps=[keys.HOURLY_RECORDS],
     kinds={"scipy", "polars"},
     code_version="1",
@@ -189,7 +201,7 @@ def sample_audit(
     curation_decisions: pl.DataFrame,
     home: dg.ResourceParam[Home],
     monitoring_plan: dg.ResourceParam[MonitoringPlan],
-) -> dg.MaterializeResult[pl.DataFrame]:
+) -> Table:
     """Whether what is judged stands for what was asked: pairs, curated traces, own sample."""
     traffic = gather_traffic(home, monitoring_plan)
 
@@ -205,28 +217,8 @@ def sample_audit(
 
 
 @dg.asset(
-    key=keys.POOL_SEPARATION,
-    deps=[keys.HOURLY_RECORDS, keys.STUDENT_ADAPTER],
-    kinds={"numpy", "polars"},
-    code_version="1",
-)
-def pool_separation(
-    home: dg.ResourceParam[Home], monitoring_plan: dg.ResourceParam[MonitoringPlan]
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """Whether training shares serving's accelerators, and what it did to the 99th percentile."""
-    traffic = gather_traffic(home, monitoring_plan)
-    found = measure_separation(traffic, find_training(home), monitoring_plan)
-    return _report("pool_separation", found, traffic)
-
-
-@dg.asset(
     key=keys.CURATION_AUDIT,
-    ins={
-        "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
-        "admissions": dg.AssetIn(key=keys.ADMISSIONS),
-        "curation_decisions": dg.AssetIn(key=keys.CURATION_DECISIONS),
-        "escalations": dg.AssetIn(key=keys.ESCALATIONS),
-    },
+    ins=_take(keys.SEED_QUESTIONS, keys.ADMISSIONS, keys.CURATION_DECISIONS, keys.ESCALATIONS),
     deps=[keys.HOURLY_RECORDS],
     kinds={"polars"},
     code_version="1",
@@ -238,62 +230,35 @@ def curation_audit(
     escalations: pl.DataFrame,
     home: dg.ResourceParam[Home],
     monitoring_plan: dg.ResourceParam[MonitoringPlan],
-) -> dg.MaterializeResult[pl.DataFrame]:
+) -> Table:
     """What reached the seeds undecided or from elsewhere, and what automation closed for people."""
     traffic = gather_traffic(home, monitoring_plan)
     stored = scan_hours(list_hours(find_folder(home)))
     asked = stored.select("trace_id", "env", "question_hash").collect()
-    found = measure_curation(seed_questions, admissions, curation_decisions, escalations, asked)
+    plants = open_plants(find_folder(home)).read()
+    found = measure_curation(
+        seed_questions, admissions, curation_decisions, escalations, asked, plants
+    )
     return _report("curation_audit", found, traffic)
 
 
 @dg.asset(
     key=keys.ALARMS,
-    ins={
-        "shadow_agreement": dg.AssetIn(key=keys.SHADOW_AGREEMENT),
-        "disagreement_clusters": dg.AssetIn(key=keys.DISAGREEMENT_CLUSTERS),
-        "traffic_drift": dg.AssetIn(key=keys.TRAFFIC_DRIFT),
-        "served_by_slices": dg.AssetIn(key=keys.SERVED_BY_SLICES),
-        "embedder_probe": dg.AssetIn(key=keys.EMBEDDER_PROBE),
-        "assignment_audit": dg.AssetIn(key=keys.ASSIGNMENT_AUDIT),
-        "cold_start_report": dg.AssetIn(key=keys.COLD_START_REPORT),
-        "sample_audit": dg.AssetIn(key=keys.SAMPLE_AUDIT),
-        "pool_separation": dg.AssetIn(key=keys.POOL_SEPARATION),
-        "curation_audit": dg.AssetIn(key=keys.CURATION_AUDIT),
-    },
+    ins=_take(*(dg.AssetKey(["monitoring", name]) for name in MONITORS)),
     kinds={"statsmodels", "polars"},
     code_version="1",
 )
-def alarms(
-    shadow_agreement: pl.DataFrame,
-    disagreement_clusters: pl.DataFrame,
-    traffic_drift: pl.DataFrame,
-    served_by_slices: pl.DataFrame,
-    embedder_probe: pl.DataFrame,
-    assignment_audit: pl.DataFrame,
-    cold_start_report: pl.DataFrame,
-    sample_audit: pl.DataFrame,
-    pool_separation: pl.DataFrame,
-    curation_audit: pl.DataFrame,
-    home: dg.ResourceParam[Home],
-) -> dg.MaterializeResult[pl.DataFrame]:
+def alarms(home: dg.ResourceParam[Home], **monitors: pl.DataFrame) -> Table:
     """One row per monitor: ok, alarm or inconclusive, after Holm's correction over all tests."""
-    start, end = shadow_agreement.select("window_start", "window_end").row(0)
-    clusters = judge_clusters(disagreement_clusters, shadow_agreement)
-    measured = pl.concat(
-        [
-            shadow_agreement,
-            tabulate_measurements("disagreement_clusters", [clusters], start=start, end=end),
-            traffic_drift,
-            served_by_slices,
-            embedder_probe,
-            assignment_audit,
-            cold_start_report,
-            sample_audit,
-            pool_separation,
-            curation_audit,
-        ]
-    )
+    agreement = monitors["shadow_agreement"]
+    start, end = agreement.select("window_start", "window_end").row(0)
+    clusters = judge_clusters(monitors["disagreement_clusters"], agreement)
+    tables = monitors | {
+        "disagreement_clusters": tabulate_measurements(
+            "disagreement_clusters", [clusters], start=start, end=end
+        )
+    }
+    measured = pl.concat([tables[name] for name in MONITORS])
     frame = raise_alarms(measured)
     report = write_alarm_report(home.reports / "monitoring", frame, measured)
     counts = dict(frame["status"].value_counts().iter_rows())
@@ -312,7 +277,7 @@ def _report(
     measurements: Sequence[Measurement],
     traffic: Traffic,
     more: dict[str, dg.MetadataValue] | None = None,
-) -> dg.MaterializeResult[pl.DataFrame]:
+) -> Table:
     told = [one for one in measurements if one.outcome != "shown"]
     metadata: dict[str, object] = {
         "ask_count": traffic.asks.height,

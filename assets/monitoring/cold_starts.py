@@ -65,6 +65,8 @@ def _measure_gap(told: pl.DataFrame, is_cold: Flags, limit_ms: float) -> Measure
 
 
 def _bootstrap_gap(latency: Floats, is_cold: Flags) -> tuple[float, float]:
+    if not is_cold.any():  # every resample's gap is zero
+        return 0.0, 0.0
     chance = np.random.default_rng(SEED)
     gaps = []
     for _ in range(RESAMPLES):

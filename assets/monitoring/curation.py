@@ -9,6 +9,7 @@ import polars as pl
 
 from assets.monitoring.measurements import Measurement, compare_number, leave_open
 from assets.traces.escalating import HASTY_LIMIT_RATIO, audit_loop
+from assets.traces.planting import LEAST_CAUGHT_RATIO, audit_plants
 from serving.hashing import content_hash
 
 HARVESTED = "harvested"
@@ -20,8 +21,9 @@ def measure_curation(
     decisions: pl.DataFrame,
     escalations: pl.DataFrame,
     asked: pl.DataFrame,
+    plants: pl.DataFrame,
 ) -> list[Measurement]:
-    """Return what leaked into the seeds, and what automation closed in people's place.
+    """Return what leaked into the seeds, what automation closed for people, and what they missed.
 
     Args:
         seeds: rows of `tables.SEED_QUESTIONS`.
@@ -29,10 +31,12 @@ def measure_curation(
         decisions: rows of `tables.CURATION_DECISIONS`.
         escalations: rows of `tables.ESCALATIONS`.
         asked: trace_id, env and question_hash of every stored trace.
+        plants: rows of `planting.PLANTS`; nothing is measured where nothing was planted.
     """
     return [
         *_count_leaks(seeds.filter(pl.col("source") == HARVESTED), admissions, asked),
         *_audit_people(decisions, escalations),
+        *_audit_planted(plants, decisions),
     ]
 
 
@@ -76,6 +80,22 @@ def _audit_people(decisions: pl.DataFrame, escalations: pl.DataFrame) -> list[Me
         compare_number("hasty_ratio", loop.hasty_ratio, relation="at most",
                        limit=HASTY_LIMIT_RATIO, n=loop.closed_count,
                        detail=f"{len(loop.hasty)} of {loop.closed_count} closed faster than read"),
+    ]  # fmt: skip
+
+
+def _audit_planted(plants: pl.DataFrame, decisions: pl.DataFrame) -> list[Measurement]:
+    audit, metric = audit_plants(plants, decisions), "planted_errors_caught"
+    if plants.is_empty():
+        return []
+    if audit.caught_ratio is None:
+        reason = f"none of {audit.planted_count} planted errors was decided about yet"
+        return [leave_open(metric, reason, relation="at least", limit=LEAST_CAUGHT_RATIO)]
+    return [
+        compare_number(
+            metric, audit.caught_ratio, relation="at least", limit=LEAST_CAUGHT_RATIO,
+            n=audit.decided_count,
+            detail=f"{len(audit.missed)} of {audit.decided_count} planted errors were let through",
+        )
     ]  # fmt: skip
 
 

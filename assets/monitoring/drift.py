@@ -7,6 +7,8 @@ report (`drift_report`).
 """
 
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -22,6 +24,9 @@ from assets.monitoring.traffic import (
     take_first_asks,
 )
 from serving.models.protocols import Embedder
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
 
 LARGEST_KS = 0.10  # distance of two distribution functions
 LARGEST_TVD = 0.10  # share of questions that changed their category
@@ -68,14 +73,20 @@ def describe_asks(asks: pl.DataFrame) -> pl.DataFrame:
 
 def detect_languages(questions: list[str | None]) -> list[str]:
     """Return the likeliest language of each text, as its two letters."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    identifier.set_languages(list(LANGUAGES))
+    identifier = _load_identifier()
     known: dict[str, str] = {}
     for question in {question or "" for question in questions}:
         known[question] = str(identifier.classify(question)[0])
     return [known[question or ""] for question in questions]
+
+
+@cache
+def _load_identifier() -> "LanguageIdentifier":
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    identifier.set_languages(list(LANGUAGES))
+    return identifier
 
 
 def gather_drift(traffic: Traffic) -> DriftFrames:

@@ -5,6 +5,7 @@ Does not belong here: keeping runs apart (Dagster's pools), devices of a machine
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,8 +28,8 @@ from serving.home import Home
 LARGEST_RATIO = 1.10
 MINIMUM_ASKS = 100  # on each side: a 99th percentile of fewer is the maximum
 SHOWN_ASKS = 20
+PERCENTILE = 0.99
 RESAMPLES = 2000
-LARGEST_RESAMPLED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,22 +105,16 @@ def _compare_latency(traffic: Traffic, spans: Sequence[TrainingSpan]) -> list[Me
 def _compare_percentiles(while_training: pl.DataFrame, quiet: pl.DataFrame) -> Measurement:
     """Compare percentiles with quiet asks weighed to have the same hours of the day."""
     chance = np.random.default_rng(SEED)
-    busy = while_training["total_latency_ms"].to_numpy()[-LARGEST_RESAMPLED:]
+    busy = while_training["total_latency_ms"].to_numpy()
     shares = dict(while_training["hour"].value_counts(normalize=True, name="s").iter_rows())
     counts = dict(quiet["hour"].value_counts().iter_rows())
     rows = quiet["total_latency_ms"].to_numpy()
     weights = np.array([shares[hour] / counts[hour] for hour in quiet["hour"]])
     weights /= weights.sum()
-    calm_p99 = float(np.quantile(rows, 0.99, weights=weights, method="inverted_cdf"))
-    busy_p99 = float(np.percentile(busy, 99))
-    drawn = min(len(rows), LARGEST_RESAMPLED)
-    ratios: Floats = np.array(
-        [
-            np.percentile(chance.choice(busy, len(busy)), 99)
-            / np.percentile(chance.choice(rows, drawn, p=weights), 99)
-            for _ in range(RESAMPLES)
-        ]
-    )
+    calm_p99 = float(np.quantile(rows, PERCENTILE, weights=weights, method="inverted_cdf"))
+    busy_p99 = float(np.quantile(busy, PERCENTILE, method="inverted_cdf"))
+    even = np.full(len(busy), 1 / len(busy))
+    ratios = _resample(busy, even, chance) / _resample(rows, weights, chance)
     lower, upper = (float(x) for x in np.quantile(ratios, [0.005, 0.995]))
     return compare_interval(
         "p99_ratio",
@@ -128,6 +123,20 @@ def _compare_percentiles(while_training: pl.DataFrame, quiet: pl.DataFrame) -> M
         limit=LARGEST_RATIO,
         detail=f"p99 {busy_p99:.0f} ms while training, {calm_p99:.0f} ms in the same quiet hours",
     )
+
+
+def _resample(rows: Floats, weights: Floats, chance: np.random.Generator) -> Floats:
+    """Return the percentile of each of RESAMPLES bootstrap samples, without drawing their rows.
+
+    The k-th smallest of n draws lies where the weights, summed over the sorted rows, reach a
+    Beta(k, n - k + 1) variable: it is the k-th smallest of n uniform ones.
+    """
+    k = math.ceil(PERCENTILE * len(rows))
+    levels = chance.beta(k, len(rows) - k + 1, size=RESAMPLES)
+    order = np.argsort(rows)
+    places = np.searchsorted(np.cumsum(weights[order]), levels)
+    drawn: Floats = rows[order][np.minimum(places, len(rows) - 1)]
+    return drawn
 
 
 def _show_hours(while_training: pl.DataFrame, quiet: pl.DataFrame) -> list[Measurement]:

@@ -7,6 +7,8 @@ judge. Does not belong here: statistics.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
 
 import polars as pl
 
@@ -38,13 +40,29 @@ class Traffic:
 
 
 def gather_traffic(home: Home, plan: MonitoringPlan) -> Traffic:
-    """Read the window of the plan and the time before it from the hourly files."""
+    """Return the window of the plan and the time before it from the hourly files.
+
+    Monitors that one process makes one after the other share what was read.
+    """
     until = plan.until or datetime.now(UTC)
     end = until.replace(minute=0, second=0, microsecond=0)
     start = end - timedelta(days=plan.window_days)
     before_start = start - timedelta(days=plan.reference_days)
     paths = [p for p in list_hours(find_folder(home)) if before_start <= read_hour(p) < end]
-    records = add_columns(scan_hours(paths).filter(pl.col("env") == plan.env)).collect()
+    hours = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    return _read_traffic(hours, plan.env, start, end, before_start)
+
+
+@lru_cache(maxsize=1)  # one window in memory at a time; hours that were rewritten are read anew
+def _read_traffic(
+    hours: tuple[tuple[Path, int, int], ...],
+    env: str,
+    start: datetime,
+    end: datetime,
+    before_start: datetime,
+) -> Traffic:
+    scanned = scan_hours([path for path, _, _ in hours]).filter(pl.col("env") == env)
+    records = add_columns(scanned).collect()
     return split_traffic(records, start=start, end=end, before_start=before_start)
 
 

@@ -22,6 +22,7 @@ from assets.traces.compaction import (
 )
 from assets.traces.curating import open_deletions
 from assets.traces.deciding import open_decisions
+from assets.traces.deleting import redact_feedback
 from assets.traces.escalating import find_escalations
 from assets.traces.feedback import tabulate_feedback
 from assets.traces.hours import find_folder, list_hours, read_newest, scan_hours
@@ -142,9 +143,20 @@ def trace_records(home: dg.ResourceParam[Home]) -> dg.MaterializeResult[pl.DataF
     )
 
 
-@dg.asset(key=keys.FEEDBACK, deps=[keys.FEEDBACK_SEGMENTS], kinds={"polars"}, code_version="1")
-def feedback(feedback_segments: dg.ResourceParam[Traces]) -> dg.MaterializeResult[pl.DataFrame]:
-    """One row per thumb that a reader gave, for people who debug. Nothing is made from it."""
+@dg.asset(
+    key=keys.FEEDBACK,
+    deps=[keys.FEEDBACK_SEGMENTS, keys.DELETION_JOURNAL],
+    kinds={"polars"},
+    code_version="2",
+)
+def feedback(
+    feedback_segments: dg.ResourceParam[Traces], home: dg.ResourceParam[Home]
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """One row per thumb that a reader gave, for people who debug. Nothing is made from it.
+
+    What was said of a deleted trace is taken out of the segments here.
+    """
+    redact_feedback(feedback_segments.list_files(), open_deletions(home).read())
     frame = tabulate_feedback(feedback_segments.read())
     ratings = frame["rating"].drop_nulls().value_counts().sort("rating")
     return dg.MaterializeResult(

@@ -13,7 +13,9 @@ from assets.traces.curating import find_remains
 from assets.traces.deciding import REASON_CODES, REVIEWER_KINDS, VERDICTS
 from assets.traces.escalating import HASTY_LIMIT_RATIO, MINIMUM_SECONDS, audit_loop
 from assets.traces.expectations import evaluate_traces
+from assets.traces.forgetting import find_published
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.planting import LEAST_CAUGHT_RATIO, audit_plants, open_plants
 from serving.home import Home
 
 SHOWN = 20
@@ -165,6 +167,34 @@ def human_loop_is_human(
     )
 
 
+@dg.asset_check(
+    asset=keys.ESCALATIONS,
+    additional_ins={"curation_decisions": dg.AssetIn(key=keys.CURATION_DECISIONS)},
+)
+def planted_errors_are_caught(
+    escalations: pl.DataFrame,  # noqa: ARG001 - the queue that is reviewed
+    curation_decisions: pl.DataFrame,
+    home: dg.ResourceParam[Home],
+) -> dg.AssetCheckResult:
+    """Reviewers reject at least 90 % of the planted errors they decide about; does not block.
+
+    What inattentive people decided is stored already, and a block would not undo it. Without any
+    decision about a planted error it passes and says so.
+    """
+    audit = audit_plants(open_plants(find_folder(home)).read(), curation_decisions)
+    return dg.AssetCheckResult(
+        passed=audit.is_watchful,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "planted_count": audit.planted_count,
+            "decided_count": audit.decided_count,
+            "missed_count": len(audit.missed),
+            "least_caught_ratio": LEAST_CAUGHT_RATIO,
+            "missed": list(audit.missed[:SHOWN]),
+        },
+    )
+
+
 @dg.asset_check(asset=keys.DELETIONS, blocking=True)
 def deleted_traces_are_gone(
     deletions: pl.DataFrame, home: dg.ResourceParam[Home]
@@ -182,5 +212,28 @@ def deleted_traces_are_gone(
             "tombstone_count": deletions.height,
             "remains_by_place": remains,
             "seeds_waiting_count": waiting,
+        },
+    )
+
+
+@dg.asset_check(asset=keys.DELETIONS)
+def no_published_adapter_learned_from_deleted(
+    deletions: pl.DataFrame, home: dg.ResourceParam[Home]
+) -> dg.AssetCheckResult:
+    """No adapter that a tombstone names is in the published release. It warns and does not block.
+
+    Weights cannot be rewritten: the next release, trained without the deleted rows, mends it, and a
+    block would stop just that run.
+    """
+    marked = {*deletions["adapters"].explode().drop_nulls()}
+    published = find_published(home)
+    tainted = sorted(marked & {*published})
+    return dg.AssetCheckResult(
+        passed=not tainted,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "adapters_to_retrain": sorted(marked),
+            "published_adapters": published,
+            "published_and_marked": tainted,
         },
     )

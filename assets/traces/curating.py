@@ -4,7 +4,7 @@ Belongs here: who is a candidate and in which order, and what a deletion reaches
 here: decisions (`deciding`), printing (`orchestration/curate_cli`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,21 @@ import polars as pl
 from assets import tables
 from assets.traces.deciding import forget_quotes, is_asked, open_decisions
 from assets.traces.deleting import COLUMN_OF_KIND, KINDS, find_deleted, match_deleted
+from assets.traces.forgetting import (
+    SEEDS,
+    Descendants,
+    find_adapters,
+    find_descendants,
+    purge_descendants,
+)
 from assets.traces.hours import find_folder, list_hours
 from assets.traces.journal import Journal
+from assets.traces.planting import open_plants
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.home import Home
+
+Forget = Callable[[Descendants], int]
 
 
 def open_deletions(home: Home) -> Journal:
@@ -66,12 +76,29 @@ def find_candidates(records: pl.LazyFrame, decisions: pl.DataFrame) -> pl.DataFr
 
 
 def request_deletion(
-    home: Home, *, kind: str, value: str, reason: str, requested_by: str, requested_at: datetime
+    home: Home,
+    *,
+    kind: str,
+    value: str,
+    reason: str,
+    requested_by: str,
+    requested_at: datetime,
+    stores: Sequence[Forget] = (),
 ) -> dict[str, Any]:
-    """Write a tombstone and return it with the traces and the adapters it reaches.
+    """Write a tombstone and return it with what it reaches: traces, adapters, kept answers, rows.
 
-    What decisions quote of the traces is blanked at once; segments, hours and tables follow with
-    the next compaction, seeds and training sets with the next run.
+    Kept answers and vectors, the rows of later stages that grew from the traces, and what decisions
+    quote of them are gone at once; segments, hours and tables of traces follow with the next
+    compaction. Weights cannot forget: the adapters are named, for training without the rows.
+
+    Args:
+        home: whose traces.
+        kind: one of KINDS.
+        value: the id of that kind.
+        reason: for the record.
+        requested_by: for the record.
+        requested_at: what is asked later by the same key or conversation stays.
+        stores: each removes what it keeps of the descendants and returns how many entries.
 
     Raises:
         InvalidInputError: the kind is unknown, or nothing was ever stored under that name.
@@ -99,6 +126,11 @@ def request_deletion(
     decisions = open_decisions(home).read()
     quoted = decisions.filter(match_deleted(tombstone, decisions.columns))["trace_id"].to_list()
     found = sorted({*stored, *quoted} - {None})
+    # A decision about a planted error quotes the question of the trace that it was made of.
+    plants = open_plants(folder).read()
+    made_of = pl.any_horizontal(pl.col("question_trace_id", "answer_trace_id").is_in(found))
+    found += plants.filter(made_of)["trace_id"].to_list()
+    descendants = find_descendants(home, found)
     if not found and kind == "trace":
         raise InvalidInputError(
             f"forgetting the {kind} {value!r}",
@@ -107,33 +139,12 @@ def request_deletion(
             next_step="take the id from the answer's trace_id; an open segment is compacted once "
             "it is sealed",
         )
-    whole = row | {"trace_ids": found, "adapters": find_adapters(home, found)}
+    whole = row | {"trace_ids": found, "adapters": find_adapters(home, descendants)}
     open_deletions(home).append(whole)
+    kept = sum(forget(descendants) for forget in stores)
+    purged = purge_descendants(home, descendants)
     open_decisions(home).rewrite(lambda line: forget_quotes(line, trace_ids=frozenset(found)))
-    return whole
-
-
-def find_adapters(home: Home, trace_ids: Sequence[str]) -> list[str]:
-    """Return the adapters whose training sets grew from any of these traces.
-
-    Read from the finished tables: seeds name their trace, labels their seed, and an adapter is that
-    of the recipe whose training set holds one of the examples.
-    """
-    seeds = _read(home, "seeds/seed_questions")
-    if seeds is None or not trace_ids:
-        return []
-    grown = seeds.filter(pl.col("source_trace_id").is_in(list(trace_ids)))["question_id"]
-    labels = _read(home, "labels/labelled_examples")
-    if labels is None or grown.is_empty():
-        return []
-    examples = labels.filter(pl.col("seed_id").is_in(grown.to_list()))["example_id"].to_list()
-    made = set()
-    for path in sorted((home.lake / "students" / "training_set").glob("*.parquet")):
-        trained = pl.scan_parquet(path).filter(pl.col("example_id").is_in(examples))
-        adapter = _read(home, "students/student_adapter", path.stem)
-        if adapter is not None and trained.select(pl.len()).collect().item():
-            made.add(str(adapter["adapter"][0]))
-    return sorted(made)
+    return whole | {"kept_count": kept, "rows_by_table": purged}
 
 
 def find_remains(home: Home, tombstones: pl.DataFrame) -> Mapping[str, int]:
@@ -154,7 +165,7 @@ def find_remains(home: Home, tombstones: pl.DataFrame) -> Mapping[str, int]:
                 & pl.any_horizontal(pl.col(texts).is_not_null())
             )
             remains[f"traces/{path.stem}"] = int(rows.select(pl.len()).collect().item())
-    seeds = _read(home, "seeds/seed_questions")
+    seeds = _read(home, SEEDS)
     if seeds is not None:
         named = seeds.rename({"source_trace_id": "trace_id"})
         remains["seeds/seed_questions"] = named.filter(

@@ -15,8 +15,9 @@ import polars as pl
 
 from assets import tables
 from assets.traces.escalating import CONTRACT, find_escalations
-from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.hours import find_folder, list_hours
 from assets.traces.journal import Journal
+from assets.traces.planting import scan_reviewed
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.home import Home
@@ -52,13 +53,13 @@ def open_decisions(home: Home) -> Journal:
 
 
 def find_trace(folder: Path, trace_id: str) -> dict[str, Any]:
-    """Return the stored record of a trace; a shadow answer is not its parent's.
+    """Return the stored record of a trace, or a planted error; a shadow is not its parent's.
 
     Raises:
         InvalidInputError: no such trace is stored.
     """
     rows = (
-        scan_hours(list_hours(folder))
+        scan_reviewed(folder)
         .filter((pl.col("trace_id") == trace_id) & is_asked())
         .head(1)
         .collect()
@@ -123,7 +124,7 @@ def decide_trace(
 
 def find_open_escalation(folder: Path, decisions: pl.DataFrame, trace_id: str) -> str | None:
     """Return the id of the trace's open escalation, if it has one."""
-    rows = find_escalations(scan_hours(list_hours(folder)), decisions)
+    rows = find_escalations(scan_reviewed(folder), decisions)
     rows = rows.filter((pl.col("trace_id") == trace_id) & pl.col("closed_at").is_null())
     return None if rows.is_empty() else str(rows["escalation_id"][0])
 

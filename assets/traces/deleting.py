@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+import orjson
 import polars as pl
 
 from assets import tables
-from assets.traces.frames import redact_frames
+from assets.traces.frames import read_frames, redact_frames
 from assets.traces.hours import scan_hours, write_hour
 from serving.files import PRIVATE_MODE, atomic_path
 
@@ -82,6 +83,27 @@ def delete_stored(
         total += found.height
     if total:
         purge_tables(sorted((folder.parent / "lake" / "traces").glob("*.parquet")), tombstones)
+    return total
+
+
+def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> int:
+    """Blank what readers wrote about deleted traces; return the number of records.
+
+    A segment that its server still writes to is not among them: the next call finds it sealed.
+    """
+    traces = tombstones["trace_ids"].explode().drop_nulls().to_list()
+    named = {*traces, *tombstones.filter(kind="trace")["value"]}
+    total = 0
+    for path in segments if named else ():
+        frames = read_frames(path)
+        doomed = [
+            offset
+            for offset, payload in zip(frames.offsets, frames.payloads, strict=True)
+            if orjson.loads(payload).get("trace_id") in named
+        ]
+        if doomed:
+            redact_frames(path, doomed)
+            total += len(doomed)
     return total
 
 

@@ -14,9 +14,13 @@ from assets import tables
 
 
 def tabulate_feedback(records: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Return rows of `tables.FEEDBACK` in order of time; what does not fit its type is null."""
+    """Return rows of `tables.FEEDBACK` in order of time; what does not fit its type is null.
+
+    What was deleted left a blank record, which is no feedback.
+    """
     written = pl.Schema({**tables.FEEDBACK, "given_at": pl.String()})
-    known = [{name: record.get(name) for name in written} for record in records]
+    given = (record for record in records if not record.get("deleted"))
+    known = [{name: record.get(name) for name in written} for record in given]
     frame = pl.DataFrame(known, schema=written, strict=False, orient="row")
     given_at = pl.col("given_at").str.to_datetime(
         "%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us", strict=False

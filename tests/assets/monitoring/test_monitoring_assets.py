@@ -11,6 +11,7 @@ from assets import keys, tables
 from assets.monitoring.alarms import MONITORS
 from assets.monitoring.curation import measure_curation
 from assets.monitoring.measurements import MonitoringPlan
+from assets.traces.planting import PLANTS
 from orchestration.config import load_config
 from orchestration.definitions import build_defs
 from orchestration.jobs import NIGHTLY_MONITORING
@@ -146,6 +147,7 @@ def seeds_of(*rows):
 
 ADMITTED = pl.DataFrame({"trace_id": ["t1"], "is_admitted": [True]})
 NOBODY = (tables.CURATION_DECISIONS.to_frame(), tables.ESCALATIONS.to_frame())
+UNPLANTED = PLANTS.to_frame()
 
 
 def test_staging_s_questions_among_the_seeds_alarm(tmp_path):
@@ -155,10 +157,12 @@ def test_staging_s_questions_among_the_seeds_alarm(tmp_path):
     prod = pl.DataFrame({"trace_id": ["t1"], "env": ["prod"], "question_hash": ["h"]})
     asked = pl.concat([asked, prod])
     leaked = staged.row(0, named=True)
-    sound = measure_curation(seeds_of(("Asked by a user?", "t1")), ADMITTED, *NOBODY, asked)
+    sound = measure_curation(
+        seeds_of(("Asked by a user?", "t1")), ADMITTED, *NOBODY, asked, PLANTS.to_frame()
+    )
     assert {m.outcome for m in sound if m.n} == {"within"}
     seeds = seeds_of(("Asked by a user?", "t1"), (leaked["question"], leaked["trace_id"]))
-    found = measure_curation(seeds, ADMITTED, *NOBODY, asked)
+    found = measure_curation(seeds, ADMITTED, *NOBODY, asked, UNPLANTED)
     outcomes = {m.metric: m.outcome for m in found if m.outcome != "inconclusive"}
     assert outcomes == dict.fromkeys(
         ("undecided_seeds", "seeds_not_of_production", "canaries_leaked"), "past"
@@ -175,7 +179,8 @@ def test_automation_that_closes_for_people_and_haste_alarm():
     decisions = pl.DataFrame([decision], schema=tables.CURATION_DECISIONS)
     nothing = (seeds_of(("Asked by a user?", "t1")), ADMITTED)
     asked = pl.DataFrame({"trace_id": ["t1"], "env": ["prod"], "question_hash": ["h"]})
-    found = measure_curation(*nothing, decisions, tables.ESCALATIONS.to_frame(), asked)
+    found = measure_curation(*nothing, decisions, tables.ESCALATIONS.to_frame(), asked,
+                             PLANTS.to_frame())  # fmt: skip
     outcomes = {m.metric: m.outcome for m in found}
     assert outcomes["closed_by_automation"] == outcomes["hasty_ratio"] == "past"
     assert judge("curation_audit", found)["status"] == "alarm"
