@@ -40,6 +40,8 @@ JUDGE_ANCHORS = dg.AssetKey(["eval_set", "judge_anchors"])
 
 SEED_CLUSTERS = dg.AssetKey(["paraphrases", "seed_clusters"])
 PARAPHRASES = dg.AssetKey(["paraphrases", "paraphrases"])
+DREAMED_QUESTIONS = dg.AssetKey(["paraphrases", "dreamed_questions"])
+DREAM_JOURNAL = dg.AssetKey(["paraphrases", "dream_journal"])
 GUARDED_QUESTIONS = dg.AssetKey(["paraphrases", "guarded_questions"])
 
 TEACHER_ANSWERS = dg.AssetKey(["labels", "teacher_answers"])
@@ -98,6 +100,7 @@ ON_DEMAND = frozenset(
         POOL_SEPARATION,
         CURATION_AUDIT,
         ALARMS,
+        DREAMED_QUESTIONS,
         CONTAMINATED_EXAMPLES,
         EXPERIMENT_REPORT,
         SUITE_ANSWERS,

@@ -111,6 +111,7 @@ TRACE_RECORDS = pl.Schema(
         "outcome": TEXT,
         "parent_trace_id": TEXT,
         "canary_arm": TEXT,
+        "skill": TEXT,
     }
 )
 """The fields of `serving.tracing.record.TraceRecord`, in its order."""
@@ -325,6 +326,20 @@ PARAPHRASES = pl.Schema(
         "prompt_version": TEXT,
     }
 )
+DREAMED_QUESTIONS = pl.Schema(
+    {
+        "question_id": TEXT,
+        "seed_id": TEXT,
+        "text": TEXT,
+        "teacher_id": TEXT,
+        "temperature": FLOAT,
+        "prompt_version": TEXT,
+        "generation": INT,
+        "weak_ratio": FLOAT,
+        "asked_count": INT,
+        "dreamed_at": pl.Datetime("us", "UTC"),
+    }
+)
 GUARDED_QUESTIONS = pl.Schema(
     {
         "question_id": TEXT,
@@ -471,9 +486,13 @@ ARM_ANSWERS = pl.Schema(
         "cost_usd": FLOAT,
         "retrieval_ms": FLOAT,
         "latency_ms": FLOAT,
+        "first_token_ms": FLOAT,
         "error": TEXT,
     }
 )
+"""Times are null but in the rows that were timed one by one; `first_token_ms` also where an engine
+does not report its first token."""
+
 STUDENT_ADAPTER = pl.Schema(
     {
         "recipe": TEXT,
@@ -595,6 +614,7 @@ HELD_OUT_ANSWERS = pl.Schema(
         "verdict": TEXT,
         "retrieved": RETRIEVED,
         "model": TEXT,
+        "prompt_tokens_estimate": INT,
         "prompt_tokens": INT,
         "completion_tokens": INT,
         "latency_ms": FLOAT,
@@ -765,6 +785,10 @@ EXPERIMENT_REPORT = pl.Schema(
         "against": TEXT,
         "metric": TEXT,
         "predicted_delta": FLOAT,
+        "declared_delta": FLOAT,
+        "registration": TEXT,
+        "registered_at": TEXT,
+        "prediction_hash": TEXT,
         "measured_delta": FLOAT,
         "lower": FLOAT,
         "upper": FLOAT,
@@ -775,7 +799,11 @@ EXPERIMENT_REPORT = pl.Schema(
         "outcome": TEXT,
     }
 )
-"""`against` is `recipe:arm`. `outcome`: confirmed, undecided, contradicted or unmeasured."""
+"""`against` is `recipe:arm`. `outcome`: confirmed, undecided, contradicted or unmeasured; it judges
+`predicted_delta`, which is what was registered before the student's first answers.
+`declared_delta` is what the recipe or the config says today. `registration`: `unchanged`, `changed`
+or `added` since it was registered, `withdrawn` from the config, `none` where nothing is registered
+of this student. `prediction_hash` identifies all that the experiment had predicted."""
 
 ECONOMICS = pl.Schema(
     {
@@ -799,9 +827,11 @@ ECONOMICS = pl.Schema(
         "roi_ratio": FLOAT,
         "is_worth_investing": FLAG,
         "case_count": INT,
+        "inconclusive_reason": TEXT,
     }
 )
-"""`scenario`: pessimistic, expected or optimistic. Null: it never pays back, or costs nothing."""
+"""`scenario`: pessimistic, expected or optimistic. Null: it never pays back, or costs nothing; with
+an `inconclusive_reason` nothing is known of money, because a price is missing."""
 
 SUITE_ANSWERS = pl.Schema(
     {
@@ -824,9 +854,13 @@ SUITE_ANSWERS = pl.Schema(
         "error": TEXT,
         "is_passed": FLAG,
         "set_hash": TEXT,
+        "adapter_sha256": TEXT,
+        "pipeline_fingerprint": TEXT,
     }
 )
-"""`is_passed` is null where there is no answer: a failure of the server is none of the model's."""
+"""`is_passed` is null where there is no answer: a failure of the server is none of the model's.
+`adapter_sha256` and `pipeline_fingerprint` say which candidate the rows are evidence of: its
+weights; and all that decides its answers beside them."""
 
 SUITE_GATES = pl.Schema(
     {
@@ -841,6 +875,7 @@ SUITE_GATES = pl.Schema(
         "is_gating": FLAG,
         "set_hash": TEXT,
         "adapter_sha256": TEXT,
+        "pipeline_fingerprint": TEXT,
     }
 )
 JUDGE_ANCHOR_RUN = pl.Schema(
@@ -1098,6 +1133,7 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("eval_set", "judge_anchors"): JUDGE_ANCHORS,
     ("paraphrases", "seed_clusters"): SEED_CLUSTERS,
     ("paraphrases", "paraphrases"): PARAPHRASES,
+    ("paraphrases", "dreamed_questions"): DREAMED_QUESTIONS,
     ("paraphrases", "guarded_questions"): GUARDED_QUESTIONS,
     ("labels", "teacher_answers"): TEACHER_ANSWERS,
     ("labels", "judged_answers"): JUDGED_ANSWERS,

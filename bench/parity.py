@@ -25,11 +25,12 @@ from assets import tables
 from assets.parity.answering import LATENCY_SAMPLE
 from assets.parity.arms import ARMS, OPERATING_POINTS
 from assets.parity.comparison import build_parity_table
-from assets.parity.deriving import Thresholds, derive_arm
+from assets.parity.deriving import derive_arm
 from assets.parity.exposure import slice_by_exposure
 from assets.parity.graders import grade_answers
 from assets.parity.metrics import RUBRIC_AXES
 from assets.parity.report import ReportContents
+from assets.parity.routes import Thresholds
 from assets.releases.gate import decide
 from assets.releases.gates import GatePolicy, IntegrityEvidence
 from assets.releases.reporting import write_report

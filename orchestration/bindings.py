@@ -20,12 +20,14 @@ from assets.labels.judging import Ruler
 from assets.labels.local_scoring import LocalScorer
 from assets.labels.production import restore_answers
 from assets.labels.scoring import TokenScorer
-from assets.labels.selection import TeacherTerms
+from assets.labels.selection import TeacherTerms, choose_split
 from assets.monitoring.measurements import MonitoringPlan
 from assets.paraphrases.assets import RewritingPlan
+from assets.paraphrases.dreaming import DreamPlan, open_dreams
 from assets.parity.arms import ArmPlan
 from assets.parity.economics import EconomicsTerms
 from assets.parity.experiments import Experiment, RouterVariant, list_experiments
+from assets.parity.prices import StatedPrice, name_section
 from assets.releases.bundling import ReleaseTerms, StudentTerms
 from assets.releases.gates import GatePolicy
 from assets.students.held_out import HeldOutPlan
@@ -344,6 +346,24 @@ class Bindings:
         )
 
     @cached_property
+    def dreamer(self) -> CachedChatModel:
+        """The teacher as it writes by night: the same kept answers, a budget of its own."""
+        teacher, loop = self.config.teacher, self.config.loop
+        return self._connect(teacher, loop.dream_budget_usd, top_logprobs=teacher.top_logprobs)
+
+    @cached_property
+    def dream_plan(self) -> DreamPlan:
+        """What a night may write."""
+        return DreamPlan(
+            maximum_questions=self.config.loop.dream_questions,
+            questions_per_spot=self.config.seeds.paraphrases_per_medoid,
+            temperature=self.config.seeds.paraphrase_temperature,
+            concurrency=self.config.teacher.concurrency,
+            window_days=self.config.monitoring.window_days,
+            is_taught=lambda seed_id: choose_split(seed_id) == "train",
+        )
+
+    @cached_property
     def labelling_plan(self) -> LabellingPlan:
         """Terms of the labels and the ruler of the judge."""
         return LabellingPlan(
@@ -371,7 +391,15 @@ class Bindings:
     @cached_property
     def economics_terms(self) -> EconomicsTerms:
         """What no run measures of the worth of a student."""
-        return EconomicsTerms(**self.config.economics.model_dump())
+        students = self.config.students.items()
+        stated = {"teacher": self.config.teacher.price}
+        stated |= {name_section(name): section.price for name, section in students}
+        # A price left out is not a price of 0: only what the file states is passed on.
+        prices = {
+            name: StatedPrice(**price.model_dump(exclude_unset=True))
+            for name, price in stated.items()
+        }
+        return EconomicsTerms(**self.config.economics.model_dump(), prices=prices)
 
     @cached_property
     def monitoring_plan(self) -> MonitoringPlan:
@@ -413,7 +441,8 @@ class Bindings:
             return dg.ResourceDefinition(lambda _: getattr(self, name))
 
         lazy = (
-            "embedder", "live_embedder", "teacher", "judge", "pipeline_parts", "students",
+            "embedder", "live_embedder", "teacher", "dreamer", "judge", "pipeline_parts",
+            "students",
         )  # fmt: skip
         return {
             "io_manager": LakeIOManager(
@@ -432,6 +461,8 @@ class Bindings:
             "progress": self.progress,
             "chunk_sizes": self.chunk_sizes,
             "rewriting_plan": self.rewriting_plan,
+            "dreams": open_dreams(self.home),
+            "dream_plan": self.dream_plan,
             "labelling_plan": self.labelling_plan,
             "gate_policy": self.gate_policy,
             "held_out_plan": self.held_out_plan,
@@ -457,6 +488,7 @@ class Bindings:
             keys.DELETION_JOURNAL: open_deletions(self.home).fingerprint(),
             keys.SEED_FILE: self.seeds.fingerprint(),
             keys.HARVESTED_FILE: self.harvested.fingerprint(),
+            keys.DREAM_JOURNAL: open_dreams(self.home).fingerprint(),
             keys.GOLDEN_FILE: self.golden.fingerprint(),
             keys.SUITE_FILES: self.suites.fingerprint(),
         }

@@ -109,6 +109,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Factor = Annotated[float, Field(gt=0)]
 Dollars = Annotated[float, Field(ge=0)]
+Hour = Annotated[int, Field(ge=0, le=23)]
 
 
 class Section(BaseModel):
@@ -445,12 +446,18 @@ class ServingSection(Section):
 
 
 class LoopSection(Section):
-    """When the student is trained again by itself, and how far that may go."""
+    """What happens by itself: training again, writing by night, looking after servers."""
 
     minimum_teacher_traces: Positive = 50
     minimum_after_drift: Positive = 20
     maximum_attempts: Positive = 3
     maximum_eval_age_days: Positive = 14
+    retrain: Literal["automatic", "manual"] = "manual"
+    dream_questions: Positive = 24
+    dream_budget_usd: Dollars = 1.0
+    dream_hours: tuple[Hour, ...] = Field(default=(1, 2, 3, 4), min_length=1)
+    servers: tuple[BaseUrl, ...] = ()
+    maximum_cold_seconds: Positive = 300
 
 
 class MonitoringSection(Section):

@@ -18,8 +18,9 @@ from assets.traces.marts import connect_dbt, declare_marts, prepare_manifest
 from orchestration.bindings import Bindings
 from orchestration.config import PROJECT_ROOT, Config, load_config
 from orchestration.console import CONSOLE_LOGGER
+from orchestration.dbt_loading import import_dagster_dbt
 from orchestration.jobs import NIGHTLY_TRACES, build_jobs, build_nightly_job
-from orchestration.schedules import build_sensors
+from orchestration.schedules import build_schedules, build_sensors
 from resources.progress import LogProgress
 from serving.hashing import content_hash
 from serving.home import Home
@@ -159,6 +160,7 @@ def build_nightly_defs(config: Config | None = None, **overrides: Any) -> dg.Def
     """
     config = config or load_config()
     home, project = Home(config.home), PROJECT_ROOT / "dbt_traces"
+    import_dagster_dbt()
     marts = declare_marts(prepare_manifest(project, home), home)
     (declared,) = dg.map_asset_specs(lambda spec: _apply_policy(spec, config), [marts])
     return dg.Definitions.merge(
@@ -167,6 +169,7 @@ def build_nightly_defs(config: Config | None = None, **overrides: Any) -> dg.Def
             assets=[declared],
             jobs=[build_nightly_job()],
             sensors=build_sensors(config),
+            schedules=build_schedules(config),
             resources={"dbt": connect_dbt(project)},
         ),
     )

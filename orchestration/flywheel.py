@@ -19,8 +19,10 @@ from assets.traces.curating import find_candidates
 from assets.traces.deciding import Reviewer, decide_trace, find_trace, is_asked, open_decisions
 from assets.traces.escalating import find_escalations
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from orchestration.bindings import Bindings
 from orchestration.config import Config, prepare_environment
 from orchestration.curate_cli import compact
+from orchestration.drill import DRILL_ENV, DriftAlarm, gather_drill, judge_drill
 from orchestration.live_server import LiveServer, running_server
 from orchestration.running import run_chain
 from orchestration.sensors.deciding import Launch, decide_retraining
@@ -66,6 +68,8 @@ class Turn:
     before: Leg
     after: Leg
     accepted_count: int
+    drift: DriftAlarm
+    """What the monitor of drift said of the drill."""
     reason: str
     """Why the student was trained again."""
     ratchet: tuple[RatchetStep, ...]
@@ -77,6 +81,7 @@ def turn_flywheel(
     *,
     recipe: str,
     plan: Sequence[PlannedAsk],
+    drill: Sequence[PlannedAsk],
     minimum_teacher_traces: int,
     progress: Progress,
     serve_settings: Mapping[str, str] | None = None,
@@ -88,6 +93,7 @@ def turn_flywheel(
         config: the product; its home holds a release.
         recipe: which student is trained.
         plan: the questions, sent once before and once after.
+        drill: two weeks whose topics shift half-way; the monitor of drift has to alarm on them.
         minimum_teacher_traces: how many curated ones make a training due here.
         progress: told how far long steps are.
         serve_settings: environment of both servers, such as the phase.
@@ -95,7 +101,7 @@ def turn_flywheel(
 
     Raises:
         InvalidInputError: traffic taught too little for a training to be due.
-        UnderstudyError: the chain stopped.
+        UnderstudyError: the chain stopped, or the planted drift raised no alarm.
     """
     prepare_environment(config)
     home = Home(config.home)
@@ -104,6 +110,8 @@ def turn_flywheel(
         "UNDERSTUDY_SERVE_RELEASE_POLL_SECONDS": "1",
         **(serve_settings or {}),
     }
+    drift = drill_drift(config, drill, settings, progress)
+    announce(drift.describe())
     with customers(home) as keys:
         with running_server(config, settings) as server:
             first = server.wait_until()
@@ -115,7 +123,7 @@ def turn_flywheel(
         curve = _read_curve(home, recipe)
         with running_server(config, settings) as server:  # serves while its successor is made
             server.wait_until(released=first)
-            due = _require_due(config, recipe, minimum_teacher_traces)
+            due = _require_due(config, recipe, minimum_teacher_traces, drift)
             announce(f"training is due: {due.reason}")
             second = _retrain(config, recipe, due, progress)
             server.wait_until(released=second)
@@ -130,14 +138,35 @@ def turn_flywheel(
         before=measure_leg(home, first),
         after=measure_leg(home, second),
         accepted_count=accepted,
+        drift=drift,
         reason=due.reason,
         ratchet=compare_curves(curve, now),
         chart=str(chart),
     )
 
 
+def drill_drift(
+    config: Config, plan: Sequence[PlannedAsk], settings: Mapping[str, str], progress: Progress
+) -> DriftAlarm:
+    """Let simulated weeks pass through a server of their own; return the alarm they raise.
+
+    The teacher answers them all, since what people ask drifts whoever answers.
+    """
+    home = Home(config.home)
+    apart = {"UNDERSTUDY_SERVE_ENV": DRILL_ENV, "UNDERSTUDY_SERVE_PHASE": "hitchhiker"}
+    with (
+        customers(home, env=DRILL_ENV) as keys,
+        running_server(config, {**settings, **apart}) as server,
+    ):
+        server.wait_until()
+        _ask(server, plan, keys)
+    compact(home)
+    traffic = gather_drill(home, plan, end=datetime.now(UTC))
+    return judge_drill(traffic, Bindings(config, progress).embedder)
+
+
 @contextmanager
-def customers(home: Home, count: int = CUSTOMERS) -> Iterator[list[str]]:
+def customers(home: Home, count: int = CUSTOMERS, *, env: str = "prod") -> Iterator[list[str]]:
     """Give so many customers a key each, and take them back.
 
     A home whose server was open to its machine is so again afterwards.
@@ -146,7 +175,7 @@ def customers(home: Home, count: int = CUSTOMERS) -> Iterator[list[str]]:
     made = [
         create_key(
             home.keys, tenant=f"simulated-{number}-{uuid.uuid4().hex[:6]}", scopes=("ask",),
-            valid_days=1, env="prod", requests_per_minute=100_000,
+            valid_days=1, env=env, requests_per_minute=100_000,
         )
         for number in range(count)
     ]  # fmt: skip
@@ -207,10 +236,13 @@ def measure_leg(home: Home, release_id: str) -> Leg:
     return Leg(release_id=release_id, **row)
 
 
-def _require_due(config: Config, recipe: str, minimum: int) -> Launch:
+def _require_due(config: Config, recipe: str, minimum: int, drift: DriftAlarm) -> Launch:
     with dg.DagsterInstance.get() as instance:
         facts = read_retraining_facts(config, instance, recipe)
-    policy = replace(read_policy(config), minimum_teacher_traces=minimum)
+    facts = replace(facts, drifting=sorted({*facts.drifting, drift.monitor}))
+    policy = replace(
+        read_policy(config), minimum_teacher_traces=minimum, minimum_after_drift=minimum
+    )
     decision = decide_retraining(facts, policy)
     if isinstance(decision, Launch):
         return decision

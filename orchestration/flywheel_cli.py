@@ -9,6 +9,7 @@ from rich.table import Table
 
 from orchestration.config import Config
 from orchestration.console import CONSOLE
+from orchestration.drill import ASKS_PER_DAY, DAYS
 from orchestration.flywheel import Turn, turn_flywheel
 from orchestration.traffic import plan_traffic
 from orchestration.traffic_cli import read_topics
@@ -29,13 +30,16 @@ def show_turn(config: Config, recipe: str) -> None:
         InvalidInputError: there are no questions beside the seeds, or they taught too little.
     """
     questions = SeedFile(config.seeds.path.with_name(QUESTIONS))
-    plan = plan_traffic(read_topics(questions), days=1, asks_per_day=ASKS, seed=SEED, key_count=24)
+    topics = read_topics(questions)
+    plan = plan_traffic(topics, days=1, asks_per_day=ASKS, seed=SEED, key_count=24)
+    drill = plan_traffic(topics, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=SEED, key_count=24)
     bars = RichProgress(CONSOLE)
     try:
         turn = turn_flywheel(
             config,
             recipe=recipe,
             plan=plan,
+            drill=drill,
             minimum_teacher_traces=MINIMUM_TEACHER_TRACES,
             progress=bars,
             announce=lambda line: CONSOLE.print(f"[dim]{escape(line)}[/]", soft_wrap=True),

@@ -17,6 +17,7 @@ RETRAIN_STUDENT = "retrain_student"
 MEASURE_PARITY = "measure_parity"
 NIGHTLY_TRACES = "nightly_traces"
 NIGHTLY_MONITORING = "nightly_monitoring"
+DREAM = "dream"
 
 _LOG = logging.getLogger("understudy.jobs")
 _BUILT_BY_DBT = dg.AssetSelection.tag("dagster/kind/dbt", "")
@@ -56,6 +57,9 @@ def build_jobs() -> list[Any]:
         ),
         dg.define_asset_job(
             NIGHTLY_MONITORING, selection=dg.AssetSelection.groups("monitoring"), hooks=hooks
+        ),
+        dg.define_asset_job(
+            DREAM, selection=dg.AssetSelection.assets(keys.DREAMED_QUESTIONS), hooks=hooks
         ),
     ]
 

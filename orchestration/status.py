@@ -98,16 +98,31 @@ def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) 
         retraining=describe_decision(decision),
         is_retraining_due=isinstance(decision, Launch),
         phases=assess_phases(
-            PhaseFacts(
-                has_student=release is not None and bool(release.students),
-                verdict=release.verdict if release else None,
-                is_monitored=monitors is not None,
-                alarms=alarms,
-                ask_count=traffic.ask_count,
-            )
+            gather_phase_facts(release, traffic, alarms=None if monitors is None else alarms)
         ),
         problems=find_problems(release, traffic, alarms=alarms, decision=decision),
     )
+
+
+def gather_phase_facts(
+    release: ReleaseStatus | None, traffic: TrafficStatus, *, alarms: Sequence[str] | None
+) -> PhaseFacts:
+    """Return what the phases are judged by; `alarms` is None where no monitor ever ran."""
+    return PhaseFacts(
+        has_student=release is not None and bool(release.students),
+        verdict=release.verdict if release else None,
+        is_monitored=alarms is not None,
+        alarms=alarms or (),
+        ask_count=traffic.ask_count,
+    )
+
+
+def read_phase(home: Home, *, now: datetime) -> tuple[str | None, tuple[PhaseStep, ...]]:
+    """Return the phase that is released, and what each phase still lacks."""
+    release, monitors = read_release(home), _read_monitors(home)
+    alarms = None if monitors is None else _name(monitors, "alarm")
+    facts = gather_phase_facts(release, read_traffic(home, since=now - WINDOW), alarms=alarms)
+    return (release.phase if release else None), assess_phases(facts)
 
 
 def describe_decision(decision: Decision) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from serving.models.concessions import StructuredOutput
-from serving.models.openai_chat import connect_in_process
 from serving.models.protocols import ChatModel, Embedder, Price
 from serving.models.remote import Provider, connect_remote
 
@@ -59,6 +58,8 @@ def connect_chat_model(
     OpenAI-compatible server. A remote client does not retry: `pacing` does, with more patience.
     """
     if provider == "extractive":
+        from serving.models.openai_chat import connect_in_process  # openai loads in a second
+
         return connect_in_process(
             embedded_app(), model=model, price=price, timeout_seconds=timeout_seconds
         )

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from unicodedata import category
 
 from assets.eval_set.overlap import normalise_text
-from serving.models.extractive.forms import reformulate
-from serving.models.extractive.wording import SYNONYMS
 from serving.pipeline.statements import STOP_WORDS
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019]*")
@@ -118,6 +116,7 @@ def reorder_words(question: str) -> str:
 
 def replace_synonyms(question: str) -> str:
     """Replace every word that one of the tables knows by its first synonym."""
+    from serving.models.extractive.wording import SYNONYMS  # its package loads a web framework
 
     def replace(match: re.Match[str]) -> str:
         word = match[0].casefold()
@@ -165,6 +164,8 @@ def change_form(question: str) -> str:
 
     `How do I X?` becomes `What is the way to X?`.
     """
+    from serving.models.extractive.forms import reformulate  # as above
+
     return next(reformulate(question), question)
 
 

@@ -17,7 +17,6 @@ from assets.expectations import (
     expect_no_nulls,
     expect_own_ids,
 )
-from serving.models.extractive.sources import read_sources
 from serving.pipeline.prompt import CITATION_PATTERN, REFUSAL_WORD
 from serving.pipeline.questions import fold_text
 
@@ -98,6 +97,8 @@ def expect_examples() -> list["Expectation"]:
 
 def _read_example(row: Mapping[str, Any], guarded_text: str | None) -> dict[str, object]:
     messages, completion = row["messages"] or [], row["completion"] or ""
+    from serving.models.extractive.sources import read_sources  # its package loads a web framework
+
     cited = [match["id"] for match in CITATION_PATTERN.finditer(completion)]
     system = messages[0]["content"] if messages else ""
     labels = {source.label for source in read_sources(system)} if cited else set()

@@ -19,6 +19,7 @@ from assets.eval_set.guard import (
 )
 from assets.eval_set.overlap import NGRAM_WORDS
 from assets.paraphrases.clustering import cluster_questions
+from assets.paraphrases.dreaming import Dreams, choose_candidates
 from assets.paraphrases.multiplying import paraphrase_medoids
 from assets.paraphrases.rewriting import REWRITE_PROMPT_VERSION
 from assets.spending import describe_spending, read_spending
@@ -127,14 +128,16 @@ def paraphrases(
         "paraphrases": dg.AssetIn(key=keys.PARAPHRASES),
         "eval_embeddings": dg.AssetIn(key=keys.EVAL_EMBEDDINGS),
     },
+    deps=[keys.DREAM_JOURNAL],
     kinds={"polars"},
-    code_version=f"4+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
+    code_version=f"5+limit.{LEAKAGE_COSINE_LIMIT}+ngram.{NGRAM_WORDS}",
 )
 def guarded_questions(
     seed_questions: pl.DataFrame,
     paraphrases: pl.DataFrame,
     eval_embeddings: pl.DataFrame,
     embedder: dg.ResourceParam[Embedder],
+    dreams: dg.ResourceParam[Dreams],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Every candidate question with its nearest golden case; rejected ones stay, marked."""
     seeds = seed_questions.select(
@@ -146,7 +149,8 @@ def guarded_questions(
     reworded = paraphrases.select(
         "question_id", "text", "seed_id", pl.lit("paraphrase").alias("origin")
     )
-    candidates = pl.concat([seeds, reworded])
+    dreamed = choose_candidates(dreams.read(), seed_questions, paraphrases)
+    candidates = pl.concat([seeds, reworded, dreamed])
     judged = guard_questions(
         candidates, protected=EvalQuestions.read(eval_embeddings), embedder=embedder
     )
@@ -158,6 +162,7 @@ def guarded_questions(
         value=frame,
         metadata={
             "candidate_count": frame.height,
+            "dreamed_count": dreamed.height,
             "rejected_count": rejected.height,
             "rejected_by_reason": dict(
                 rejected.group_by("reason").len().sort("reason").iter_rows()

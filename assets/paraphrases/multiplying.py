@@ -85,6 +85,7 @@ async def paraphrase_medoids(
     temperature: float,
     concurrency: int,
     progress: Progress,
+    first_seed: int = SEED,
 ) -> Multiplication:
     """Return rewordings of the medoids, each new among all seeds and paraphrases.
 
@@ -102,6 +103,7 @@ async def paraphrase_medoids(
         temperature: of the sampling.
         concurrency: calls in flight.
         progress: told after every medoid.
+        first_seed: of the sampling; another one asks the same medoid for other rewordings.
 
     Raises:
         BudgetExceededError: the budget is used up; what was bought is kept.
@@ -120,7 +122,7 @@ async def paraphrase_medoids(
                 medoid[1],
                 count=count,
                 temperature=temperature,
-                seed=SEED + MAXIMUM_DRAWS * made.asking_count,
+                seed=first_seed + MAXIMUM_DRAWS * made.asking_count,
             )
             read = partial(read_paraphrases, original=medoid[1])
             try:

@@ -17,7 +17,7 @@ from orchestration.sensors.deciding import (
     decide_new_golden,
 )
 from orchestration.sensors.facts import find_alarms, read_eval_facts
-from orchestration.sensors.retraining import answer_tick, prepare_run
+from orchestration.sensors.retraining import answer_tick, choose_status, prepare_run
 from serving.hashing import content_hash
 from serving.home import Home
 
@@ -31,7 +31,7 @@ def build_golden_sensor(config: Config) -> dg.SensorDefinition:
         name="golden_set_was_replaced",
         job_name=WHOLE_CHAIN,
         minimum_interval_seconds=INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+        default_status=choose_status(config),
         description="The verdict stands on another golden set than today's: run the whole chain.",
     )
     def golden_set_was_replaced(context: dg.SensorEvaluationContext) -> dg.SensorResult:

@@ -35,7 +35,7 @@ def build_retraining_sensor(
         name="enough_teacher_traces",
         job_name=job_name,
         minimum_interval_seconds=interval_seconds,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+        default_status=choose_status(config),
         description="Enough curated questions that only the teacher could answer: train again.",
     )
     def enough_teacher_traces(context: dg.SensorEvaluationContext) -> dg.SensorResult:
@@ -46,6 +46,12 @@ def build_retraining_sensor(
         return answer_tick(decision, job_name=job_name)
 
     return enough_teacher_traces
+
+
+def choose_status(config: Config) -> dg.DefaultSensorStatus:
+    """Return whether a sensor that trains starts by itself: a person turns it on otherwise."""
+    is_automatic = config.loop.retrain == "automatic"
+    return dg.DefaultSensorStatus.RUNNING if is_automatic else dg.DefaultSensorStatus.STOPPED
 
 
 def prepare_run(config: Config, context: dg.SensorEvaluationContext) -> None:

@@ -75,6 +75,7 @@ def test_the_graph_is_the_one_the_documentation_lists(graph):
             "eval_set/guard_recall", "eval_set/suite_files", "eval_set/refusal_suite",
             "eval_set/over_refusal_suite", "eval_set/behaviour_registry", "eval_set/judge_anchors",
             "paraphrases/seed_clusters", "paraphrases/paraphrases", "paraphrases/guarded_questions",
+            "paraphrases/dreamed_questions", "paraphrases/dream_journal",
             "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
             "labels/rejected_examples", "labels/teacher_logprobs", "labels/contaminated_examples",
             "students/recipe_file", "students/training_set", "students/student_adapter",

@@ -4,19 +4,27 @@ The student is a tiny random model, so its quality is nobody's business; that th
 """
 
 import os
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import dagster as dg
 import polars as pl
 import pytest
 
+from assets.paraphrases.dreaming import dream_questions, open_dreams
+from assets.paraphrases.weakness import WeakSpot
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from orchestration.bindings import Bindings
 from orchestration.config import read_config
+from orchestration.drill import ASKS_PER_DAY, DAYS, gather_drill, judge_drill
 from orchestration.flywheel import turn_flywheel
 from orchestration.running import run_chain
 from orchestration.sensors.facts import read_attempts, read_retraining_facts
 from orchestration.status import read_release
 from orchestration.traffic import PROFILES, plan_traffic
 from serving.access.keys import read_keys
+from serving.aio import run_blocking
+from serving.errors import UnderstudyError
 from serving.home import Home
 from serving.models.protocols import NoProgress
 from tests.product import write_product
@@ -24,14 +32,16 @@ from tests.product import write_product
 pytestmark = pytest.mark.real_models
 
 ASKED = {
-    "kiln": [
-        "At which temperature do I stop a bisque firing?", "May I fire clay at 1250 degrees?",
+    "care": [
         "What must I replace when E4 shows?", "Two millimetres of glaze, is that right?",
-        "After how many firings do shelves need a brush?", "Which setting changes the ramp?",
-        "Nine hours of bisque, is that normal?", "Is a wire brush fine for shelves?",
-        "Does E4 point to the thermocouple?", "Can the kiln reach 1300 degrees?",
-        "How many degrees per hour is usual?", "How long until a bisque firing is over?",
-        "Is 150 degrees per hour the default?", "What breaks when the thermocouple fails?",
+        "After how many firings do shelves need a brush?", "Is a wire brush fine for shelves?",
+        "Does E4 point to the thermocouple?", "What breaks when the thermocouple fails?",
+    ],
+    "firing": [
+        "At which temperature do I stop a bisque firing?", "May I fire clay at 1250 degrees?",
+        "Which setting changes the ramp?", "Nine hours of bisque, is that normal?",
+        "Can the kiln reach 1300 degrees?", "How many degrees per hour is usual?",
+        "How long until a bisque firing is over?", "Is 150 degrees per hour the default?",
     ],
 }  # fmt: skip
 READERS = tuple(profile for profile in PROFILES if profile.name == "developer")
@@ -49,6 +59,9 @@ def turned(tmp_path_factory):
         config,
         recipe="tiny",
         plan=plan_traffic(ASKED, days=1, asks_per_day=60, seed=3, key_count=24, profiles=READERS),
+        drill=plan_traffic(
+            ASKED, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=3, key_count=24, profiles=READERS
+        ),
         minimum_teacher_traces=3,
         progress=NoProgress(),
         announce=told.append,
@@ -69,10 +82,41 @@ def test_the_server_hot_loads_a_student_that_learnt_from_the_teachers_answers(tu
     harvested = seeds.filter(pl.col("source") == "harvested")
     assert harvested.height >= 10
     # Some customers contest an answer: they ask it again behind a phrase of impatience.
-    assert [t for t in harvested["text"] if not t.endswith(tuple(ASKED["kiln"]))] == []
+    assert [
+        t for t in harvested["text"] if not t.endswith((*ASKED["care"], *ASKED["firing"]))
+    ] == []
     labels = pl.read_parquet(home.table("labels/labelled_examples"))
     assert not labels.filter(pl.col("seed_id").is_in(harvested["question_id"].to_list())).is_empty()
-    assert len(told) == 4
+    assert len(told) == 5
+
+
+def test_the_planted_drift_raised_the_alarm_that_made_the_training_due(turned):
+    _, _, turn, told = turned
+    assert turn.drift.monitor == "traffic_drift"
+    assert turn.drift.number > turn.drift.limit
+    assert "traffic_drift alarms on the planted drift" in told[0]
+    assert turn.reason.endswith("drift (traffic_drift)")
+
+
+def test_weeks_without_a_shift_raise_no_alarm_and_say_so(turned):
+    """The drill's own traces, each week's conversations dealt out to both weeks."""
+    config, *_ = turned
+    home = Home(config.home)
+    plan = plan_traffic(
+        ASKED, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=3, key_count=24, profiles=READERS
+    )
+    week = DAYS * 43_200
+    names = list(dict.fromkeys(ask.conversation_id for ask in plan))
+    odd = set(names[1::2])
+    dealt = [
+        replace(ask, at_seconds=ask.at_seconds % week + (week if ask.conversation_id in odd else 0))
+        for ask in plan
+    ]
+    traffic = gather_drill(home, dealt, end=datetime.now(UTC))
+    assert traffic.asks.height > 300 < traffic.before.height
+    embedder = Bindings(config, NoProgress()).embedder
+    with pytest.raises(UnderstudyError, match="drilling the monitor of drift"):
+        judge_drill(traffic, embedder)
 
 
 def test_what_the_teacher_answered_in_production_became_the_label_and_was_not_bought(turned):
@@ -106,3 +150,40 @@ def test_the_ratchet_is_shown_and_the_simulated_customers_are_gone(turned):
     assert [step.quality for step in turn.ratchet] == [0.80, 0.90, 0.95]
     assert Home(config.home).reports.joinpath("tiny", "ratchet.png").read_bytes()[:4] == b"\x89PNG"
     assert read_keys(Home(config.home).keys) == ()
+
+
+def test_what_is_dreamed_is_trained_on_and_says_where_it_is_from(turned):
+    """The spots are named here: in the phase `hitchhiker` production shows none."""
+    config, *_ = turned
+    home, made = Home(config.home), Bindings(config, NoProgress())
+    seeds = pl.read_parquet(home.table("seeds/seed_questions")).filter(source="handwritten")
+    known = [*seeds.select("question_id", "text").iter_rows()]
+    known += pl.read_parquet(home.table("paraphrases/paraphrases"))["question_id", "text"].rows()
+    spots = [
+        WeakSpot(seed_id=seed_id, text=text, asked_count=9, weak_count=9)
+        for seed_id, text in seeds.select("question_id", "text").iter_rows()
+        if made.dream_plan.is_taught(seed_id)
+    ]
+    journal = open_dreams(home)
+    night = run_blocking(
+        dream_questions(
+            spots, known=known, dreams=journal.read(), keep=journal.append, teacher=made.dreamer,
+            embed=made.embedder.embed, plan=made.dream_plan, now=datetime.now(UTC),
+            progress=NoProgress(),
+        )
+    )  # fmt: skip
+    assert night.written_count >= 10
+    stages = ["paraphrases", "labels", "students/training_set"]
+    outcome = run_chain(config, progress=NoProgress(), recipe="tiny", select=stages)
+    assert outcome.succeeded, outcome.failure
+    guarded = pl.read_parquet(home.table("paraphrases/guarded_questions"))
+    labels = pl.read_parquet(home.table("labels/labelled_examples"))
+    trained = pl.read_parquet(home.table("students/training_set", "tiny"))
+    dreamed = guarded.filter(origin="dreamed", verdict="kept")
+    assert set(dreamed["question_id"]) <= set(journal.read()["question_id"])
+    taught = labels.join(dreamed, left_on="question", right_on="text", how="semi").join(
+        trained, on="example_id", how="semi"
+    )
+    assert not taught.is_empty()
+    assert set(taught["seed_id"]) <= {spot.seed_id for spot in spots}
+    assert set(taught["split"]) == {"train"}

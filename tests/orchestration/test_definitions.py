@@ -51,6 +51,12 @@ DECIDES_NOTHING = {
     "loop.minimum_after_drift": "says when to train, not what comes of it",
     "loop.maximum_attempts": "stops runs, changes no answer",
     "loop.maximum_eval_age_days": "says when to measure, not what comes of it",
+    "loop.retrain": "says who starts a training, not what comes of it",
+    "loop.dream_questions": "stops a night; what was written is kept",
+    "loop.dream_budget_usd": "stops a night; what was written is kept",
+    "loop.dream_hours": "says when, not what",
+    "loop.servers": "are looked at, never built on",
+    "loop.maximum_cold_seconds": "says when to alarm",
 }
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from assets import tables
-from assets.parity.experiments import compare_predictions
+from assets.parity.predictions import compare_predictions
 from orchestration import cli, experiments_cli, explaining, router_cli
 from serving.home import Home
 from tests.assets.parity.test_experiments import make_experiment, write_rows

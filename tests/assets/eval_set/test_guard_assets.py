@@ -43,6 +43,23 @@ class WordEmbedder:
         return [len(split_words(text)) for text in texts]
 
 
+class Dreams:
+    """Questions written by night."""
+
+    def __init__(self, *rows: tuple[str, str, str]) -> None:
+        frame = pl.DataFrame(rows, ["question_id", "seed_id", "text"], orient="row")
+        self._rows = frame if rows else tables.DREAMED_QUESTIONS.to_frame()
+
+    def fingerprint(self) -> str:
+        return "test"
+
+    def read(self) -> pl.DataFrame:
+        return self._rows
+
+
+NO_DREAMS = Dreams()
+
+
 @pytest.fixture
 def eval_embeddings() -> pl.DataFrame:
     return pl.DataFrame(
@@ -67,7 +84,9 @@ def guarded(seed_questions: pl.DataFrame, eval_embeddings: pl.DataFrame):
     paraphrases = pl.DataFrame(
         {"question_id": ["p1"], "seed_id": ["s1"], "text": ["In which way are answers cited?"]}
     )
-    return guarded_questions(seed_questions, paraphrases, eval_embeddings, WordEmbedder())
+    return guarded_questions(
+        seed_questions, paraphrases, eval_embeddings, WordEmbedder(), NO_DREAMS
+    )
 
 
 def test_every_candidate_is_stored_with_its_evidence(guarded):
@@ -82,6 +101,25 @@ def test_every_candidate_is_stored_with_its_evidence(guarded):
     assert guarded.metadata["rejected_by_reason"] == {"same_words": 1, "shared_ngram": 1}
 
 
+def test_the_guard_rejects_what_was_dreamed_near_a_golden_case_or_around_a_rejected_seed(
+    seed_questions, eval_embeddings
+):
+    dreams = Dreams(
+        ("d1", "s1", CASES["g2"]),
+        ("d2", "s1", "Who cites the answers?"),
+        ("d3", "s2", "Is there any upper bound?"),
+    )
+    nothing = tables.PARAPHRASES.to_frame()
+    made = guarded_questions(seed_questions, nothing, eval_embeddings, WordEmbedder(), dreams)
+    dreamed = made.value.filter(origin="dreamed")
+    assert dreamed.select("question_id", "seed_id", "verdict", "reason").rows() == [
+        ("d1", "s1", "rejected", "same_text"),
+        ("d2", "s1", "kept", ""),
+        ("d3", "s2", "rejected", "rejected_seed"),
+    ]
+    assert made.metadata["dreamed_count"] == 3
+
+
 def test_the_ui_shows_a_plot_and_the_nearest_pairs(guarded):
     plot = guarded.metadata["nearest_cosines"].md_str
     assert base64.b64decode(plot.partition("base64,")[2][:-1]).startswith(b"\x89PNG")
@@ -92,7 +130,7 @@ def test_what_is_judged_and_kept_is_the_text_that_training_will_see(eval_embeddi
     texts = ["How are an\u00adswers \uff23ited?", CASES["g1"].replace("limit", "li\u200bmit")]
     seeds = pl.DataFrame({"question_id": ["s1", "s2"], "text": texts})
     nothing = tables.PARAPHRASES.to_frame()
-    made = guarded_questions(seeds, nothing, eval_embeddings, WordEmbedder()).value
+    made = guarded_questions(seeds, nothing, eval_embeddings, WordEmbedder(), NO_DREAMS).value
     assert made["text"].to_list() == [normalise_question(text) for text in texts]
     assert made.select("verdict", "reason").rows() == [("kept", ""), ("rejected", "same_text")]
 
@@ -100,7 +138,9 @@ def test_what_is_judged_and_kept_is_the_text_that_training_will_see(eval_embeddi
 def test_nobodys_address_is_shown_with_the_nearest_pairs(eval_embeddings):
     text = "Does ada@example.com set the limit of the guard?"
     seeds = pl.DataFrame({"question_id": ["s1"], "text": [text]})
-    made = guarded_questions(seeds, tables.PARAPHRASES.to_frame(), eval_embeddings, WordEmbedder())
+    made = guarded_questions(
+        seeds, tables.PARAPHRASES.to_frame(), eval_embeddings, WordEmbedder(), NO_DREAMS
+    )
     shown = made.metadata["nearest_pairs"].md_str
     assert "set the limit of the guard" in shown
     assert "ada@" not in shown

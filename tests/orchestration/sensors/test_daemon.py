@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 120
 @pytest.fixture
 def loop(tmp_path):
     before = dict(os.environ)
-    config = write_curated(tmp_path, minimum_teacher_traces=10)
+    config = write_curated(tmp_path, minimum_teacher_traces=10, retrain="automatic")
     accept(config, choose_rows(config, "teacher"))
     prepare_environment(config)
     instance = dg.DagsterInstance.get()
