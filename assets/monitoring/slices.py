@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from assets.monitoring.measurements import Measurement, compare_number, leave_open, show_share
+from assets.monitoring.propensity import measure_unbiased
 from assets.monitoring.traffic import (
     MINIMUM_CONVERSATIONS,
     Traffic,
@@ -24,9 +25,12 @@ HOURS_PER_BLOCK = 3
 
 
 def measure_slices(traffic: Traffic) -> list[Measurement]:
-    """Return the change of the student's share with its test, then the share of every slice."""
+    """Return the change of the student's share with its test, then what is only shown.
+
+    That is the share of every slice, and each model's figures with the router's choice undone.
+    """
     served = _keep_served(traffic.asks)
-    return [_compare_shares(traffic), *_show_slices(served)]
+    return [_compare_shares(traffic), *_show_slices(served), *measure_unbiased(served)]
 
 
 def _keep_served(asks: pl.DataFrame) -> pl.DataFrame:

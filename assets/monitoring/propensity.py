@@ -4,8 +4,8 @@ A router sends hard questions to the teacher, so the mean over what a model answ
 questions it was given, not of all of them. Exploration gives every eligible question some chance of
 either model, and the trace logs that chance as `propensity`: weighting by its inverse undoes the
 choice (Hajek's self-normalised estimator; Horvitz and Thompson 1952). Belongs here: the estimator,
-and how many rows it is really worth. Does not belong here: drawing the route
-(`serving/pipeline/router`).
+how many rows it is really worth, and the figures it is shown for. Does not belong here: drawing the
+route (`serving/pipeline/router`).
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from assets.monitoring.measurements import Measurement
 from assets.statistics import Interval, clustered_bootstrap
 from serving.errors import InvalidInputError
 
@@ -94,4 +95,44 @@ def estimate_weighted(
         weighted=clustered_bootstrap(totals.tolist(), groups, denominators=weights.tolist()),
         row_count=len(values),
         effective_count=float(weights.sum() ** 2 / (weights**2).sum()),
+    )
+
+
+def measure_unbiased(asks: pl.DataFrame) -> list[Measurement]:
+    """Return what each model does with what it is asked, naive and weighted, side by side.
+
+    `fallback_share`: the student was asked and the teacher answered. `refused_share`: the answer
+    was a refusal. Nothing is decided on them: they show how far the router's choice flatters each.
+    """
+    explored = select_explored(asks).with_columns(
+        (pl.col("asked_first") != pl.col("served_by")).alias("fallback_share"),
+        pl.col("refused").alias("refused_share"),
+    )
+    shown: list[Measurement] = []
+    for arm in ("student", "teacher"):
+        asked = explored.filter(pl.col("asked_first") == arm)
+        for metric in ("fallback_share", "refused_share"):
+            rows = asked.filter(pl.col(metric).is_not_null())
+            if rows.height and (metric, arm) != ("fallback_share", "teacher"):
+                estimate = estimate_weighted(
+                    arm,
+                    rows[metric].cast(pl.Float64).to_list(),
+                    rows["propensity"].to_list(),
+                    clusters=rows["conversation"].to_list(),
+                )
+                shown.append(_show(metric, estimate))
+    return shown
+
+
+def _show(metric: str, estimate: WeightedEstimate) -> Measurement:
+    worth = "" if estimate.is_conclusive else f", too few to compare ({MINIMUM_EFFECTIVE_COUNT})"
+    return Measurement(
+        metric=f"{metric}_weighted",
+        slice=f"asked_first={estimate.arm}",
+        outcome="shown",
+        number=estimate.weighted.value,
+        lower=estimate.weighted.lower,
+        upper=estimate.weighted.upper,
+        n=estimate.row_count,
+        detail=f"naive {estimate.naive:.3f}; worth {estimate.effective_count:.0f} rows{worth}",
     )

@@ -4,7 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from assets.parity.propensity import estimate_weighted, select_explored
+from assets.monitoring.propensity import (
+    estimate_weighted,
+    measure_unbiased,
+    select_explored,
+)
 from serving.errors import InvalidInputError
 
 
@@ -76,3 +80,18 @@ def test_only_what_chance_decided_is_selected_and_a_fallback_counts_for_who_was_
     )
     chosen = select_explored(records)
     assert chosen["asked_first"].to_list() == ["student", "teacher", "student"]
+
+
+def test_served_traffic_shows_each_model_with_the_routers_choice_undone(quiet):
+    shown = {(m.metric, m.slice): m for m in measure_unbiased(quiet.asks)}
+    assert {name for _, name in shown} <= {"asked_first=student", "asked_first=teacher"}
+    refused = shown["refused_share_weighted", "asked_first=student"]
+    explored = select_explored(quiet.asks).filter(pl.col("asked_first") == "student")
+    assert refused.n == explored["refused"].count() > 0
+    assert f"naive {explored['refused'].mean():.3f}" in refused.detail
+    assert refused.lower <= refused.number <= refused.upper
+    assert {m.outcome for m in shown.values()} == {"shown"}
+
+
+def test_without_exploration_there_is_nothing_to_show(quiet):
+    assert measure_unbiased(quiet.asks.clear()) == []
