@@ -30,8 +30,9 @@ $(STAMP): pyproject.toml constraints.txt models.txt
 demo: setup ## the whole chain on the embedded default, to the verdict (about 12 minutes on 2 cores)
 	$(BIN)/understudy demo
 
+# Two workers, each with one thread for its numbers: more would wait for each other on 2 cores.
 test: setup ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 torture: setup ## the fault tests with full counts (a quiet machine, tens of minutes)
 	UNDERSTUDY_TORTURE=full $(BIN)/python -m pytest -s --timeout 3600 tests/serving

@@ -43,10 +43,12 @@ def test_the_hours_are_the_configured_ones_and_a_night_has_one_name():
 
 def test_a_tick_over_a_home_without_a_release_says_what_it_waits_for(tmp_path):
     schedule = build_dream_schedule(read_config(write_product(tmp_path)))
-    with dg.instance_for_test() as instance:
-        context = dg.build_schedule_context(
+    with (
+        dg.instance_for_test() as instance,
+        dg.build_schedule_context(
             instance=instance, scheduled_execution_time=datetime(2026, 3, 3, 1, 30, tzinfo=UTC)
-        )
+        ) as context,
+    ):
         told = schedule.evaluate_tick(context)
     assert told.run_requests == []
     assert told.skip_message == "waits for a first release: `understudy run`"

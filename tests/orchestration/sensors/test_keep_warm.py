@@ -67,8 +67,11 @@ def tick(urls, *, cursor=None):
     config = load_config({})
     loop = config.loop.model_copy(update={"servers": urls})
     sensor = build_warmth_sensor(config.model_copy(update={"loop": loop}))
-    with dg.instance_for_test() as instance:
-        return sensor.evaluate_tick(dg.build_sensor_context(instance=instance, cursor=cursor))
+    with (
+        dg.instance_for_test() as instance,
+        dg.build_sensor_context(instance=instance, cursor=cursor) as context,
+    ):
+        return sensor.evaluate_tick(context)
 
 
 def test_a_running_server_is_warm_one_that_is_not_there_is_cold_and_alarms_in_time(
