@@ -140,7 +140,7 @@ async def open_arms(
         except TimeoutError:
             tell(f"gave {name} up: not loaded within {seconds:g} s; see --limit-seconds")
             if name == REFERENCE:
-                os._exit(1)  # nothing to compare with
+                raise SystemExit(f"{name} was not loaded: there is nothing to compare with")
             continue
         arms.append(Arm(name=name, model=student, local=student, load_seconds=took))
     return arms
@@ -325,8 +325,6 @@ def main() -> None:
     prompts = read_prompts(home, options.recipe, options.prompts)
     names = [REFERENCE, *(name for name in options.engines if name != REFERENCE)]
     asyncio.run(compare_engines(options, home, adapter, names, prompts))
-    sys.stdout.flush()
-    os._exit(0)  # what was given up may still run native code, which an orderly exit would abort
 
 
 async def compare_engines(
@@ -377,3 +375,5 @@ async def find_differences_in_time(
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # what was given up may still run native code, which an orderly exit would abort
