@@ -140,7 +140,7 @@ async def open_arms(
         except TimeoutError:
             tell(f"gave {name} up: not loaded within {seconds:g} s; see --limit-seconds")
             if name == REFERENCE:
-                raise SystemExit(f"{name} was not loaded: there is nothing to compare with")
+                raise SystemExit(f"{name} was not loaded: nothing to compare with") from None
             continue
         arms.append(Arm(name=name, model=student, local=student, load_seconds=took))
     return arms
