@@ -22,13 +22,6 @@ RIGHT_ANSWERS = [
     ("What is the maximum file size?", "2 GB"),
     ("which setting changes the backup interval", "backup.interval_hours"),
 ]
-IN_OTHER_WORDS = [
-    ("after how many hours are my files saved again", "every 6 hours"),
-    ("is anything asked before my stuff is replaced by the old copy", "asks for confirmation"),
-    ("which version stays if two laptops edit one document", "the newer change wins"),
-    ("largest upload allowed", "2 GB"),
-    ("how many documents fit in one directory", "10000"),
-]
 OUT_OF_SCOPE = [
     "What is the weather in Paris tomorrow?",
     "Who won the world cup in 2014?",
@@ -49,12 +42,6 @@ def test_the_unit_that_holds_the_fact_is_quoted_with_its_source(question, fact, 
 
 
 @pytest.mark.real_models
-@pytest.mark.parametrize(("question", "fact"), IN_OTHER_WORDS)
-def test_a_question_worded_unlike_the_docs_is_answered(question, fact, minilm_vectors):
-    assert fact in answer_question(question, make_sources(), minilm_vectors).text
-
-
-@pytest.mark.real_models
 @pytest.mark.parametrize("question", OUT_OF_SCOPE)
 def test_what_the_sources_do_not_answer_is_refused(question, minilm_vectors):
     assert answer_question(question, make_sources(), minilm_vectors).text == "REFUSE"
@@ -67,23 +54,6 @@ def test_equal_prompts_get_equal_answers(minilm):
         for _ in range(3)
     }
     assert len(answers) == 1
-
-
-@pytest.mark.real_models
-def test_more_is_quoted_where_the_best_unit_is_not_far_ahead(minilm_vectors):
-    clear = "Run `tern restore --latest` to restore the newest backup."
-    assert len(answer_question(clear, make_sources(), minilm_vectors).units) == 1
-    vague = "how are backups made and how often do they run?"
-    assert len(answer_question(vague, make_sources(), minilm_vectors).units) > 1
-
-
-def test_a_lower_limit_answers_what_a_higher_one_refuses(word_vectors):
-    sources, question = make_sources(("Backups", "Schedule")), "Tern takes a backup"
-    given = answer_question(question, sources, word_vectors, minimum_support=0.0)
-    assert given.units
-    refused = answer_question(question, sources, word_vectors, minimum_support=given.support + 0.01)
-    assert refused.text == "REFUSE"
-    assert refused.support == given.support
 
 
 def test_without_sources_everything_is_refused(word_vectors):
@@ -197,3 +167,12 @@ def test_every_answer_to_any_prompt_passes_the_validator(texts, question, ids):
     ).text
     verdict = validate(read_answer(answer, hits, prompt), hits, ValidatorPolicy())
     assert verdict.is_valid, (answer, str(verdict))
+
+
+def test_a_lower_limit_answers_what_a_higher_one_refuses(word_vectors):
+    sources, question = make_sources(("Backups", "Schedule")), "Tern takes a backup"
+    given = answer_question(question, sources, word_vectors, minimum_support=0.0)
+    assert given.units
+    refused = answer_question(question, sources, word_vectors, minimum_support=given.support + 0.01)
+    assert refused.text == "REFUSE"
+    assert refused.support == given.support
