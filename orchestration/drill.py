@@ -47,8 +47,13 @@ class DriftAlarm:
         )
 
 
-def gather_drill(home: Home, plan: Sequence[PlannedAsk], *, end: datetime) -> Traffic:
-    """Return the drill's stored traces at the times of the plan, whose last day ends at `end`."""
+def gather_drill(
+    home: Home, plan: Sequence[PlannedAsk], *, since: datetime, end: datetime
+) -> Traffic:
+    """Return what was asked `since` then, at the times of the plan, whose last day ends at `end`.
+
+    Every drill asks the same conversations: those of earlier ones must not speak for this one.
+    """
     start = end.replace(minute=0, second=0, microsecond=0) - timedelta(days=DAYS)
     times: dict[str, datetime] = {}
     for ask in plan:
@@ -59,7 +64,7 @@ def gather_drill(home: Home, plan: Sequence[PlannedAsk], *, end: datetime) -> Tr
     )
     records = add_columns(
         scan_hours(list_hours(find_folder(home)))
-        .filter(pl.col("env") == DRILL_ENV)
+        .filter(pl.col("env") == DRILL_ENV, pl.col("asked_at") >= since)
         .join(clock.lazy(), on="conversation_id")
         .with_columns(pl.col("moved_at").alias("asked_at"))
     ).collect()

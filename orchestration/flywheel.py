@@ -153,6 +153,7 @@ def drill_drift(
     The teacher answers them all, since what people ask drifts whoever answers.
     """
     home = Home(config.home)
+    began = datetime.now(UTC)
     apart = {"UNDERSTUDY_SERVE_ENV": DRILL_ENV, "UNDERSTUDY_SERVE_PHASE": "hitchhiker"}
     with (
         customers(home, env=DRILL_ENV) as keys,
@@ -161,7 +162,7 @@ def drill_drift(
         server.wait_until()
         _ask(server, plan, keys)
     compact(home)
-    traffic = gather_drill(home, plan, end=datetime.now(UTC))
+    traffic = gather_drill(home, plan, since=began, end=datetime.now(UTC))
     return judge_drill(traffic, Bindings(config, progress).embedder)
 
 

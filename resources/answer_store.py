@@ -16,7 +16,7 @@ from pathlib import Path
 from serving.files import keep_private
 
 FILE_NAME = "answers.sqlite"
-SHORTEST_QUOTE = 12  # characters
+SHORTEST_QUOTE = 32  # characters: a shorter text stands in answers that are not about it
 LOCK_SECONDS = 60.0
 """How long a writer waits for one of another process."""
 

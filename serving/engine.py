@@ -177,7 +177,9 @@ def _gather_parts(
         prompt=_prompt(manifest),
         router=manifest.router,
         validator=manifest.validator.policy,
-        count_tokens=students[-1].count_tokens if students else estimate_tokens,
+        count_tokens=students[len(manifest.tier_names) - 1].count_tokens
+        if students
+        else estimate_tokens,
         reranker=reranker,
     )
 

@@ -115,11 +115,12 @@ def replay_policy(
 
 
 def select_replayable(records: pl.DataFrame) -> pl.DataFrame:
-    """Return the records that a rule decided: answered, no shadow of another, not left to chance.
+    """Return production that a rule decided: answered, no shadow of another, not left to chance.
 
     What exploration, a canary, a spent budget or an open breaker decided says nothing of a rule.
     """
     return records.filter(
+        pl.col("env") == "prod",
         pl.col("outcome") == "answered",
         pl.col("parent_trace_id").is_null(),
         pl.col("max_score").is_not_null(),

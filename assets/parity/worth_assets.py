@@ -184,7 +184,9 @@ def suitability(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Which kinds of question are worth distilling: of the traffic, else of the seeds."""
     served = trace_records.filter(
-        pl.col("outcome") == "answered", pl.col("counterfactual_cost_usd").is_not_null()
+        pl.col("env") == "prod",
+        pl.col("outcome") == "answered",
+        pl.col("counterfactual_cost_usd").is_not_null(),
     )
     is_traffic = served.height >= MINIMUM_TRAFFIC
     # Paraphrases are our own: what they repeat, no user has asked twice.

@@ -126,11 +126,12 @@ def request_deletion(
     decisions = open_decisions(home).read()
     quoted = decisions.filter(match_deleted(tombstone, decisions.columns))["trace_id"].to_list()
     found = sorted({*stored, *quoted} - {None})
+    # Nothing grows from a planted error, and its question may be another person's.
+    descendants = find_descendants(home, found)
     # A decision about a planted error quotes the question of the trace that it was made of.
     plants = open_plants(folder).read()
     made_of = pl.any_horizontal(pl.col("question_trace_id", "answer_trace_id").is_in(found))
     found += plants.filter(made_of)["trace_id"].to_list()
-    descendants = find_descendants(home, found)
     if not found and kind == "trace":
         raise InvalidInputError(
             f"forgetting the {kind} {value!r}",

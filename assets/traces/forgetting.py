@@ -21,6 +21,7 @@ from serving.home import Home
 
 SEEDS = "seeds/seed_questions"
 TEXT_COLUMNS = ("question", "text")
+SHORTEST_QUOTE = 32  # characters: a shorter question stands in papers that are not about it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,8 @@ def find_adapters(home: Home, descendants: Descendants) -> list[str]:
     }
     decisions = open_decisions(home).read().filter(pl.col("decision") == "accepted")
     accepted = decisions.filter(pl.col("trace_id").is_in(descendants.trace_ids))["decided_at"].min()
-    quotes = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in descendants.texts]
+    telling = (text for text in descendants.texts if len(text) >= SHORTEST_QUOTE)
+    quotes = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in telling]
     for path in sorted(home.adapters.glob("*/provenance.json")):
         name = path.parent.name
         trained_at = json.loads(path.read_bytes()).get("trained_at")

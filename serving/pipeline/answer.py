@@ -48,7 +48,7 @@ from serving.pipeline.router import (
     draw_route,
     has_high_stakes,
 )
-from serving.pipeline.skills import Skill, choose_skill
+from serving.pipeline.skills import Skill, asks_high_stakes, choose_skill
 from serving.pipeline.tiers import Tier
 from serving.pipeline.validator import ValidatorPolicy, validate
 
@@ -165,7 +165,7 @@ class AnswerPipeline:
             prefer_quality=prefer_quality,
             phase=self.phase if self.student else "hitchhiker",
             policy=self.router,
-            is_high_stakes=(asked.skill is not None and asked.skill.is_high_stakes)
+            is_high_stakes=asks_high_stakes(asked.skill, asked.hits, self.skills)
             or has_high_stakes(asked.question, asked.hits, self.router),
         )
         around = asked.around

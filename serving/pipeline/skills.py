@@ -38,7 +38,16 @@ def choose_skill(named: str | None, hits: Sequence[Hit], skills: Sequence[Skill]
     if named is not None:
         return next((s for s in skills if s.name == named), None) or _refuse(named, skills)
     homes = [(page, s) for s in skills for page in s.pages if hits and is_below(hits[0], page)]
-    return max(homes, key=lambda home: len(home[0]))[1] if homes else None
+    return max(homes, key=lambda home: len(home[0].strip("/")))[1] if homes else None
+
+
+def asks_high_stakes(chosen: Skill | None, hits: Sequence[Hit], skills: Sequence[Skill]) -> bool:
+    """Say whether a question is the teacher's by its skill, or by the best page whoever is named.
+
+    Naming another skill must not take a question away from the teacher.
+    """
+    at_home = choose_skill(None, hits, [s for s in skills if s.is_high_stakes])
+    return at_home is not None or (chosen is not None and chosen.is_high_stakes)
 
 
 def _refuse(named: str, skills: Sequence[Skill]) -> Skill:

@@ -5,7 +5,7 @@ The student is a tiny random model, so its quality is nobody's business; that th
 
 import os
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import polars as pl
@@ -112,7 +112,9 @@ def test_weeks_without_a_shift_raise_no_alarm_and_say_so(turned):
         replace(ask, at_seconds=ask.at_seconds % week + (week if ask.conversation_id in odd else 0))
         for ask in plan
     ]
-    traffic = gather_drill(home, dealt, end=datetime.now(UTC))
+    now = datetime.now(UTC)
+    traffic = gather_drill(home, dealt, since=now - timedelta(days=1), end=now)
+    assert gather_drill(home, dealt, since=now, end=now).asks.is_empty(), "of an earlier drill"
     assert traffic.asks.height > 300 < traffic.before.height
     embedder = Bindings(config, NoProgress()).embedder
     with pytest.raises(UnderstudyError, match="drilling the monitor of drift"):

@@ -195,7 +195,7 @@ def test_a_wait_past_the_deadline_closes_the_door_to_all_others(tmp_path):
     assert model.meter.lost_usd == 0
 
 
-@pytest.mark.parametrize("asked", ["0", http_date(-60)])
+@pytest.mark.parametrize("asked", ["0", http_date(-60)], ids=["zero", "past"])
 def test_a_server_that_says_come_back_at_once_is_not_asked_without_a_pause(tmp_path, asked):
     stub = ChatStub(faults={"why": [Fault(status=429, headers={"retry-after": asked})] * 999})
     with serve(stub) as url, pytest.raises((DeadlineExceededError, RateLimitedError)):

@@ -35,6 +35,7 @@ def write_record(number: int, *, score: float, verdict: str = "valid", **changed
         "cost_usd": sum(attempt["cost_usd"] for attempt in attempts),
         "counterfactual_cost_usd": TEACHER_USD,
         "outcome": "answered",
+        "env": "prod",
         **changed,
     }
 
