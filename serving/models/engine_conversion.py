@@ -66,13 +66,12 @@ def prepare_engine(
         ReleaseError: openvino is missing, or computes something else than transformers does.
         HashMismatchError: a file of a prepared folder is not what was prepared.
     """
+    base_hash = hash_base_model(base_folder)
     adapter_hash = "" if adapter_folder is None else folder_sha256(adapter_folder)
     versions = (CONVERSION_VERSION, _find_version(local_engine))
-    step_key = content_hash(
-        hash_base_model(base_folder), adapter_hash, local_engine, *versions, digits=12
-    )
+    step_key = content_hash(base_hash, adapter_hash, local_engine, *versions, digits=12)
     name = (adapter_folder or base_folder).name
-    prefixes = _prefix_folder(base_folder, local_engine, models_folder)
+    prefixes = _prefix_folder(base_folder, base_hash, local_engine, models_folder)
     steps = models_folder / f"{name}.{local_engine}-step@{step_key}"
     if not ((prefixes / RECEIPT).exists() and (steps / RECEIPT).exists()):
         _convert_both(base_folder, adapter_folder, local_engine, prefixes, steps)
@@ -88,16 +87,19 @@ def prepare_prefix_graph(base_folder: Path, models_folder: Path) -> PrefixGraph:
         ReleaseError: openvino is missing, or computes something else than transformers does.
         HashMismatchError: a file of a prepared folder is not what was prepared.
     """
-    folder = _prefix_folder(base_folder, "openvino", models_folder)
+    base_hash = hash_base_model(base_folder)
+    folder = _prefix_folder(base_folder, base_hash, "openvino", models_folder)
     if not (folder / RECEIPT).exists():
         _convert_prefix(load_causal_lm(base_folder, "float32"), base_folder, "openvino", folder)
     verify_prepared(folder)
     return PrefixGraph(folder)
 
 
-def _prefix_folder(base_folder: Path, local_engine: LocalEngine, models_folder: Path) -> Path:
+def _prefix_folder(
+    base_folder: Path, base_hash: str, local_engine: LocalEngine, models_folder: Path
+) -> Path:
     versions = (CONVERSION_VERSION, _find_version(local_engine))
-    key = content_hash(hash_base_model(base_folder), local_engine, *versions, digits=12)
+    key = content_hash(base_hash, local_engine, *versions, digits=12)
     return models_folder / f"{base_folder.name}.{local_engine}-prefix@{key}"
 
 
