@@ -48,6 +48,7 @@ TEACHER_ANSWERS = dg.AssetKey(["labels", "teacher_answers"])
 JUDGED_ANSWERS = dg.AssetKey(["labels", "judged_answers"])
 LABELLED_EXAMPLES = dg.AssetKey(["labels", "labelled_examples"])
 REJECTED_EXAMPLES = dg.AssetKey(["labels", "rejected_examples"])
+REFUSAL_RULE = dg.AssetKey(["labels", "refusal_rule"])
 TEACHER_LOGPROBS = dg.AssetKey(["labels", "teacher_logprobs"])
 CONTAMINATED_EXAMPLES = dg.AssetKey(["labels", "contaminated_examples"])
 

@@ -210,14 +210,18 @@ DELETIONS = pl.Schema(
         "deletion_id": TEXT,
         "kind": TEXT,
         "value": TEXT,
+        "key_id": TEXT,
         "reason": TEXT,
         "requested_by": TEXT,
         "requested_at": pl.Datetime("us", "UTC"),
         "trace_ids": TEXTS,
         "adapters": TEXTS,
+        "doubtful_adapters": TEXTS,
     }
 )
-"""Tombstones: what has to be gone, the traces it named, and the adapters that learned from them."""
+"""Tombstones: what has to be gone, the traces it named, and the adapters to train again without
+them. `key_id` says whose conversation is meant, null: one without a key. Of `doubtful_adapters`,
+which are among `adapters`, nobody can tell any more what they learned from."""
 
 HARVESTED_QUESTIONS = pl.Schema(
     {
@@ -335,6 +339,7 @@ DREAMED_QUESTIONS = pl.Schema(
         "temperature": FLOAT,
         "prompt_version": TEXT,
         "generation": INT,
+        "evidence": TEXT,
         "weak_ratio": FLOAT,
         "asked_count": INT,
         "dreamed_at": pl.Datetime("us", "UTC"),
@@ -488,10 +493,13 @@ ARM_ANSWERS = pl.Schema(
         "latency_ms": FLOAT,
         "first_token_ms": FLOAT,
         "error": TEXT,
+        "adapter_sha256": TEXT,
+        "pipeline_fingerprint": TEXT,
     }
 )
 """Times are null but in the rows that were timed one by one; `first_token_ms` also where an engine
-does not report its first token."""
+does not report its first token. `adapter_sha256` and `pipeline_fingerprint` name the candidate, as
+in suite_answers."""
 
 STUDENT_ADAPTER = pl.Schema(
     {
@@ -527,6 +535,20 @@ RELEASE_BUNDLE = pl.Schema(
     }
 )
 
+REFUSAL_RULE = pl.Schema(
+    {
+        "intercept": FLOAT,
+        "weight": FLOAT,
+        "minimum_score": FLOAT,
+        "is_certified": FLAG,
+        "refusal_count": INT,
+        "answer_count": INT,
+        "refused_ratio": FLOAT,
+        "refused_lower_ratio": FLOAT,
+        "answered_ratio": FLOAT,
+        "answered_lower_ratio": FLOAT,
+    }
+)
 TEACHER_LOGPROBS = pl.Schema(
     {
         "example_id": TEXT,
@@ -704,8 +726,11 @@ GRADED_ANSWERS = pl.Schema(
         "denominator": FLOAT,
         "status": TEXT,
         "detail": TEXT,
+        "adapter_sha256": TEXT,
+        "pipeline_fingerprint": TEXT,
     }
 )
+"""`adapter_sha256` and `pipeline_fingerprint` are those of the answers."""
 
 PARITY_REPORT = pl.Schema(
     {
@@ -775,7 +800,8 @@ SUITABILITY = pl.Schema(
         "reason": TEXT,
     }
 )
-"""`kind` is named by its most central question. `advice`: distil, measure_first, keep_teacher."""
+"""`kind` is named by the page that most of its answers cite; of several kinds of one page the later
+carry a number. `advice`: distil, measure_first, keep_teacher."""
 
 EXPERIMENT_REPORT = pl.Schema(
     {
@@ -800,10 +826,12 @@ EXPERIMENT_REPORT = pl.Schema(
     }
 )
 """`against` is `recipe:arm`. `outcome`: confirmed, undecided, contradicted or unmeasured; it judges
-`predicted_delta`, which is what was registered before the student's first answers.
-`declared_delta` is what the recipe or the config says today. `registration`: `unchanged`, `changed`
-or `added` since it was registered, `withdrawn` from the config, `none` where nothing is registered
-of this student. `prediction_hash` identifies all that the experiment had predicted."""
+`predicted_delta`, which is what was registered before the student's first answers; `unpredicted`
+where it was declared later. `declared_delta` is what the recipe or the config says today.
+`registration`: `unchanged`, `changed` or `added` since it was registered, `withdrawn` from the
+config, `none` where nothing is registered of this student, `retired` where the whole experiment is
+declared no more: its row is the one last reported. `prediction_hash` identifies all that the
+experiment had predicted."""
 
 ECONOMICS = pl.Schema(
     {
@@ -856,11 +884,13 @@ SUITE_ANSWERS = pl.Schema(
         "set_hash": TEXT,
         "adapter_sha256": TEXT,
         "pipeline_fingerprint": TEXT,
+        "released_fingerprint": TEXT,
     }
 )
 """`is_passed` is null where there is no answer: a failure of the server is none of the model's.
 `adapter_sha256` and `pipeline_fingerprint` say which candidate the rows are evidence of: its
-weights; and all that decides its answers beside them."""
+weights; and all that decides its answers beside them. `released_fingerprint` is of the student that
+`last_release` is, null where there is none."""
 
 SUITE_GATES = pl.Schema(
     {
@@ -876,6 +906,7 @@ SUITE_GATES = pl.Schema(
         "set_hash": TEXT,
         "adapter_sha256": TEXT,
         "pipeline_fingerprint": TEXT,
+        "released_fingerprint": TEXT,
     }
 )
 JUDGE_ANCHOR_RUN = pl.Schema(
@@ -1140,6 +1171,7 @@ BY_KEY: Mapping[tuple[str, ...], pl.Schema] = {
     ("labels", "labelled_examples"): LABELLED_EXAMPLES,
     ("labels", "rejected_examples"): REJECTED_EXAMPLES,
     ("labels", "contaminated_examples"): LABELLED_EXAMPLES,
+    ("labels", "refusal_rule"): REFUSAL_RULE,
     ("labels", "teacher_logprobs"): TEACHER_LOGPROBS,
     ("students", "training_set"): TRAINING_SET,
     ("students", "student_adapter"): STUDENT_ADAPTER,

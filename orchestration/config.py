@@ -381,6 +381,7 @@ class GatesSection(Section):
     slice_floor_ratio: Ratio = 0.50
     minimum_refusal_recall_ratio: Ratio = 0.85
     maximum_cost_ratio: Annotated[float, Field(gt=0)] = 0.60
+    shadow_days: Positive = 28
 
 
 class HeldOutSection(Section):
@@ -388,7 +389,7 @@ class HeldOutSection(Section):
 
     validation_cases: Positive = 60
     calibration_cases: Positive = 60
-    base_cases: Positive = 20
+    base_cases: Annotated[int, Field(ge=0)] = 20
 
 
 class ParitySection(Section):

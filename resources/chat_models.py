@@ -73,6 +73,11 @@ class CachedChatModel:
         return self._inner.name
 
     @property
+    def dtype(self) -> str:
+        """The numbers the inner model computes with, where that is known."""
+        return str(getattr(self._inner, "dtype", "unknown"))
+
+    @property
     def identity(self) -> str:
         """What decides an answer beside the name and the request; empty: nothing does."""
         return self._identity
@@ -142,7 +147,8 @@ class CachedChatModel:
             completion = await self._pace.insist(attempt, name=self.name)
         try:
             # Escaped, since a token can be half of a character, which UTF-8 cannot say.
-            await self._store.keep(key, json.dumps(asdict(completion)))
+            asked = request.messages[-1]["content"]
+            await self._store.keep(key, json.dumps(asdict(completion)), asked=asked)
         except (sqlite3.Error, OSError) as error:
             raise self._not_kept(completion, error) from error
         return completion

@@ -25,6 +25,7 @@ from serving.models.prompted_student import (
     load_prompted_student,
 )
 from serving.models.protocols import ChatModel, Embedder, Price, Progress
+from serving.models.refusing import RefusingStudent, read_rule
 from serving.models.remote import hash_remote_model
 from serving.pipeline.assembly import estimate_tokens
 
@@ -162,7 +163,9 @@ class Students:
             settings.local_engine,
             self.home.models,
         )
-        return self._keep_answers(model)
+        kept = self._keep_answers(model)
+        rule = read_rule(self.home.adapters / adapter["adapter"])
+        return kept if rule is None else RefusingStudent(kept, rule)
 
     def _load_prompted(self, adapter: dict[str, Any]) -> PromptedStudent:
         return load_prompted_student(

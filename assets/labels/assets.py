@@ -33,6 +33,13 @@ from assets.labels.rating import (
     read_rateables,
     tabulate_ratings,
 )
+from assets.labels.refusals import (
+    draw_best_scores,
+    gather_scores,
+    learn_refusals,
+    read_refusal_rule,
+    tabulate_shares,
+)
 from assets.labels.rejecting import describe_rejected, draw_scores
 from assets.labels.scoring import TokenScorer
 from assets.labels.selection import (
@@ -45,6 +52,7 @@ from assets.labels.soft_targets import gather_soft_targets
 from assets.labels.teacher_tokens import KeptAnswers
 from assets.losses import UNANSWERED
 from assets.reuse import LastTables
+from assets.seeds.harvesting import list_private_seeds
 from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.home import Home
@@ -224,26 +232,29 @@ def labelled_examples(
     ins={
         "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
         "judged_answers": dg.AssetIn(key=keys.JUDGED_ANSWERS),
+        "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
     },
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def rejected_examples(
     teacher_answers: pl.DataFrame,
     judged_answers: pl.DataFrame,
+    seed_questions: pl.DataFrame,
     labelling_plan: dg.ResourceParam[LabellingPlan],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The answers that teach nothing, each with the reason, the lowest axis and the judge's why."""
     selection = _select(teacher_answers, judged_answers, labelling_plan)
     frame = selection.rejected
     scores = draw_scores(judged_answers, minimum_score=labelling_plan.minimum_score)
+    worst = describe_rejected(frame, private_seeds=list_private_seeds(seed_questions))
     return dg.MaterializeResult(
         value=frame,
         metadata={
             "rejected_count": frame.height,
             "rejected_ratio": frame.height / max(1, teacher_answers.height),
             "rejected_by_reason": selection.rejected_by_reason,
-            "worst": dg.MetadataValue.md(describe_rejected(frame)),
+            "worst": dg.MetadataValue.md(worst),
             "lowest_scores": dg.MetadataValue.md(scores),
         },
     )
@@ -305,6 +316,37 @@ def contaminated_examples(
     return dg.MaterializeResult(
         value=frame,
         metadata={"example_count": frame.height, "case_count": golden_cases.height},
+    )
+
+
+@dg.asset(
+    key=keys.REFUSAL_RULE,
+    ins={
+        "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
+        "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
+    },
+    kinds={"scikitlearn", "polars"},
+    code_version="1",
+)
+def refusal_rule(
+    labelled_examples: pl.DataFrame, teacher_answers: pl.DataFrame
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """What the teacher refuses, by the score of the best source: a student's rule, if it holds."""
+    row = learn_refusals(labelled_examples, teacher_answers)
+    rule = read_refusal_rule(row)
+    metadata: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
+    if rule is not None:
+        splits = {
+            split: gather_scores(labelled_examples, teacher_answers, split)
+            for split in ("train", "validation", "calibration")
+        }
+        unseen = {name: cases for name, cases in splits.items() if name != "train"}
+        metadata |= {
+            "on_unseen_splits": dg.MetadataValue.md(tabulate_shares(rule, unseen)),
+            "scores": dg.MetadataValue.md(draw_best_scores(splits["train"], rule.minimum_score)),
+        }
+    return dg.MaterializeResult(
+        value=pl.DataFrame([row], schema=tables.REFUSAL_RULE), metadata=metadata
     )
 
 

@@ -11,7 +11,9 @@ from assets.labels.coverage import measure_coverage
 from assets.labels.expectations import evaluate_examples
 from assets.labels.judging import AXES
 from assets.labels.logprob_rows import PER_TOKEN
+from assets.labels.refusals import FLOOR_RATIO, MINIMUM_CLASS_SEEDS
 from assets.losses import REJECTED_BY_TEACHER, UNANSWERED, allowed_losses
+from assets.seeds.harvesting import list_private_seeds
 
 MAXIMUM_INCONCLUSIVE_RATIO = 0.02
 MINIMUM_SOFT_TOKEN_RATIO = 0.5  # of the tokens of answers that a source was asked about
@@ -129,11 +131,14 @@ def splits_share_no_seed(labelled_examples: pl.DataFrame) -> dg.AssetCheckResult
 
 @dg.asset_check(
     asset=keys.LABELLED_EXAMPLES,
-    additional_ins={"guarded_questions": dg.AssetIn(key=keys.GUARDED_QUESTIONS)},
+    additional_ins={
+        "guarded_questions": dg.AssetIn(key=keys.GUARDED_QUESTIONS),
+        "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
+    },
     blocking=True,
 )
 def labelled_examples_meet_expectations(
-    labelled_examples: pl.DataFrame, guarded_questions: pl.DataFrame
+    labelled_examples: pl.DataFrame, guarded_questions: pl.DataFrame, seed_questions: pl.DataFrame
 ) -> dg.AssetCheckResult:
     """Every example is whole, licensed and cites its own sources; shares of kinds only warn.
 
@@ -141,7 +146,10 @@ def labelled_examples_meet_expectations(
     or names no licence blocks: it would be trained on. Too few refusals or a skewed split make a
     poorer student, not a wrong one, so they warn.
     """
-    return report_outcome(evaluate_examples(labelled_examples, guarded_questions))
+    private_seeds = list_private_seeds(seed_questions)
+    return report_outcome(
+        evaluate_examples(labelled_examples, guarded_questions, private_seeds=private_seeds)
+    )
 
 
 @dg.asset_check(asset=keys.LABELLED_EXAMPLES, blocking=True)
@@ -170,6 +178,26 @@ def every_example_may_train(
             "configured_teacher": f"{terms.teacher_id} ({terms.license})",
             "may_not_train": wrong["example_id"].to_list()[:20],
         },
+    )
+
+
+@dg.asset_check(asset=keys.REFUSAL_RULE)
+def the_refusal_rule_holds(refusal_rule: pl.DataFrame) -> dg.AssetCheckResult:
+    """The best source's score foretells what the teacher refuses, on seeds the rule has not seen.
+
+    It does not block: without a certified rule, students are taught to refuse.
+    """
+    row = refusal_rule.row(0, named=True)
+    bounds = {name: row[f"{name}_lower_ratio"] for name in ("refused", "answered")}
+    return dg.AssetCheckResult(
+        passed=row["is_certified"],
+        severity=dg.AssetCheckSeverity.WARN,
+        description=None
+        if row["is_certified"]
+        else f"expected lower bounds of at least {FLOOR_RATIO} for both shares, from "
+        f"{MINIMUM_CLASS_SEEDS} seeds or more of each outcome; found {bounds}: students are "
+        "taught to refuse instead; more seeds, in and out of scope, may certify one",
+        metadata={name: value for name, value in row.items() if value is not None},
     )
 
 

@@ -5,7 +5,7 @@ promises and the scalars they read. Does not belong here: which answers teach (`
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -40,10 +40,20 @@ _MALFORMED = re.compile(
 """What other assistants write for `[1] [2]`: `[1, 2]`, `[source 1]`, a broken docs id, 【1】."""
 
 
-def evaluate_examples(examples: pl.DataFrame, guarded: pl.DataFrame) -> SuiteOutcome:
-    """Evaluate `labelled_examples` rows against the `guarded_questions` they came from."""
-    rows = flatten_examples(examples, guarded)
-    return evaluate_suite(rows, expect_examples(), id_column="example_id")
+def evaluate_examples(
+    examples: pl.DataFrame, guarded: pl.DataFrame, *, private_seeds: Collection[str]
+) -> SuiteOutcome:
+    """Evaluate `labelled_examples` rows against the `guarded_questions` they came from.
+
+    What grew from `private_seeds` is told by its id alone.
+    """
+    private = examples.filter(pl.col("seed_id").is_in(private_seeds))
+    return evaluate_suite(
+        flatten_examples(examples, guarded),
+        expect_examples(),
+        id_column="example_id",
+        private_ids=frozenset(private["example_id"]),
+    )
 
 
 def flatten_examples(examples: pl.DataFrame, guarded: pl.DataFrame) -> pl.DataFrame:

@@ -4,24 +4,23 @@ Belongs here: the table of the worst and the chart of scores. Does not belong he
 which an answer is left out (`selection`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import polars as pl
 
 from assets.charts import BLUE, ORANGE, draw_histogram, embed_png
 from assets.labels.judging import HIGHEST_SCORE, LOWEST_SCORE
-from serving.tracing.scrub import scrub
 
 SHOWN = 20
 SHOWN_CHARS = 160
 
 
-def describe_rejected(rejected: pl.DataFrame) -> str:
+def describe_rejected(rejected: pl.DataFrame, *, private_seeds: Collection[str]) -> str:
     """Return the worst answers as a Markdown table: lowest score first, the unjudged last.
 
     One answer a seed is shown: what is wrong with one paraphrase is wrong with its siblings.
-    Metadata outlives the private tables, and a harvested question is a user's: it is scrubbed.
+    Metadata outlives the private tables: what grew from `private_seeds` is told by its id alone.
     """
     if rejected.is_empty():
         return "Nothing was rejected."
@@ -33,7 +32,10 @@ def describe_rejected(rejected: pl.DataFrame) -> str:
     )
     lines = ["| question | of its seed | answer | reason | judge |", "|---|---|---|---|---|"]
     for row in worst.iter_rows(named=True):
-        cells = (row["question"], str(row["siblings"]), row["completion"], *_explain(row))
+        reason, why = _explain(row)
+        cells = (row["question"], str(row["siblings"]), row["completion"], reason, why)
+        if row["seed_id"] in private_seeds:
+            cells = (row["question_id"], str(row["siblings"]), "", reason, "")
         lines.append("| " + " | ".join(map(_write_cell, cells)) + " |")
     return "\n".join(lines)
 
@@ -69,6 +71,6 @@ def draw_scores(judged: pl.DataFrame, *, minimum_score: int) -> str:
 
 
 def _write_cell(text: str | None) -> str:
-    words = " ".join(scrub(text or "").split())
+    words = " ".join((text or "").split())
     cut = words if len(words) <= SHOWN_CHARS else words[: SHOWN_CHARS - 1] + "…"
     return cut.replace("|", "\\|")

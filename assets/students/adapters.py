@@ -27,6 +27,7 @@ from serving.files import atomic_folder
 from serving.hashing import content_hash, file_sha256
 from serving.models.adapters import ADAPTER_WEIGHTS
 from serving.models.chat_tokens import invocation_tokens
+from serving.models.refusing import RefusalRule, read_rule
 
 ADAPTER_CONFIG = "adapter_config.json"
 DIVERGED = ".diverged"
@@ -64,6 +65,7 @@ def make_training_key(
     base_hash: str,
     logprobs_hash: str | None,
     teachers: Any = None,
+    refusal_rule: RefusalRule | None = None,
 ) -> str:
     """Return the identity of a training: equal keys give equal adapters, so one is trained once.
 
@@ -71,7 +73,8 @@ def make_training_key(
     adapter is another, because its provenance is.
     """
     return content_hash(
-        recipe.fingerprint, data_hash, base_hash, logprobs_hash, teachers, TRAINING_VERSION,
+        recipe.fingerprint, data_hash, base_hash, logprobs_hash, teachers,
+        refusal_rule and refusal_rule.model_dump(), TRAINING_VERSION,
         digits=32,
     )  # fmt: skip
 
@@ -104,6 +107,7 @@ def write_adapter(
     tokenizer: Any,
     *,
     provenance: Mapping[str, Any],
+    refusal_rule: RefusalRule | None = None,
 ) -> Path:
     """Write the adapter as one folder, whole or not at all, and return it.
 
@@ -113,6 +117,7 @@ def write_adapter(
         recipe: the recipe it was trained with.
         tokenizer: of the base; its user-turn header is recorded for aLoRA loaders.
         provenance: facts and hashes, `training_key` among them; the run's own numbers are added.
+        refusal_rule: put beside the weights, where the student has one.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
@@ -126,12 +131,15 @@ def write_adapter(
         hashlib.sha256(weights).hexdigest(),
         hashlib.sha256(config.encode()).hexdigest(),
         str(provenance["training_key"]),
+        refusal_rule,
     )
     target = adapters_folder / f"{recipe.student}@{sha}"
     set_aside_if_damaged(target, hash_adapter)
     with atomic_folder(target) as staging:
         (staging / ADAPTER_WEIGHTS).write_bytes(weights)
         (staging / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
+        if refusal_rule is not None:
+            refusal_rule.write(staging)
         record = {**provenance, **describe_run(trained, recipe), "adapter_sha": sha}
         write_papers(staging, recipe, record)
         trained.curve.write_parquet(staging / "training_curve.parquet", compression="zstd")
@@ -156,6 +164,7 @@ def hash_adapter(folder: Path) -> str:
         file_sha256(folder / ADAPTER_WEIGHTS),
         file_sha256(folder / ADAPTER_CONFIG),
         read_key(folder),
+        read_rule(folder),
     )
 
 
@@ -208,9 +217,12 @@ def describe_run(trained: TrainedAdapter, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _hash_parts(weights_sha256: str, config_sha256: str, training_key: str) -> str:
+def _hash_parts(
+    weights_sha256: str, config_sha256: str, training_key: str, rule: RefusalRule | None
+) -> str:
     """Join content and training key: equal weights of two trainings keep two provenances."""
-    return content_hash(weights_sha256, config_sha256, training_key, digits=12)
+    rules = rule and rule.model_dump()
+    return content_hash(weights_sha256, config_sha256, training_key, rules, digits=12)
 
 
 def _to_plain(value: Any) -> Any:

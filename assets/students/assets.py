@@ -18,6 +18,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.labels.refusals import read_refusal_rule
 from assets.partitions import RECIPES
 from assets.reuse import LastTables
 from assets.students.agreement import build_validation_report, find_metric
@@ -58,6 +59,7 @@ from serving.models.embedded import ResolvedModel
 from serving.models.engines import LocalEngine
 from serving.models.prompted_student import TRAINED_KINDS, OpenedBase
 from serving.models.protocols import ChatModel, Embedder, Progress
+from serving.models.refusing import RefusalRule
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
@@ -122,6 +124,7 @@ def recipe_file(
     ins={
         "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
         "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
+        "refusal_rule": dg.AssetIn(key=keys.REFUSAL_RULE),
     },
     deps=[keys.RECIPE_FILE],
     partitions_def=RECIPES,
@@ -132,6 +135,7 @@ def training_set(
     context: dg.AssetExecutionContext,
     labelled_examples: pl.DataFrame,
     seed_questions: pl.DataFrame,
+    refusal_rule: pl.DataFrame,
     students: dg.ResourceParam[StudentBases],
     last_tables: dg.ResourceParam[LastTables],
 ) -> dg.MaterializeResult[pl.DataFrame]:
@@ -146,6 +150,8 @@ def training_set(
     if isinstance(recipe, Recipe):
         ratio = recipe.maximum_harvested_ratio
         offered = cap_harvested(offered, seed_questions, maximum_ratio=ratio, seed=recipe.seed)
+    if _choose_rule(recipe, refusal_rule) is not None:
+        offered = offered.filter(~pl.col("refused"))
     built = _build_set(recipe, offered, students)
     frame = built.frame
     prompt_tokens = frame["prefix_ids"].list.len() + frame["suffix_ids"].list.len()
@@ -169,6 +175,7 @@ def training_set(
         "training_set": dg.AssetIn(key=keys.TRAINING_SET),
         "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
         "vector_index": dg.AssetIn(key=keys.VECTOR_INDEX),
+        "refusal_rule": dg.AssetIn(key=keys.REFUSAL_RULE),
     },
     deps=[keys.TEACHER_LOGPROBS],
     partitions_def=RECIPES,
@@ -181,6 +188,7 @@ def student_adapter(
     training_set: pl.DataFrame,
     labelled_examples: pl.DataFrame,
     vector_index: pl.DataFrame,
+    refusal_rule: pl.DataFrame,
     students: dg.ResourceParam[StudentBases],
     home: dg.ResourceParam[Home],
     pipes: dg.PipesSubprocessClient,
@@ -194,7 +202,10 @@ def student_adapter(
     labelled_examples = _choose_lane(recipe, labelled_examples, last_tables)
     facts = gather_facts(training_set, labelled_examples, vector_index.row(0, named=True), settings)
     if isinstance(recipe, Recipe):
-        outcome = _train(context, pipes, recipe, students=students, home=home, facts=facts)
+        rule = _choose_rule(recipe, refusal_rule)
+        outcome = _train(
+            context, pipes, recipe, students=students, home=home, facts=facts, rule=rule
+        )
     else:
         used = labelled_examples.join(training_set, on="example_id", how="semi")
         parts = FactoryParts(
@@ -230,6 +241,13 @@ def _choose_lane(
     return add_leak(labelled_examples, last_tables.read(keys.CONTAMINATED_EXAMPLES.path))
 
 
+def _choose_rule(recipe: AnyRecipe, refusal_rule: pl.DataFrame) -> RefusalRule | None:
+    """Return the rule that the recipe's student refuses by; None: it is taught to."""
+    if not isinstance(recipe, Recipe) or recipe.refuses_by == "model":
+        return None
+    return read_refusal_rule(refusal_rule.row(0, named=True))
+
+
 def _build_set(
     recipe: AnyRecipe, labelled_examples: pl.DataFrame, students: StudentBases
 ) -> TrainingSet:
@@ -256,6 +274,7 @@ def _train(
     students: StudentBases,
     home: Home,
     facts: dict[str, Any],
+    rule: RefusalRule | None,
 ) -> Any:
     """Train in a process of its own, and return what it says of its outcome."""
     base, engine = students.base(recipe.student), students.find(recipe.student).local_engine
@@ -274,6 +293,7 @@ def _train(
                     "prefix_engine": "openvino" if engine == "openvino" else "transformers",
                     "models_folder": str(home.models),
                     "facts": facts,
+                    "refusal_rule": rule and rule.model_dump(),
                     "reports": str(reports),
                 }
             ),
@@ -361,11 +381,11 @@ def held_out_answers(
     adapter = student_adapter.row(0, named=True)
     cases = draw_cases(labelled_examples, teacher_answers, seed_questions, held_out_plan)
     validation = [case for case in cases if case.split == "validation"]
-    base = students.open_base(adapter["student"])
-    asked = [
-        (STUDENT, students.load(adapter), cases),
-        (BASE, base.model, validation[: held_out_plan.base_cases]),
-    ]
+    student = students.load(adapter)
+    asked = [(STUDENT, student, cases)]
+    if held_out_plan.base_cases:
+        base = students.open_base(adapter["student"])
+        asked.append((BASE, base.model, validation[: held_out_plan.base_cases]))
 
     async def answer_all() -> list[dict[str, Any]]:
         rows = []
@@ -379,7 +399,7 @@ def held_out_answers(
     engine = {
         "adapter_sha256": adapter["adapter_sha256"],
         "engine": students.find(adapter["student"]).provider,
-        "dtype": base.dtype,
+        "dtype": getattr(student, "dtype", "unknown"),
     }
     rows = [row | engine for row in run_blocking(answer_all())]
     frame = pl.DataFrame(rows, schema=tables.HELD_OUT_ANSWERS)

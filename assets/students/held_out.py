@@ -40,7 +40,8 @@ class HeldOutPlan:
     Attributes:
         validation_cases: what a recipe is judged by.
         calibration_cases: what its confidence is fitted and certified on.
-        base_cases: validation cases asked of the base model too; it talks to its limit each time.
+        base_cases: validation cases asked of the base model too; it talks to its limit each time,
+            and 0 leaves it out.
     """
 
     validation_cases: int = 60
@@ -157,7 +158,7 @@ def tabulate_answer(answered: Answered, pipeline: AnswerPipeline) -> dict[str, A
     """
     completion = answered.last.completion
     if completion is None:
-        raise ValueError(f"no completion for {answered.question!r}")
+        raise ValueError("no completion for a question that a student was asked")
     draft = read_answer(completion.text, answered.retrieved, pipeline.prompt)
     signals = read_signals(completion, answered.retrieved, is_refusal=draft.refused)
     return tabulate_draft(draft, answered.retrieved, pipeline.validator) | {

@@ -13,6 +13,7 @@ import polars as pl
 from assets.students.recipe import AnyRecipe, Recipe, is_contaminated
 from serving.hashing import folder_sha256
 from serving.models.prompted_student import PROMPT_FILE, TRAINED_KINDS, VECTORS_FILE
+from serving.models.refusing import RULE_FILE
 
 COMMON_FILES = frozenset({"provenance.json", "recipe.yaml"})
 ADAPTER_FILES = frozenset(
@@ -20,6 +21,7 @@ ADAPTER_FILES = frozenset(
 )
 OPTIONAL_FILES = frozenset({VECTORS_FILE, "search.parquet"})
 """In the folder of a prompt: where the nearest examples are shown, where it was searched."""
+OPTIONAL_ADAPTER_FILES = frozenset({RULE_FILE})
 
 
 class PinnedBase(Protocol):
@@ -85,7 +87,7 @@ def find_foreign_files(folder: Path, kind: str, expected_sha256: str) -> list[st
     """Return what is wrong with a student's folder; nothing when it is the recorded one."""
     is_adapter = kind in TRAINED_KINDS
     expected = COMMON_FILES | (ADAPTER_FILES if is_adapter else {PROMPT_FILE})
-    optional = frozenset() if is_adapter else OPTIONAL_FILES
+    optional = OPTIONAL_ADAPTER_FILES if is_adapter else OPTIONAL_FILES
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     problems = [f"missing {name}" for name in sorted(expected - found)]
     problems += [f"unexpected {name}" for name in sorted(found - expected - optional)]

@@ -28,6 +28,7 @@ Positive = Annotated[int, Field(gt=0)]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Lane = Literal["clean", "contaminated"]
+RefusesBy = Literal["retrieval", "model"]
 Change = Annotated[float, Field(allow_inf_nan=False)]
 Instructions = Annotated[str, Field(min_length=1)]
 
@@ -38,7 +39,11 @@ HOW_COMPUTED = ("processes", "micro_batch_size")
 """Keys that say how the same sums are computed: like the hardware, they change a student by
 rounding alone, so an adapter is not trained again for them."""
 
-LATER_DEFAULTS = (("lane", "clean"), ("maximum_harvested_ratio", 0.5))
+LATER_DEFAULTS = (
+    ("lane", "clean"),
+    ("maximum_harvested_ratio", 0.5),
+    ("refuses_by", "model"),
+)
 
 ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
     "lora": ("all",),
@@ -101,6 +106,8 @@ class Recipe(CommonKeys):
         top_k: how many of a teacher's stored logprobs are used.
         maximum_refusal_ratio: share of refusals in the sample above which refusals are left out; a
             small student refuses whatever it is unsure of when it has seen many. Null keeps all.
+        refuses_by: `retrieval`: by the rule of `labels/refusal_rule`, and no refusal is trained on;
+            without a certified rule, and with `model`, the student is taught to refuse.
         max_steps: stop after this many optimizer steps; null is all epochs.
         patience: stop after so many epochs in a row without a lower validation loss; null is never.
         max_validation_examples: size of the seeded sample that is validated on after each epoch.
@@ -125,6 +132,7 @@ class Recipe(CommonKeys):
     batch_size: Positive = 8
     epochs: Positive = 2
     maximum_refusal_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    refuses_by: RefusesBy = "retrieval"
     maximum_harvested_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     lane: Lane = "clean"
     max_steps: Positive | None = None

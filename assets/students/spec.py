@@ -12,6 +12,7 @@ from assets.students.checkpoints import CHECKPOINT_SECONDS
 from assets.students.prefixes import PrefixEngine
 from assets.students.recipe import Recipe
 from serving.errors import InvalidInputError
+from serving.models.refusing import RefusalRule
 
 
 class TrainingSpec(BaseModel):
@@ -22,6 +23,7 @@ class TrainingSpec(BaseModel):
         checkpoint_seconds: between two checkpoints; longer where writing one takes long.
         checkpoint_steps: write a checkpoint after every so many steps too.
         prefix_engine: who reads the frozen prefixes; what it compiles is kept in `models_folder`.
+        refusal_rule: what the student refuses by, unasked.
         reports: a file that gets a JSON line now and then, for whoever follows the training.
     """
 
@@ -36,6 +38,7 @@ class TrainingSpec(BaseModel):
     facts: dict[str, Any]
     prefix_engine: PrefixEngine = "transformers"
     models_folder: Path | None = None
+    refusal_rule: RefusalRule | None = None
     checkpoint_seconds: NonNegativeFloat = CHECKPOINT_SECONDS
     checkpoint_steps: PositiveInt | None = None
     reports: Path | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from assets.students.recipe import AnyRecipe
+from serving.errors import ReleaseError
 
 PROVENANCE, RECIPE_FILE = "provenance.json", "recipe.yaml"
 DAMAGED = ".damaged"
@@ -18,7 +19,13 @@ DAMAGED = ".damaged"
 HashContent = Callable[[Path], str]
 """Returns the sha12 that a folder's content gives; it must be the one in its name."""
 
-_BROKEN = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged folder can raise
+_BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ReleaseError,
+)  # what reading a damaged folder can raise
 
 
 def find_folder(

@@ -78,6 +78,7 @@ def run_training(spec: TrainingSpec, on_step: "OnStep" = lambda _report: None) -
         base_hash=spec.base_hash,
         logprobs_hash=logprobs_hash,
         teachers=[spec.facts["teacher_ids"], spec.facts["teacher_licenses"]],
+        refusal_rule=spec.refusal_rule,
     )
     provenance = spec.facts | {
         "base_hash": spec.base_hash,
@@ -240,7 +241,12 @@ def _train_and_write(
 
     def write() -> bytes:
         adapter = write_adapter(
-            spec.adapters_folder, trained, spec.recipe, tokenizer, provenance=provenance
+            spec.adapters_folder,
+            trained,
+            spec.recipe,
+            tokenizer,
+            provenance=provenance,
+            refusal_rule=spec.refusal_rule,
         )
         checkpoints.clear()
         return _to_bytes(adapter)

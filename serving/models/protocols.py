@@ -47,13 +47,19 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """Everything that decides what a model answers. `seed` and `temperature` are the sampling."""
+    """Everything that decides what a model answers. `seed` and `temperature` are the sampling.
+
+    `best_score` is that of the best source among the messages, where they hold any: a student may
+    refuse by it unasked (`models.refusing`). It is of the question and the sources, and so no part
+    of the key.
+    """
 
     messages: tuple[Message, ...]
     max_tokens: int = 512
     temperature: float = 0.0
     seed: int = 0
     response_format: ResponseFormat | None = None
+    best_score: float | None = None
 
     def content_key(self, model: str) -> str:
         """Return the key under which this request's answer by `model` is bought at most once.

@@ -63,7 +63,11 @@ class PromptFormat:
             "content": RULES.format(refusal=REFUSAL_WORD) + sources,
         }
         user: Message = {"role": "user", "content": question}
-        return ChatRequest(messages=(system, user), max_tokens=self.max_answer_tokens)
+        return ChatRequest(
+            messages=(system, user),
+            max_tokens=self.max_answer_tokens,
+            best_score=max((hit.score for hit in hits), default=0.0),
+        )
 
     def _write_source(self, number: int, hit: Hit) -> str:
         label = f"[{self.label(number, hit)}]"

@@ -78,6 +78,7 @@ def test_the_graph_is_the_one_the_documentation_lists(graph):
             "paraphrases/dreamed_questions", "paraphrases/dream_journal",
             "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
             "labels/rejected_examples", "labels/teacher_logprobs", "labels/contaminated_examples",
+            "labels/refusal_rule",
             "students/recipe_file", "students/training_set", "students/student_adapter",
             "students/training_curve", "students/held_out_answers", "students/validation_report",
             "students/calibration",

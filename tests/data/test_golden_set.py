@@ -153,6 +153,7 @@ WRITTEN_AFTER_THE_FREEZE = {
     "concepts/experiments",
     "concepts/monitoring",
     "concepts/phases",
+    "concepts/refusal-rule",
     "concepts/retrieval",
     "concepts/suites",
     "concepts/trace-lake",
