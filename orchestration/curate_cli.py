@@ -6,7 +6,6 @@ means (`assets/traces/deciding`), who is admitted (`assets/traces/admission`).
 
 import json
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from assets.traces.compaction import Compaction, compact_segments
-from assets.traces.curating import Forget, find_candidates, open_deletions, request_deletion
+from assets.traces.curating import find_candidates
 from assets.traces.deciding import (
     REASON_CODES,
     VERDICTS,
@@ -28,18 +27,16 @@ from assets.traces.deciding import (
 )
 from assets.traces.deleting import redact_feedback
 from assets.traces.escalating import CONTRACT, find_escalations
-from assets.traces.forgetting import Descendants
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.planting import plant_errors, scan_reviewed
+from assets.traces.requesting import DeletionRequest, open_deletions, request_deletion
 from orchestration.config import load_config, prepare_environment
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
+from orchestration.forgetting import hash_training_set, open_stores
 from orchestration.options import Json
-from resources.answer_store import forget_answers
-from resources.embeddings import forget_vectors
 from resources.traces import SealedSegments
 from serving.home import Home
-from serving.pipeline.questions import normalise_question
 
 curate_app = typer.Typer(help="What production may teach, decided by you.", no_args_is_help=True)
 TraceId = Annotated[str, typer.Argument(help="As `understudy curate list` says.")]
@@ -151,14 +148,21 @@ def forget(
     value: Annotated[str, typer.Argument(help="Its id.")],
     reviewer: Annotated[str, typer.Option(help="Who asks for it.")],
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "requested",
+    key: Annotated[
+        str | None, typer.Option(help="Id of the API key whose conversation it is; '' for none.")
+    ] = None,
 ) -> None:
-    """Delete traces: segments, hours, tables, decisions' texts; then seeds and students."""
-    home = Home(load_config().home)
+    """Delete traces and what grew from them; made again, it completes an interrupted one."""
+    config = load_config()
+    home = Home(config.home)
     compact(home)
-    row = request_deletion(
-        home, kind=kind, value=value, reason=reason, requested_by=reviewer,
-        requested_at=datetime.now(UTC), stores=open_stores(home),
+    request = DeletionRequest(
+        kind=kind, value=value, key_id=key, reason=reason, requested_by=reviewer,
+        requested_at=datetime.now(UTC),
     )  # fmt: skip
+    row = request_deletion(
+        home, request, hash_training_set=hash_training_set, stores=open_stores(config)
+    )
     done = compact(home)
     feedback = SealedSegments(home.traces.with_name("feedback")).list_files()
     redact_feedback(feedback, open_deletions(home).read())
@@ -170,6 +174,13 @@ def forget(
     if row["adapters"]:
         told = escape(", ".join(row["adapters"]))
         CONSOLE.print(f"[yellow]To train again without them:[/] {told}", soft_wrap=True)
+    if row["doubtful_adapters"]:
+        told = escape(", ".join(row["doubtful_adapters"]))
+        CONSOLE.print(
+            f"[yellow]Of these cannot be ruled out, since the training set that they name is no "
+            f"longer at hand:[/] {told}",
+            soft_wrap=True,
+        )
     CONSOLE.print("[dim]`understudy run` makes seeds and training sets anew.[/]")
 
 
@@ -201,19 +212,6 @@ def compact(home: Home) -> Compaction:
     segments = SealedSegments(home.traces).list_files()
     tombstones = open_deletions(home).read()
     return compact_segments(segments, find_folder(home), tombstones=tombstones)
-
-
-def open_stores(home: Home) -> Sequence[Forget]:
-    """Return what removes kept answers and vectors of a deletion."""
-
-    def forget_kept_answers(gone: Descendants) -> int:
-        return forget_answers(home.answer_cache, keys=gone.content_keys, texts=gone.texts)
-
-    def forget_kept_vectors(gone: Descendants) -> int:
-        texts = {*gone.texts, *(normalise_question(text) for text in gone.texts)}
-        return forget_vectors(home.embeddings, sorted(texts))
-
-    return forget_kept_answers, forget_kept_vectors
 
 
 def _show_trace(trace: dict[str, Any]) -> None:

@@ -13,18 +13,23 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from resources.erasing import erase_rows
 from serving.files import keep_private
+from serving.hashing import content_hash
 
 FILE_NAME = "answers.sqlite"
-SHORTEST_QUOTE = 32  # characters: a shorter text stands in answers that are not about it
 LOCK_SECONDS = 60.0
 """How long a writer waits for one of another process."""
 
-_TABLE = (
+_TABLES = (
     "CREATE TABLE IF NOT EXISTS answers "
-    "(key TEXT PRIMARY KEY, answer TEXT NOT NULL, kept_at TEXT DEFAULT CURRENT_TIMESTAMP)"
+    "(key TEXT PRIMARY KEY, answer TEXT NOT NULL, kept_at TEXT DEFAULT CURRENT_TIMESTAMP)",
+    # What was asked, as a hash: whoever answered it, and whatever prompt stood around it.
+    "CREATE TABLE IF NOT EXISTS asked "
+    "(asked_hash TEXT, key TEXT REFERENCES answers ON DELETE CASCADE, "
+    "PRIMARY KEY (asked_hash, key)) WITHOUT ROWID",
 )
-_Kept = tuple[str, str, "Future[None]"]
+_Row = tuple[str, str, str]
 
 
 class AnswerStore:
@@ -41,7 +46,7 @@ class AnswerStore:
         # One thread, so that what arrives during a flush is one transaction after it. Python waits
         # for it at exit: an answer handed over is kept also when the program is interrupted.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="answer-store")
-        self._waiting: list[_Kept] = []
+        self._waiting: list[tuple[_Row, Future[None]]] = []
         self._lock = threading.Lock()
 
     def find(self, key: str) -> str | None:
@@ -99,8 +104,13 @@ class AnswerStore:
             self._reading.close()
             self._reading = None
 
-    async def keep(self, key: str, text: str) -> None:
+    async def keep(self, key: str, text: str, *, asked: str) -> None:
         """Return when the text is on disk. The first text of a key stays.
+
+        Args:
+            key: under which it is found.
+            text: the answer.
+            asked: the message it answers; its hash alone is kept, by which it can be forgotten.
 
         Raises:
             sqlite3.Error, OSError: the disk did not take it.
@@ -108,7 +118,7 @@ class AnswerStore:
         kept: Future[None] = Future()
         kept.set_running_or_notify_cancel()  # who stops waiting does not stop the write
         with self._lock:
-            self._waiting.append((key, text, kept))
+            self._waiting.append(((key, text, _hash_asked(asked)), kept))
         self._writer.submit(self._flush)
         await asyncio.wrap_future(kept)
 
@@ -119,22 +129,27 @@ class AnswerStore:
         if not batch:
             return
         try:
-            self._commit([(key, text) for key, text, _ in batch])
+            self._commit([row for row, _ in batch])
         except (sqlite3.Error, OSError) as error:
-            for _, _, kept in batch:
+            for _, kept in batch:
                 kept.set_exception(error)
         else:
-            for _, _, kept in batch:
+            for _, kept in batch:
                 kept.set_result(None)
 
-    def _commit(self, rows: list[tuple[str, str]]) -> None:
+    def _commit(self, rows: list[_Row]) -> None:
         if self._writing is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             keep_private(self.path)
             self._writing = _open_to_write(self.path)
         with self._writing:
             self._writing.executemany(
-                "INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)", rows
+                "INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)",
+                [(key, text) for key, text, _ in rows],
+            )
+            self._writing.executemany(
+                "INSERT OR IGNORE INTO asked (asked_hash, key) VALUES (?, ?)",
+                [(asked_hash, key) for key, _, asked_hash in rows],
             )
 
     def _close_writing(self) -> None:
@@ -146,47 +161,43 @@ class AnswerStore:
         return self._folder / key[:2] / f"{key}.json"
 
 
-def forget_answers(folder: Path, *, keys: Collection[str], texts: Collection[str]) -> int:
-    """Remove the answers under these keys and those that quote one of these texts; count them.
+def forget_answers(folder: Path, *, asked: Collection[str], quotes: Collection[str]) -> int:
+    """Erase the answers to these messages and those that hold one of these texts; count them.
 
-    The bytes are overwritten in the file, and its log is emptied. A text shorter than
-    SHORTEST_QUOTE stands in too many answers to say anything.
+    Args:
+        folder: of the store.
+        asked: messages as models were asked them, whatever stood before.
+        quotes: texts that stand in no answer that is about something else.
 
     Raises:
-        sqlite3.Error, OSError: the store is locked, or the disk did not take it.
+        NotErasedError, OSError: the store is held by others, or the disk did not take it.
     """
-    quotes = {text for text in texts if len(text) >= SHORTEST_QUOTE}
-    spelled = sorted({json.dumps(t, ensure_ascii=a)[1:-1] for t in quotes for a in (True, False)})
-    gone = sum(_forget_file(path, keys, spelled) for path in folder.glob("??/*.json"))
-    path = folder / FILE_NAME
-    if not path.exists() or not (keys or spelled):
-        return gone
-    connection = _open_to_write(path)
-    try:
-        connection.execute("PRAGMA secure_delete = ON")
-        with connection:
-            rows = connection.executemany(
-                "DELETE FROM answers WHERE key = ?", [(key,) for key in keys]
-            )
-            gone += max(rows.rowcount, 0)
-            # A model's answer may be JSON itself, in which the text is escaped a second time.
-            twice = [json.dumps(text)[1:-1] for text in spelled]
-            rows = connection.executemany(
-                "DELETE FROM answers WHERE instr(answer, ?)", [(t,) for t in {*spelled, *twice}]
-            )
-            gone += max(rows.rowcount, 0)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        connection.close()
-    return gone
+    spelled = {json.dumps(t, ensure_ascii=a)[1:-1] for t in quotes for a in (True, False)}
+    # A model's answer may be JSON itself, in which the text is escaped a second time.
+    spelled |= {json.dumps(text)[1:-1] for text in spelled}
+    hashes = [(_hash_asked(text),) for text in asked]
+    under = "SELECT key FROM asked WHERE asked_hash = ?"
+    gone = erase_rows(
+        folder / FILE_NAME,
+        _TABLES,
+        [
+            (f"DELETE FROM answers WHERE key IN ({under})", hashes),  # noqa: S608 - only `?`
+            ("DELETE FROM answers WHERE instr(answer, ?)", [(text,) for text in spelled]),
+        ],
+    )
+    return gone + sum(_forget_file(path, spelled) for path in folder.glob("??/*.json"))
 
 
-def _forget_file(path: Path, keys: Collection[str], spelled: Collection[str]) -> bool:
+def _forget_file(path: Path, spelled: Collection[str]) -> bool:
     text = path.read_text(encoding="utf-8")
-    if path.stem not in keys and not any(quote in text for quote in spelled):
+    if not any(quote in text for quote in spelled):
         return False
     path.unlink()
     return True
+
+
+def _hash_asked(message: str) -> str:
+    return content_hash(message, digits=32)
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection | None:
@@ -219,7 +230,8 @@ def _open_to_write(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         with connection:
-            connection.execute(_TABLE)
+            for table in _TABLES:
+                connection.execute(table)
     except sqlite3.Error:
         connection.close()
         raise

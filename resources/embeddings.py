@@ -7,12 +7,13 @@ Belongs here: the store, and the embedder that asks it first. Does not belong he
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from resources.erasing import erase_rows
 from serving.errors import InvalidInputError, UnderstudyError
 from serving.files import keep_private
 from serving.hashing import content_hash
@@ -24,6 +25,7 @@ PAGE_BYTES = (
     16_384  # ten vectors of 384 numbers; SQLite's default of 4096 holds two, a quarter empty
 )
 LOCK_SECONDS = 60.0
+_TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
 UNIT_LENGTH_TOLERANCE = 1e-3
 
 
@@ -110,9 +112,7 @@ class VectorStore:
             connection.execute("PRAGMA journal_mode = WAL")
             # Only a power cut can lose a commit this way, and a lost vector is computed again.
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
-            )
+            connection.execute(_TABLE)
         except sqlite3.Error:
             connection.close()
             raise
@@ -128,25 +128,14 @@ class VectorStore:
         )
 
 
-def forget_vectors(folder: Path, texts: Sequence[str]) -> int:
-    """Remove the vectors of these texts from the stores of every embedder; return their number.
-
-    The bytes are overwritten in the files, and their logs are emptied.
+def forget_vectors(folder: Path, texts: Collection[str]) -> int:
+    """Erase the vectors of these texts from the stores of every embedder; return their number.
 
     Raises:
-        sqlite3.Error: a store is locked, or is none.
+        NotErasedError: a store is held by others, or damaged.
     """
-    gone = 0
-    for path in sorted(folder.glob("*.sqlite")) if texts else ():
-        with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
-            connection.execute("PRAGMA secure_delete = ON")
-            with connection:
-                rows = connection.executemany(
-                    "DELETE FROM vectors WHERE key = ?", [(_key(text),) for text in texts]
-                )
-                gone += max(rows.rowcount, 0)
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return gone
+    by_key = ("DELETE FROM vectors WHERE key = ?", [(_key(text),) for text in texts])
+    return sum(erase_rows(path, [_TABLE], [by_key]) for path in folder.glob("*.sqlite"))
 
 
 class CachedEmbedder:

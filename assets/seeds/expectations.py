@@ -19,6 +19,7 @@ from assets.expectations import (
     expect_no_nulls,
     expect_read_whole,
 )
+from assets.seeds.harvesting import list_private_seeds
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -35,7 +36,12 @@ MINIMUM_SEEDS = 20
 
 def evaluate_seeds(seeds: pl.DataFrame, *, now: datetime) -> SuiteOutcome:
     """Evaluate `seed_questions` rows; `now` (UTC) bounds their dates."""
-    return evaluate_suite(flatten_seeds(seeds), expect_seeds(now=now), id_column="question_id")
+    return evaluate_suite(
+        flatten_seeds(seeds),
+        expect_seeds(now=now),
+        id_column="question_id",
+        private_ids=list_private_seeds(seeds),
+    )
 
 
 def flatten_seeds(seeds: pl.DataFrame) -> pl.DataFrame:

@@ -118,6 +118,15 @@ def find_unadmitted(seeds: pl.DataFrame, harvested: pl.DataFrame) -> list[str]:
     ].to_list()
 
 
+def list_private_seeds(seeds: pl.DataFrame) -> frozenset[str]:
+    """Return the ids of the seeds that are users' words.
+
+    What a run notes of its rows outlives the tables, and so a deletion: of what grew from these
+    seeds it notes ids alone.
+    """
+    return frozenset(seeds.filter(pl.col("source") == "harvested")["question_id"])
+
+
 def _normalise_texts(rows: pl.DataFrame) -> pl.DataFrame:
     texts = rows["text"].fill_null("").to_list()
     return rows.with_columns(

@@ -20,12 +20,12 @@ from assets.traces.compaction import (
     list_hourly_files,
     read_quarantine,
 )
-from assets.traces.curating import open_deletions
 from assets.traces.deciding import open_decisions
 from assets.traces.deleting import redact_feedback
 from assets.traces.escalating import find_escalations
 from assets.traces.feedback import tabulate_feedback
 from assets.traces.hours import find_folder, list_hours, read_newest, scan_hours
+from assets.traces.requesting import open_deletions
 from serving.home import Home
 
 RECENT_RECORDS = 100_000
@@ -207,7 +207,7 @@ def admissions(
     ins={"curation_decisions": dg.AssetIn(key=keys.CURATION_DECISIONS)},
     deps=[keys.HOURLY_RECORDS],
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def escalations(
     curation_decisions: pl.DataFrame, home: dg.ResourceParam[Home]
@@ -225,11 +225,11 @@ def escalations(
     key=keys.DELETIONS,
     deps=[keys.DELETION_JOURNAL, keys.HOURLY_RECORDS],
     kinds={"polars"},
-    code_version="1",
+    code_version="2",
 )
 def deletions(home: dg.ResourceParam[Home]) -> dg.MaterializeResult[pl.DataFrame]:
     """Tombstones: what was asked to be forgotten, and the adapters that must be trained again."""
-    frame = open_deletions(home).read()
+    frame = open_deletions(home).read().select(tables.DELETIONS.names())
     adapters = frame["adapters"].explode().drop_nulls().unique().sort().to_list()
     return dg.MaterializeResult(
         value=frame,

@@ -7,18 +7,20 @@ import polars as pl
 
 from assets import keys
 from assets.check_results import report_outcome
+from assets.traces.admission import MAXIMUM_ROWS_PER_KEY, MINIMUM_KEYS
 from assets.traces.assets import Traces
 from assets.traces.compaction import find_miscounted
-from assets.traces.curating import find_remains
 from assets.traces.deciding import REASON_CODES, REVIEWER_KINDS, VERDICTS
 from assets.traces.escalating import HASTY_LIMIT_RATIO, MINIMUM_SECONDS, audit_loop
 from assets.traces.expectations import evaluate_traces
-from assets.traces.forgetting import find_published
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.planting import LEAST_CAUGHT_RATIO, audit_plants, open_plants
+from assets.traces.requesting import find_remains, find_unfinished
+from assets.traces.tainting import find_published
 from serving.home import Home
 
 SHOWN = 20
+STORED_PLACES = ("hours", "traces/")
 
 
 @dg.asset_check(asset=keys.HOURLY_RECORDS, blocking=True)
@@ -108,9 +110,9 @@ def only_curated_production_is_admitted(
 ) -> dg.AssetCheckResult:
     """No admitted question's stored trace is from elsewhere, escalated, flagged or untrainable.
 
-    The stored traces are read, and not what the decisions quote of them: a line that was written by
-    another hand than the curation's is found. A trace whose hours are gone cannot be compared and
-    is counted.
+    Nor has one key more of them than the limit, nor are they of too few keys. The stored traces are
+    read, and not what the decisions quote of them: a line that was written by another hand than the
+    curation's is found. A trace whose hours are gone cannot be compared and is counted.
     """
     admitted = admissions.filter("is_admitted")["trace_id"].to_list()
     stored = (
@@ -126,10 +128,17 @@ def only_curated_production_is_admitted(
         & ~pl.col("is_injection")
     )
     leaked = stored.filter(~sound.fill_null(value=False))
+    by_key = admissions.filter("is_admitted")["key_id"].value_counts()
+    most = int(by_key["count"].max() or 0)
+    is_shared = most <= MAXIMUM_ROWS_PER_KEY and (not admitted or by_key.height >= MINIMUM_KEYS)
     return dg.AssetCheckResult(
-        passed=leaked.is_empty(),
+        passed=leaked.is_empty() and is_shared,
         metadata={
             "admitted_count": len(admitted),
+            "key_count": by_key.height,
+            "minimum_keys": MINIMUM_KEYS,
+            "most_of_one_key": most,
+            "maximum_rows_per_key": MAXIMUM_ROWS_PER_KEY,
             "not_production_count": leaked.filter(pl.col("env").ne_missing("prod")).height,
             "leaked_traces": leaked["trace_id"].to_list()[:SHOWN],
             "without_a_stored_trace_count": len(set(admitted) - set(stored["trace_id"])),
@@ -199,19 +208,24 @@ def planted_errors_are_caught(
 def deleted_traces_are_gone(
     deletions: pl.DataFrame, home: dg.ResourceParam[Home]
 ) -> dg.AssetCheckResult:
-    """What a tombstone names is in no hour, in no table of traces and in no seed.
+    """What a tombstone names is in no hour and in no table of traces, and no deletion waits.
 
-    A seed outlives its trace until the seeds are made again in the same run or the next: they are
-    counted and do not fail the check.
+    What grew from it goes at the request. A run that was under way then may have stored some of it
+    again, until the next one: such rows are counted and do not fail the check.
     """
-    remains = dict(find_remains(home, deletions))
-    waiting = remains.pop("seeds/seed_questions", 0)
+    remains = find_remains(home)
+    stored = {place: n for place, n in remains.items() if place.startswith(STORED_PLACES)}
+    unfinished = find_unfinished(home)
     return dg.AssetCheckResult(
-        passed=not remains,
+        passed=not stored and not unfinished,
+        description=f"interrupted: repeat `understudy curate forget {unfinished[0]}`"
+        if unfinished
+        else None,
         metadata={
             "tombstone_count": deletions.height,
-            "remains_by_place": remains,
-            "seeds_waiting_count": waiting,
+            "remains_by_place": stored,
+            "grown_waiting_count": sum(remains.values()) - sum(stored.values()),
+            "unfinished": unfinished[:SHOWN],
         },
     )
 
@@ -233,6 +247,7 @@ def no_published_adapter_learned_from_deleted(
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
             "adapters_to_retrain": sorted(marked),
+            "adapters_in_doubt": sorted({*deletions["doubtful_adapters"].explode().drop_nulls()}),
             "published_adapters": published,
             "published_and_marked": tainted,
         },

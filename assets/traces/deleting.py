@@ -1,6 +1,7 @@
 """Deletions: which traces a tombstone names, and taking them out of segments, hours and tables.
 
-A tombstone names a trace, a conversation or a key (and then what was asked before the request).
+A tombstone names a trace, a conversation of a key, or a key (and then what was asked before the
+request): clients choose the ids of their conversations, so two of them may choose the same.
 Belongs here: matching and removal. Does not belong here: the journal of requests (`journal`), what
 retrains afterwards (`seed_questions` loses the row, which makes what is downstream stale).
 """
@@ -35,11 +36,14 @@ def match_deleted(tombstones: pl.DataFrame, columns: Collection[str]) -> pl.Expr
     """
     named = [trace for traces in tombstones["trace_ids"].to_list() for trace in traces or ()]
     matched = pl.col("trace_id").is_in(named) if "trace_id" in columns else pl.lit(value=False)
-    for kind, value, requested_at in tombstones.select("kind", "value", "requested_at").iter_rows():
+    chosen = tombstones.select("kind", "value", "key_id", "requested_at")
+    for kind, value, key_id, requested_at in chosen.iter_rows():
         column = COLUMN_OF_KIND[kind]
         if column not in columns:
             continue
         is_named = pl.col(column) == value
+        if kind == "conversation" and "key_id" in columns:
+            is_named &= pl.col("key_id").eq_missing(pl.lit(key_id, pl.String))
         if kind != "trace" and "asked_at" in columns:
             asked = pl.col("asked_at")
             is_named &= (asked <= requested_at).fill_null(value=True)
@@ -63,27 +67,25 @@ def find_deleted(hours: Sequence[Path], tombstones: pl.DataFrame) -> pl.DataFram
 def delete_stored(
     folder: Path, hours: Sequence[Path], segments: Mapping[str, Path], tombstones: pl.DataFrame
 ) -> int:
-    """Take what tombstones name out of segments and hours; return the number of records.
+    """Take what tombstones name out of segments, tables and hours; return the number of records.
 
-    Segments first: a crash in between leaves rows that the next run finds again.
+    Hours last: a crash before leaves rows that the next run finds again.
     """
     if tombstones.is_empty():
         return 0
-    total = 0
-    for hour in hours:
-        found = find_deleted([hour], tombstones)
-        if found.is_empty():
-            continue
+    doomed = {hour: find_deleted([hour], tombstones) for hour in hours}
+    doomed = {hour: found for hour, found in doomed.items() if not found.is_empty()}
+    for found in doomed.values():
         for (segment,), gone in found.group_by("segment"):
             if path := segments.get(str(segment)):
                 redact_frames(path, gone["segment_offset"].to_list())
+    if doomed:
+        purge_tables(sorted((folder.parent / "lake" / "traces").glob("*.parquet")), tombstones)
+    for hour in doomed:
         write_hour(
             hour, scan_hours([hour]).filter(~match_deleted(tombstones, tables.STORED_TRACES))
         )
-        total += found.height
-    if total:
-        purge_tables(sorted((folder.parent / "lake" / "traces").glob("*.parquet")), tombstones)
-    return total
+    return sum(found.height for found in doomed.values())
 
 
 def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> int:

@@ -69,7 +69,7 @@ def find_escalations(records: pl.LazyFrame, decisions: pl.DataFrame) -> pl.DataF
     asked = records.filter(
         pl.col("selection_mode").ne_missing("shadow") & (pl.col("env") == "prod")
     ).sort("asked_at", "trace_id")
-    again = pl.col("asked_at").shift(-1).over("conversation_id") - pl.col("asked_at")
+    again = pl.col("asked_at").shift(-1).over("key_id", "conversation_id") - pl.col("asked_at")
     reasons = {
         HIGH_STAKES: pl.col("route_reason") == HIGH_STAKES,
         FAILED_TWICE: (pl.col("attempts").list.len() >= 2)

@@ -1,15 +1,13 @@
 """What grew from deleted traces: seeds, paraphrases, labels and training rows, and their texts.
 
-A tombstone holds no text, so what descends from a trace is found and removed at the request, while
-the tables still say what grew from what. Belongs here: finding and removing rows of finished
-tables of later stages. Does not belong here: segments, hours and the tables of traces (`deleting`),
-kept answers and vectors (`resources`), weights, which only a new training forgets.
+What descends from a trace is found and removed at the request, while the tables still say what
+grew from what. Belongs here: finding and removing rows of finished tables of later stages. Does not
+belong here: segments, hours and the tables of traces (`deleting`), kept answers and vectors
+(`resources`), weights (`tainting`).
 """
 
-import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import polars as pl
@@ -18,28 +16,35 @@ from assets.traces.deciding import open_decisions
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from serving.files import atomic_path
 from serving.home import Home
+from serving.pipeline.questions import normalise_question
 
-SEEDS = "seeds/seed_questions"
-TEXT_COLUMNS = ("question", "text")
-SHORTEST_QUOTE = 32  # characters: a shorter question stands in papers that are not about it
+QUESTION_COLUMNS = ("question", "text")
+ANSWER_COLUMNS = ("raw", "answer", "completion", "label_answer")
+SHORTEST_QUOTE = 32  # characters: a shorter text stands in papers that are not about it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descendants:
-    """What grew from deleted traces. `texts` are questions, as written anywhere."""
+    """What grew from deleted traces, by its ids and in its words.
 
-    trace_ids: frozenset[str]
-    question_ids: frozenset[str]
-    example_ids: frozenset[str]
-    content_keys: frozenset[str]
-    texts: frozenset[str]
+    `texts` are questions, as written anywhere and as models are asked them; `answers` what was
+    answered to them; `rationales` what the judge said of those answers and of no other.
+    """
+
+    trace_ids: frozenset[str] = frozenset()
+    question_ids: frozenset[str] = frozenset()
+    example_ids: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
+    answers: frozenset[str] = frozenset()
+    rationales: frozenset[str] = frozenset()
+
+    @property
+    def quotes(self) -> frozenset[str]:
+        """The texts that give away what quotes them."""
+        return frozenset(t for t in self.texts | self.rationales if len(t) >= SHORTEST_QUOTE)
 
     def match(self, columns: Collection[str]) -> pl.Expr | None:
-        """Return the predicate of rows that have to go, never null; None: no column names any.
-
-        A row with a question of its own is judged by that alone: a surviving question may share its
-        answer's key.
-        """
+        """Return the predicate of rows that have to go, never null; None: no column names any."""
         named = {
             "source_trace_id": self.trace_ids,
             "seed_id": self.question_ids,
@@ -47,108 +52,81 @@ class Descendants:
             "example_id": self.example_ids,
         }
         found = [pl.col(name).is_in(ids) for name, ids in named.items() if name in columns]
-        if not found and "content_key" in columns:
-            found = [pl.col("content_key").is_in(self.content_keys)]
         return pl.any_horizontal(found).fill_null(value=False) if found else None
 
+    def unite(self, other: "Descendants") -> "Descendants":
+        """Return what is in either."""
+        return Descendants(**{n: getattr(self, n) | getattr(other, n) for n in FOUND})
 
-def find_descendants(home: Home, trace_ids: Sequence[str]) -> Descendants:
-    """Return what the finished tables say grew from these traces."""
-    named = frozenset(trace_ids)
-    questions = _collect(home, "source_trace_id", named, ("question_id",))
+
+FOUND = tuple(field.name for field in fields(Descendants))
+
+
+def find_descendants(home: Home, known: Descendants) -> Descendants:
+    """Return what the finished tables say grew from the traces of `known`, and all of `known`."""
+    questions = known.question_ids
+    questions |= _collect(home, "source_trace_id", known.trace_ids, ("question_id",))
     questions |= _collect(home, "seed_id", questions, ("question_id",))
-    examples = _collect(home, "seed_id", questions, ("example_id",))
-    keys = _collect(home, "question_id", questions, ("content_key",))
-    keys -= _collect(home, "question_id", questions, ("content_key",), is_others=True)
-    texts = _collect(home, "seed_id", questions, TEXT_COLUMNS)
-    texts |= _collect(home, "question_id", questions, TEXT_COLUMNS)
-    texts |= _collect(home, "example_id", examples, TEXT_COLUMNS)
-    rows = (scan_hours(list_hours(find_folder(home))), open_decisions(home).read().lazy())
-    for table in rows:
-        asked = table.filter(pl.col("trace_id").is_in(named)).select("question").collect()
-        texts |= {*asked["question"].drop_nulls()}
-    return Descendants(
-        trace_ids=named,
-        question_ids=questions,
-        example_ids=examples,
-        content_keys=keys,
-        texts=texts,
+    examples = known.example_ids | _collect(home, "seed_id", questions, ("example_id",))
+    by_id = {"seed_id": questions, "question_id": questions, "example_id": examples}
+
+    def collect(wanted: Collection[str]) -> frozenset[str]:
+        found = (_collect(home, column, ids, wanted) for column, ids in by_id.items())
+        return frozenset[str]().union(*found)
+
+    texts = collect(QUESTION_COLUMNS) | _collect_asked(home, known.trace_ids)
+    rationales = _collect(home, "question_id", questions, ("rationale",))
+    rationales -= _collect(home, "question_id", questions, ("rationale",), is_others=True)
+    return known.unite(
+        Descendants(
+            question_ids=questions,
+            example_ids=examples,
+            texts=texts.union(map(normalise_question, texts)),
+            answers=collect(ANSWER_COLUMNS),
+            rationales=rationales,
+        )
     )
 
 
-def purge_descendants(home: Home, descendants: Descendants) -> dict[str, int]:
-    """Take descendants out of the finished tables at once; return the rows gone by table.
+def count_descendants(home: Home, descendants: Descendants) -> dict[str, int]:
+    """Return how many rows of which finished tables have to go."""
+    return {_name(home, path): count for path, _, count in _find_doomed(home, descendants)}
 
-    The seeds go last: as long as they stand, a purge that was interrupted finds everything again.
-    """
+
+def purge_descendants(home: Home, descendants: Descendants) -> dict[str, int]:
+    """Take descendants out of the finished tables at once; return the rows gone by table."""
     gone = {}
-    for path in sorted(_list_tables(home), key=lambda path: path == home.table(SEEDS)):
-        schema = pl.read_parquet_schema(path)
-        doomed = descendants.match(list(schema))
-        if doomed is None:
-            continue
-        if count := _count(path, doomed):
-            rows = pl.scan_parquet(path, hive_partitioning=False)
-            _replace(path, rows.filter(~doomed).collect())
-            gone[path.relative_to(home.lake).with_suffix("").as_posix()] = count
+    for path, doomed, count in _find_doomed(home, descendants):
+        rows = pl.scan_parquet(path, hive_partitioning=False)
+        _replace(path, rows.filter(~doomed).collect())
+        gone[_name(home, path)] = count
     return gone
 
 
-def find_adapters(home: Home, descendants: Descendants) -> list[str]:
-    """Return the adapters that must be trained again without these rows.
-
-    Of an adapter whose training set is at hand its rows decide, of an earlier one its date: trained
-    after a deleted question was accepted, it may have learned from it. One whose own files quote a
-    deleted text is named too: they are content-addressed and stay what they are.
-    """
-    made = {_read_name(home, path.stem): path for path in _list_training_sets(home)}
-    found = {
-        name
-        for name, path in made.items()
-        if name and _count(path, pl.col("example_id").is_in(descendants.example_ids))
-    }
-    decisions = open_decisions(home).read().filter(pl.col("decision") == "accepted")
-    accepted = decisions.filter(pl.col("trace_id").is_in(descendants.trace_ids))["decided_at"].min()
-    telling = (text for text in descendants.texts if len(text) >= SHORTEST_QUOTE)
-    quotes = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in telling]
-    for path in sorted(home.adapters.glob("*/provenance.json")):
-        name = path.parent.name
-        trained_at = json.loads(path.read_bytes()).get("trained_at")
-        is_later = isinstance(accepted, datetime) and (
-            not trained_at or datetime.fromisoformat(trained_at) >= accepted
-        )
-        if (is_later and name not in made) or _is_quoted(path.parent, quotes):
-            found.add(name)
-    return sorted(found)
-
-
-def find_published(home: Home) -> list[str]:
-    """Return the adapters of the release that CURRENT points at; none without a release."""
-    pointer = home.releases / "CURRENT"
-    if not pointer.is_file():
-        return []
-    release = home.releases / str(json.loads(pointer.read_bytes())["release_id"])
-    students = json.loads((release / "manifest.json").read_bytes())["students"]
-    return sorted(str(entry["adapter"]) for entry in students.values())
-
-
-def _list_training_sets(home: Home) -> list[Path]:
-    return sorted((home.lake / "students" / "training_set").glob("*.parquet"))
-
-
-def _read_name(home: Home, recipe: str) -> str | None:
-    path = home.table("students/student_adapter", recipe)
-    return str(pl.read_parquet(path)["adapter"][0]) if path.is_file() else None
-
-
-def _is_quoted(folder: Path, quotes: Sequence[bytes]) -> bool:
-    texts = (path.read_bytes() for path in folder.iterdir() if path.suffix in {".json", ".yaml"})
-    return any(quote in text for text in texts for quote in quotes)
-
-
-def _count(path: Path, predicate: pl.Expr) -> int:
+def count_rows(path: Path, predicate: pl.Expr) -> int:
+    """Return how many rows of a table a predicate holds for."""
     rows = pl.scan_parquet(path, hive_partitioning=False).filter(predicate)
     return int(rows.select(pl.len()).collect().item())
+
+
+def _find_doomed(home: Home, descendants: Descendants) -> Iterator[tuple[Path, pl.Expr, int]]:
+    """Yield the tables that hold descendants, which rows those are, and how many."""
+    for path in sorted(_list_tables(home)):
+        doomed = descendants.match(list(pl.read_parquet_schema(path)))
+        if doomed is not None and (count := count_rows(path, doomed)):
+            yield path, doomed, count
+
+
+def _name(home: Home, path: Path) -> str:
+    return path.relative_to(home.lake).with_suffix("").as_posix()
+
+
+def _collect_asked(home: Home, trace_ids: frozenset[str]) -> frozenset[str]:
+    """Return the questions of traces, as the hours and the decisions have them."""
+    named = pl.col("trace_id").is_in(trace_ids)
+    rows = (scan_hours(list_hours(find_folder(home))), open_decisions(home).read().lazy())
+    asked = (table.filter(named).select("question").collect() for table in rows)
+    return frozenset(text for frame in asked for text in frame["question"].drop_nulls())
 
 
 def _list_tables(home: Home) -> Iterator[Path]:
@@ -162,7 +140,7 @@ def _collect(
     home: Home,
     column: str,
     ids: frozenset[str],
-    wanted: Sequence[str],
+    wanted: Collection[str],
     *,
     is_others: bool = False,
 ) -> frozenset[str]:

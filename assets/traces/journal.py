@@ -1,8 +1,8 @@
 """Journals: decisions and deletions, one JSON object per line, appended durably and never edited.
 
-The one exception is a deletion, which blanks what a decision quotes of a deleted trace. Belongs
-here: appending, reading back, and the columns of a line. Does not belong here: what a decision
-means (`deciding`), what a tombstone removes (`deleting`).
+The one exception is a deletion, which blanks what a decision quotes of a deleted trace, and in the
+end what its own tombstone does. Belongs here: appending, reading back, and the columns of a line.
+Does not belong here: what a decision means (`deciding`), what a tombstone removes (`deleting`).
 """
 
 import fcntl
@@ -66,12 +66,13 @@ class Journal:
         )
 
     def rewrite(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Replace every line by its changed form, atomically."""
+        """Replace every line by its changed form, atomically; one torn by a crash is cut off."""
         if not self.path.is_file():
             return
         with self._locked() as stream:
             stream.seek(0)
-            rows = [orjson.loads(line) for line in stream.read().split(b"\n") if line.strip()]
+            *whole, _ = stream.read().split(b"\n")  # what comes last is torn, or nothing
+            rows = [orjson.loads(line) for line in whole if line.strip()]
             changed = [change(dict(row)) for row in rows]
             if changed == rows:
                 return

@@ -170,7 +170,9 @@ def test_answers_that_arrive_together_are_written_together_and_none_is_lost(tmp_
     store = AnswerStore(tmp_path)
 
     async def keep_all() -> None:
-        await asyncio.gather(*(store.keep(f"k{n}", f"answer {n}") for n in range(500)))
+        await asyncio.gather(
+            *(store.keep(f"k{n}", f"answer {n}", asked=f"q{n}") for n in range(500))
+        )
 
     asyncio.run(keep_all())
     assert read_store(tmp_path) == {f"k{n}": f"answer {n}" for n in range(500)}
@@ -181,11 +183,11 @@ def test_an_answer_is_written_also_when_nobody_waits_for_it_any_more(tmp_path):
     store = AnswerStore(tmp_path)
 
     async def keep_and_leave() -> None:
-        task = asyncio.create_task(store.keep("k", "answer"))
+        task = asyncio.create_task(store.keep("k", "answer", asked="q"))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await store.keep("later", "answer")
+        await store.keep("later", "answer", asked="q")
 
     asyncio.run(keep_and_leave())
     assert set(read_store(tmp_path)) == {"k", "later"}
@@ -322,7 +324,7 @@ def test_a_store_whose_table_is_still_being_made_holds_nothing_yet(tmp_path):
     store.path.parent.mkdir(parents=True, exist_ok=True)
     store.path.touch(mode=0o600)
     assert store.find("ab" * 16) is None
-    asyncio.run(store.keep("ab" * 16, "text"))
+    asyncio.run(store.keep("ab" * 16, "text", asked="q"))
     assert store.find("ab" * 16) == "text"
     assert store.path.stat().st_mode & 0o777 == 0o600
     store.close()

@@ -13,8 +13,8 @@ def test_the_kept_answers_of_the_paid_models_are_summed(tmp_path):
     async def keep_all() -> None:
         for number, model in enumerate(("teacher", "teacher", "judge", "student")):
             text = json.dumps({"model": model, "cost_usd": 0.5})
-            await store.keep(f"{number:032x}", text)
-            await store.keep(f"{number:032x}", text)
+            await store.keep(f"{number:032x}", text, asked="q")
+            await store.keep(f"{number:032x}", text, asked="q")
 
     asyncio.run(keep_all())
     store.close()

@@ -1,4 +1,5 @@
--- One row per conversation: how long it went on, and how often it got nothing.
+-- One row per conversation of a key, since clients choose the ids: how long it went on, and how
+-- often it got nothing.
 select
   conversation_id,
   env,
@@ -10,4 +11,4 @@ select
   cast(sum(case when is_escalation_requested then 1 else 0 end) as bigint) as escalation_count
 from {{ ref('stg_traces__records') }}
 where conversation_id is not null
-group by conversation_id, env
+group by key_id, conversation_id, env

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 
 import polars as pl
@@ -9,20 +10,22 @@ import pytest
 from typer.testing import CliRunner
 
 from assets import tables
-from assets.traces.admission import admit_decisions, select_harvest
-from assets.traces.checks import human_loop_is_human
+from assets.traces.admission import admit_decisions, select_harvest, tabulate_admissions
+from assets.traces.checks import human_loop_is_human, only_curated_production_is_admitted
 from assets.traces.compaction import find_miscounted
-from assets.traces.curating import (
-    find_candidates,
+from assets.traces.curating import find_candidates
+from assets.traces.deciding import Reviewer, decide_trace, find_trace, open_decisions
+from assets.traces.escalating import audit_loop, find_escalations
+from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.requesting import (
+    DeletionRequest,
     find_remains,
     open_deletions,
     request_deletion,
 )
-from assets.traces.deciding import Reviewer, decide_trace, find_trace, open_decisions
-from assets.traces.escalating import audit_loop, find_escalations
-from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration import cli
 from orchestration.curate_cli import compact
+from orchestration.forgetting import hash_training_set
 from resources.traces import SealedSegments
 from serving.errors import InvalidInputError
 from serving.home import Home
@@ -72,6 +75,13 @@ def admit(home: Home, handwritten=5000) -> dict[str, str]:
         open_decisions(home).read(), open_deletions(home).read(), handwritten_count=handwritten
     )
     return dict(admitted.select("trace_id", "reason").iter_rows())
+
+
+def forget(home: Home, kind: str, value: str, **changes) -> dict:
+    request = DeletionRequest(
+        kind=kind, value=value, reason="asked", requested_by="ada", requested_at=LATER, **changes
+    )
+    return request_deletion(home, request, hash_training_set=hash_training_set)
 
 
 def accept_one_of_each_key(home: Home) -> list[str]:
@@ -163,6 +173,26 @@ def test_no_key_fills_the_seeds_and_few_keys_teach_nothing(home):
     assert mine.count("key_limit") == len(one) - mine.count("")
 
 
+def test_the_check_reads_stored_traces_and_counts_keys(home):
+    accept_one_of_each_key(home)
+    table = tabulate_admissions(
+        admit_decisions(
+            open_decisions(home).read(), open_deletions(home).read(), handwritten_count=5000
+        )
+    )
+    assert only_curated_production_is_admitted(table, home).passed
+    assert only_curated_production_is_admitted(table.clear(), home).passed
+    strange = records(home).filter(pl.col("env") == "staging")["trace_id"][0]
+    slipped = table.with_columns(trace_id=pl.lit(strange))
+    leaked = only_curated_production_is_admitted(slipped, home)
+    assert not leaked.passed
+    assert leaked.metadata["leaked_traces"].value == [strange]
+    few = only_curated_production_is_admitted(table.head(9), home)
+    assert (few.passed, few.metadata["key_count"].value) == (False, 9)
+    greedy = pl.concat([table, *[table.head(1)] * 20])
+    assert not only_curated_production_is_admitted(greedy, home).passed
+
+
 def test_canaries_of_staging_and_of_feedback_reach_no_training_row(home):
     accept_one_of_each_key(home)
     for row in records(home).filter(pl.col("env") == "staging").to_dicts():
@@ -208,6 +238,8 @@ def test_a_journal_survives_a_torn_line_and_names_a_bad_one(home):
     with journal.path.open("ab") as stream:
         stream.write(b'{"decision_id": "torn')
     assert journal.read().height == 1
+    journal.rewrite(lambda line: line | {"reviewer": "bob"})
+    assert journal.read()["reviewer"].to_list() == ["bob"]
     decide(home, rows[1])
     assert journal.read()["trace_id"].to_list() == [rows[0]["trace_id"], rows[1]["trace_id"]]
     journal.path.write_bytes(b"nonsense\n" + journal.path.read_bytes())
@@ -270,14 +302,10 @@ def test_what_is_forgotten_is_in_no_segment_hour_decision_or_seed(home, kind):
     gone = records(home).filter(pl.col(column) == trace[column])
     stored = records(home).height
     identity = SealedSegments(home.traces).fingerprint()
-    request_deletion(
-        home, kind=kind, value=trace[column], reason="asked", requested_by="ada",
-        requested_at=LATER,
-    )  # fmt: skip
-    tombstones = open_deletions(home).read()
-    assert find_remains(home, tombstones) == {"hours": gone.height}
+    forget(home, kind, trace[column])
+    assert find_remains(home) == {"hours": gone.height}
     assert compact(home).deleted_count == gone.height
-    assert find_remains(home, tombstones) == {}
+    assert find_remains(home) == {}
     assert records(home).height == stored - gone.height
     everything = b"".join(
         path.read_bytes() for path in find_folder(home).rglob("*.seg")
@@ -290,23 +318,70 @@ def test_what_is_forgotten_is_in_no_segment_hour_decision_or_seed(home, kind):
     assert SealedSegments(home.traces).fingerprint() == identity
 
 
+@pytest.fixture
+def shared(home) -> list[dict]:
+    """Two customers that chose the same id for a conversation; the first was refused something."""
+    plan = [replace(ask, conversation_id="chat-1", key_number=number, question=question,
+                    at_seconds=60.0 * number)
+            for number, (ask, question) in enumerate(zip(plan_days(0.1, 50), (
+                "Who won the football match?", "How do I deploy release 1 of my project?",
+            ), strict=False))]  # fmt: skip
+    ids = serve_plan(home.root, plan, keys=make_keys(home.root, 2))
+    compact(home)
+    return [find_trace(find_folder(home), trace_id) for trace_id in ids]
+
+
+def test_a_conversation_is_forgotten_of_the_key_that_had_it(home, shared, monkeypatch):
+    mine, theirs = shared
+    assert mine["key_id"] != theirs["key_id"]
+    with pytest.raises(InvalidInputError, match=r"'chat-1'.*under the keys") as caught:
+        forget(home, "conversation", "chat-1")
+    assert all(repr(trace["key_id"]) in caught.value.found for trace in shared)
+    with pytest.raises(InvalidInputError, match="'nobody' named"):
+        forget(home, "conversation", "chat-1", key_id="nobody")
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(home.root))
+    arguments = ["curate", "forget", "conversation", "chat-1", "--reviewer", "ada"]
+    refused = CliRunner().invoke(cli.app, arguments)
+    assert (refused.exit_code, "--key" in refused.output) == (2, True)
+    done = CliRunner().invoke(cli.app, [*arguments, "--key", mine["key_id"]])
+    assert done.exit_code == 0, done.output
+    left = records(home).filter(pl.col("conversation_id") == "chat-1")
+    assert left["trace_id"].to_list() == [theirs["trace_id"]]
+    with pytest.raises(InvalidInputError, match="under the keys"):  # it was both's, once
+        forget(home, "conversation", "chat-1")
+
+
+def test_a_conversation_without_a_key_is_its_own(home):
+    plan = [replace(ask, conversation_id="chat-2") for ask in plan_days(0.1, 20)]
+    ids = serve_plan(home.root, plan)
+    compact(home)
+    row = forget(home, "conversation", "chat-2")
+    assert (row["key_id"], row["trace_ids"]) == (None, sorted(ids))
+    assert forget(home, "conversation", "chat-2", key_id="")["trace_ids"] == sorted(ids)
+    with pytest.raises(InvalidInputError, match="under the keys none"):
+        forget(home, "conversation", "chat-3")
+
+
+def test_another_customer_contests_no_refusal(home, shared):
+    queue = find_escalations(records(home).lazy(), open_decisions(home).read())
+    assert shared[0]["refused"]
+    assert shared[0]["trace_id"] not in queue["trace_id"].to_list()
+
+
 def test_a_segment_that_comes_after_its_deletion_loses_the_record_too(home):
     late = sorted(home.traces.glob("*.seg"))[0]
     trace_ids = records(home).filter(pl.col("segment") == late.name)["trace_id"].to_list()
     shutil.copy(late, home.traces / "9-20270101T000000000000-000001.seg")
-    request_deletion(home, kind="trace", value=trace_ids[0], reason="asked",
-                     requested_by="ada", requested_at=LATER)  # fmt: skip
+    forget(home, "trace", trace_ids[0])
     assert compact(home).deleted_count == 2
     assert trace_ids[0] not in records(home)["trace_id"].to_list()
 
 
 def test_forgetting_what_never_was_is_refused(home):
     with pytest.raises(InvalidInputError, match="forgetting the trace"):
-        request_deletion(home, kind="trace", value="x", reason="", requested_by="a",
-                         requested_at=LATER)  # fmt: skip
+        forget(home, "trace", "x")
     with pytest.raises(InvalidInputError, match="what to forget"):
-        request_deletion(home, kind="planet", value="x", reason="", requested_by="a",
-                         requested_at=LATER)  # fmt: skip
+        forget(home, "planet", "x")
 
 
 def test_the_command_line_lists_shows_decides_and_forgets(home, monkeypatch):

@@ -10,7 +10,6 @@ from assets import tables
 from assets.monitoring.curation import measure_curation
 from assets.traces.admission import admit_decisions
 from assets.traces.checks import planted_errors_are_caught
-from assets.traces.curating import open_deletions, request_deletion
 from assets.traces.deciding import (
     Reviewer,
     decide_trace,
@@ -21,7 +20,9 @@ from assets.traces.deciding import (
 from assets.traces.escalating import find_escalations
 from assets.traces.hours import find_folder
 from assets.traces.planting import audit_plants, open_plants, plant_errors, scan_reviewed
+from assets.traces.requesting import DeletionRequest, open_deletions, request_deletion
 from orchestration import cli
+from orchestration.forgetting import hash_training_set
 from serving.errors import InvalidInputError
 from serving.home import Home
 from tests.assets.monitoring.judging import judge
@@ -105,8 +106,11 @@ def test_planted_errors_measure_who_reviews(home):
     )
     assert set(admitted.filter(pl.col("decision") == "accepted")["reason"]) == {"not_trainable"}
     first = plants.row(0, named=True)
-    request_deletion(home, kind="trace", value=first["question_trace_id"], reason="asked",
-                     requested_by="ada", requested_at=LATER)  # fmt: skip
+    request = DeletionRequest(
+        kind="trace", value=first["question_trace_id"], reason="asked", requested_by="ada",
+        requested_at=LATER,
+    )  # fmt: skip
+    request_deletion(home, request, hash_training_set=hash_training_set)
     quoted = open_decisions(home).read().filter(trace_id=first["trace_id"])["question"].to_list()
     assert quoted == [None]
     assert audit_plants(plants, open_decisions(home).read()).decided_count == 10
