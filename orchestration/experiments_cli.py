@@ -6,6 +6,7 @@ experiment is (`assets/parity/experiments`), how a run works (`running`).
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +28,13 @@ from serving.home import Home
 from serving.models.protocols import NoProgress
 
 experiment_app = typer.Typer(help="Experiments: predicted against measured.", no_args_is_help=True)
-OUTCOME_STYLE = {"confirmed": "green", "contradicted": "red", "undecided": "yellow"}
-MEASURED_STAGES = tuple(stage for stage in STAGES if stage not in {"releases", "monitoring"})
-"""An experiment makes answers and grades, and never a release."""
+OUTCOME_STYLE = {
+    "confirmed": "green", "contradicted": "red", "undecided": "yellow", "unpredicted": "dim",
+}  # fmt: skip
 LABEL_STAGES = STAGES[: STAGES.index("labels") + 1]
+GRADED = (keys.OPERATING_POINTS, keys.ARM_ANSWERS, keys.GRADED_ANSWERS)
+MEASURED = (*LABEL_STAGES, "students", *(key.to_user_string() for key in GRADED))
+"""What an experiment compares, and what that is made from: no report of its own, and no release."""
 
 
 @experiment_app.command("list", epilog="Example: understudy experiment list")
@@ -57,7 +61,8 @@ def run_named(
 ) -> None:
     """Train and measure what the experiments compare, then print the report.
 
-    Answers that were bought or computed before are reused. No release is made.
+    What is up to date is not made again, and a run that was stopped goes on where it was: trained
+    steps and answers are kept. No release is made.
     """
     config = load_config()
     found = _find()
@@ -71,12 +76,17 @@ def run_named(
     chosen = [found[name] for name in names]
     recipes = Bindings(config, NoProgress()).recipes
     needed = dict.fromkeys(recipe for experiment in chosen for recipe in experiment.recipes)
-    for recipe in needed:
+    longest = 0.0
+    for place, recipe in enumerate(needed):
+        left = longest * (len(needed) - place) / 60
+        told = f", {left:.0f} min left by the slowest so far" if left >= 1 else ""
+        CONSOLE.print(f"[bold]{recipe}[/] ({place + 1} of {len(needed)} recipes{told})")
+        started = time.monotonic()
         if is_contaminated(recipes[recipe]):
             leak = keys.CONTAMINATED_EXAMPLES.to_user_string()
             launch(config, recipe=recipe, select=[*LABEL_STAGES, leak])
-        CONSOLE.print(f"[bold]{recipe}[/]")
-        launch(config, recipe=recipe, select=MEASURED_STAGES)
+        launch(config, recipe=recipe, select=MEASURED)
+        longest = max(longest, time.monotonic() - started)
     report = keys.EXPERIMENT_REPORT.to_user_string()
     launch(config, recipe=config.default_recipe, select=[report], force=True)
     _show(config.home, [experiment.name for experiment in chosen])
@@ -115,6 +125,7 @@ def _show(home_folder: Path, names: list[str] | None, *, as_json: bool = False) 
         )
     for row in rows.iter_rows(named=True):
         style = OUTCOME_STYLE[row["outcome"]]
+        since = "" if row["registration"] == "unchanged" else f" ({row['registration']})"
         table.add_row(
             row["experiment"],
             row["metric"],
@@ -122,6 +133,6 @@ def _show(home_folder: Path, names: list[str] | None, *, as_json: bool = False) 
             f"{row['measured_delta']:+.3f}",
             f"{row['lower']:+.3f} to {row['upper']:+.3f}",
             str(row["n"]),
-            f"[{style}]{row['outcome']}[/]",
+            f"[{style}]{row['outcome']}[/]{since}",
         )
     CONSOLE.print(table)

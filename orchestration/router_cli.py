@@ -78,13 +78,13 @@ def replay(
 
 
 def read_calibration(home: Home) -> ConfidenceCalibration | None:
-    """Return the calibration of the current release's student, None where there is none."""
+    """Return the calibration of the current release's main student, None where there is none."""
     current = read_current(home)
     if current is None:
         return None
     manifest = verify_bundle(home.releases / current.release_id)
-    student = next(iter(manifest.students.values()), None)
-    return student.calibration if student else None
+    names = manifest.tier_names
+    return manifest.students[names[-1]].calibration if names else None
 
 
 def _read_records(home: Home) -> pl.DataFrame:

@@ -4,13 +4,14 @@ Belongs here: choosing and arranging what is shown. Does not belong here: judgin
 counting (`recall`), drawing (`assets/charts`).
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import polars as pl
 
 from assets.charts import BLUE, ORANGE, RED, draw_heat_map, draw_histogram, write_percent
 from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT, NEAR_MISS_COSINE
 from assets.eval_set.recall import RECALL_THRESHOLDS
-from serving.tracing.scrub import scrub
 
 SHOWN_PAIRS = 20
 SHOWN_CHARS = 160
@@ -44,10 +45,12 @@ def draw_nearest_cosines(guarded: pl.DataFrame) -> bytes:
     )
 
 
-def render_pairs(guarded: pl.DataFrame, eval_embeddings: pl.DataFrame) -> str:
+def render_pairs(
+    guarded: pl.DataFrame, eval_embeddings: pl.DataFrame, *, private_seeds: Collection[str]
+) -> str:
     """Return the questions nearest to the eval set as a Markdown table, each beside its case.
 
-    Metadata outlives the private tables, and a harvested question is a user's: it is scrubbed.
+    Metadata outlives the private tables: what grew from `private_seeds` is told by its id alone.
     """
     cases = dict(eval_embeddings.select("case_id", "question").iter_rows())
     nearest = guarded.sort("nearest_cosine", descending=True).head(SHOWN_PAIRS)
@@ -57,11 +60,12 @@ def render_pairs(guarded: pl.DataFrame, eval_embeddings: pl.DataFrame) -> str:
     ]
     for row in nearest.iter_rows(named=True):
         case_id = row["nearest_case_id"]
+        shown = "a user's" if row["seed_id"] in private_seeds else row["text"]
         cells = (
             f"{row['nearest_cosine']:.3f}",
             row["verdict"],
             row["reason"],
-            f"{row['question_id']}: {scrub(row['text'])}",
+            f"{row['question_id']}: {shown}",
             f"{case_id}: {cases[case_id]}",
         )
         lines.append(f"| {' | '.join(map(_write_cell, cells))} |")

@@ -4,6 +4,8 @@ Belongs here: declarations. Does not belong here: graders, statistics, what the 
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -23,6 +25,7 @@ from assets.parity.graders import grade_answers
 from assets.parity.operating_points import choose_operating_points, read_thresholds
 from assets.parity.registering import find_predictions, register_predictions
 from assets.parity.rubric import read_rubric, tabulate_rubric
+from assets.parity.suite_evidence import identify_candidate, read_candidate
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
 from assets.students.calibration import read_calibrator
@@ -79,74 +82,102 @@ def operating_points(
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"3+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"4+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def arm_answers(
     context: dg.AssetExecutionContext,
-    golden_cases: pl.DataFrame,
-    vector_index: pl.DataFrame,
-    labelled_examples: pl.DataFrame,
-    student_adapter: pl.DataFrame,
-    calibration: pl.DataFrame,
-    operating_points: pl.DataFrame,
     arm_plan: dg.ResourceParam[ArmPlan],
     experiments: dg.ResourceParam[Mapping[str, Experiment]],
     pipeline_parts: dg.ResourceParam[PipelineParts],
     students: dg.ResourceParam[StudentShelf],
     home: dg.ResourceParam[Home],
     progress: dg.ResourceParam[Progress],
+    **frames: pl.DataFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The golden cases answered by every arm of the plan, through the production pipeline."""
-    record_read(
-        home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=context.run.run_id
-    )
-    adapter, index = student_adapter.row(0, named=True), vector_index.row(0, named=True)
-    registered = register_predictions(
-        find_predictions(home),
-        experiments.values(),
-        recipe=context.partition_key,
-        adapter_sha256=adapter["adapter_sha256"],
-        run_id=context.run.run_id,
-    )
+    adapter = frames["student_adapter"].row(0, named=True)
+    registered = _announce_asking(context, experiments, adapter=adapter, home=home)
     before = read_spending(pipeline_parts.teacher)
-    untrained = open_untrained(
-        arm_plan.choose("untrained"),
-        adapter=adapter,
-        labelled_examples=labelled_examples,
-        index=index,
-        students=students,
-        adapters_folder=home.adapters,
-        progress=progress,
+    rows = _ask_models(
+        frames, plan=arm_plan, parts=pipeline_parts, students=students, home=home, progress=progress
     )
-    rows = run_blocking(
-        answer_plan(
-            list(golden_cases.select("case_id", "question").iter_rows()),
-            plan=arm_plan,
-            parts=pipeline_parts,
-            index_fingerprint=index["index_fingerprint"],
-            student=students.load(adapter),
-            calibration=read_calibrator(calibration.row(0, named=True)),
-            untrained=untrained,
-            progress=progress,
-        )
-    )
-    points = {row["arm"]: row for row in operating_points.iter_rows(named=True)}
     for point in arm_plan.choose("operating_point"):
-        rows += derive_arm(
-            point.name, rows, read_thresholds(points[point.name], pipeline_parts.router)
-        )
-    frame = pl.DataFrame(rows, schema=tables.ARM_ANSWERS)
+        row = frames["operating_points"].row(by_predicate=pl.col("arm") == point.name, named=True)
+        rows += derive_arm(point.name, rows, read_thresholds(row, pipeline_parts.router))
+    candidate = identify_candidate(
+        pipeline_parts,
+        index_fingerprint=frames["vector_index"]["index_fingerprint"].item(),
+        adapter=adapter,
+        calibration=frames["calibration"].row(0, named=True),
+    )
+    frame = pl.DataFrame([row | asdict(candidate) for row in rows], schema=tables.ARM_ANSWERS)
     return dg.MaterializeResult(
         value=frame,
         metadata={
-            "case_count": golden_cases.height,
+            "case_count": frames["golden_cases"].height,
             "arms": list(arm_plan.arms),
             "predictions_registered": registered,
             **describe_routing(frame),
             "error_count": frame["error"].len() - frame["error"].null_count(),
             **describe_spending(pipeline_parts.teacher, since=before),
         },
+    )
+
+
+def _announce_asking(
+    context: dg.AssetExecutionContext,
+    experiments: Mapping[str, Experiment],
+    *,
+    adapter: dict[str, Any],
+    home: Home,
+) -> list[str]:
+    """Note that the golden set is read, and what is predicted of a student never asked before."""
+    run_id = context.run.run_id
+    record_read(home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=run_id)
+    kept = home.table(keys.ARM_ANSWERS.to_user_string(), context.partition_key).parent
+    asked = (pl.read_parquet(path, columns=["model"])["model"] for path in kept.glob("*.parquet"))
+    return register_predictions(
+        find_predictions(home),
+        experiments.values(),
+        adapter_sha256=adapter["adapter_sha256"],
+        run_id=run_id,
+        was_asked=any(adapter["adapter"] in models for models in asked),
+    )
+
+
+def _ask_models(
+    frames: Mapping[str, pl.DataFrame],
+    *,
+    plan: ArmPlan,
+    parts: PipelineParts,
+    students: StudentShelf,
+    home: Home,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Return the rows of the arms that models answer: all but the operating points."""
+    singles = ("student_adapter", "vector_index", "calibration")
+    adapter, index, fitted = (frames[name].row(0, named=True) for name in singles)
+    untrained = open_untrained(
+        plan.choose("untrained"),
+        adapter=adapter,
+        labelled_examples=frames["labelled_examples"],
+        index=index,
+        students=students,
+        adapters_folder=home.adapters,
+        progress=progress,
+    )
+    return run_blocking(
+        answer_plan(
+            list(frames["golden_cases"].select("case_id", "question").iter_rows()),
+            plan=plan,
+            parts=parts,
+            index_fingerprint=index["index_fingerprint"],
+            student=students.load(adapter),
+            calibration=read_calibrator(fitted),
+            untrained=untrained,
+            progress=progress,
+        )
     )
 
 
@@ -159,7 +190,7 @@ def arm_answers(
     },
     partitions_def=RECIPES,
     kinds={"openai", "polars"},
-    code_version="1",
+    code_version="2",
     pool="judge",
 )
 def graded_answers(
@@ -182,7 +213,9 @@ def graded_answers(
         )
     )
     rubric = tabulate_rubric(answered, ratings)
-    frame = pl.concat([graded, rubric]).select(tables.GRADED_ANSWERS.names())
+    candidate = read_candidate(arm_answers)
+    whose = {name: pl.lit(value) for name, value in asdict(candidate).items()} if candidate else {}
+    frame = pl.concat([graded, rubric]).with_columns(**whose).select(tables.GRADED_ANSWERS.names())
     return dg.MaterializeResult(
         value=frame,
         metadata={

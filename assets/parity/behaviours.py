@@ -5,7 +5,7 @@ Belongs here: the gates on behaviours, clusters of disagreements. Does not belon
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -196,4 +196,13 @@ def check_no_unregistered_cluster(
         f"{largest}{f': {named}' if named else ''}"
         if compared
         else describe_unmeasured("what student and teacher disagree about"),
+    )
+
+
+def leave_disagreements_open() -> SuiteGate:
+    """Return the gate where golden cases and suites were not answered by the same candidate."""
+    return replace(
+        check_no_unregistered_cluster([], compared=0),
+        detail="the graded golden answers are not of the candidate that answered the suites: run "
+        "`understudy run`, then answer the suites again",
     )

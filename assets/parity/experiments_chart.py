@@ -11,11 +11,11 @@ from assets.charts import draw_forest, embed_png
 def draw_predictions(report: pl.DataFrame) -> str:
     """Return the chart as Markdown; only ratios, which share one axis. Empty without any."""
     shown = report.filter(
-        pl.col("outcome") != "unmeasured",
+        ~pl.col("outcome").is_in(["unmeasured", "unpredicted"]),
         ~pl.col("metric").str.contains("usd|latency|rubric"),
     )
     if shown.is_empty():
-        return "no experiment was measured yet"
+        return "no registered prediction was measured yet"
     png = draw_forest(
         [f"{row['experiment']}: {row['metric']}" for row in shown.iter_rows(named=True)],
         values=shown["measured_delta"].to_list(),

@@ -3,9 +3,10 @@
 Belongs here: finding it in the signed release. Does not belong here: asking it (`suites`).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from serving.hashing import content_hash
 from serving.home import Home
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.router import ROUTED_PHASES
@@ -20,6 +21,11 @@ class LastStudent:
     adapter: dict[str, Any]
     calibration: ConfidenceCalibration | None
 
+    @property
+    def fingerprint(self) -> str:
+        """The identity of what users get from this student: its weights, and when it is doubted."""
+        return content_hash(self.adapter, self.calibration and asdict(self.calibration))
+
 
 def find_last_student(home: Home, candidate: dict[str, Any]) -> LastStudent | None:
     """Return the student that the current release lets answer, unless it is the candidate itself.
@@ -33,13 +39,11 @@ def find_last_student(home: Home, candidate: dict[str, Any]) -> LastStudent | No
     if not (home.releases / CURRENT).exists():
         return None
     manifest = load_current(home.releases, load_public_key(home.keys)).manifest
-    others = [
-        (name, student)
-        for name, student in manifest.students.items()
-        if student.adapter_sha256 != candidate["adapter_sha256"]
-    ]
-    if manifest.phase not in ROUTED_PHASES or not others:
+    if manifest.phase not in ROUTED_PHASES:
         return None
-    name, student = others[0]
+    name = manifest.tier_names[-1]  # the main student: those before it, and skills, serve a part
+    student = manifest.students[name]
+    if student.adapter_sha256 == candidate["adapter_sha256"]:
+        return None
     row = student.model_dump(include={"kind", "adapter", "activation", "base_hash"})
     return LastStudent(adapter=row | {"student": name}, calibration=student.calibration)

@@ -14,11 +14,15 @@ import polars as pl
 from assets import tables
 from assets.parity.comparison import DEFAULT_SETTINGS, compare_rows, measured_as
 from assets.parity.experiments import OF_NAME, Experiment
-from assets.parity.metrics import Metric
-from assets.parity.registering import Registration, compare_with_registration
+from assets.parity.registering import (
+    UNREGISTERED,
+    Registration,
+    StandingPrediction,
+    compare_with_registration,
+)
 
 NONE: Mapping[str, Registration] = MappingProxyType({})
-Outcome = Literal["confirmed", "undecided", "contradicted", "unmeasured"]
+Outcome = Literal["confirmed", "undecided", "contradicted", "unmeasured", "unpredicted"]
 NO_CHANGE = 0.05  # of a ratio: an interval within it on both sides is as good as no change
 
 
@@ -46,7 +50,7 @@ def compare_predictions(
             "declared_delta": one.declared,
             "registration": one.standing,
             **_date(registrations.get(experiment.name)),
-            **_measure(experiment, OF_NAME[one.metric], one.predicted, measured),
+            **_measure(experiment, one, measured),
         }
         for experiment in experiments
         for one in compare_with_registration(experiment, registrations.get(experiment.name))
@@ -64,9 +68,29 @@ def _date(registration: Registration | None) -> dict[str, str]:
     }
 
 
+def keep_retired(report: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
+    """Return the report with what was measured of experiments that the config declares no more.
+
+    Args:
+        report: of the experiments of today.
+        last: the report before it; one of another version is passed over.
+    """
+    if last.schema != report.schema:
+        return report
+    gone = last.filter(
+        ~pl.col("experiment").is_in(report["experiment"].to_list()),
+        pl.col("outcome") != "unmeasured",
+    )
+    retired = gone.with_columns(
+        registration=pl.lit("retired"), declared_delta=pl.lit(None, pl.Float64)
+    )
+    return pl.concat([report, retired])
+
+
 def _measure(
-    experiment: Experiment, metric: Metric, predicted: float, measured: Mapping[str, pl.DataFrame]
+    experiment: Experiment, prediction: StandingPrediction, measured: Mapping[str, pl.DataFrame]
 ) -> dict[str, Any]:
+    metric = OF_NAME[prediction.metric]
     frames = [measured.get(name) for name in (experiment.recipe, experiment.against_recipe)]
     if any(frame is None for frame in frames):
         return {"n": 0, "outcome": "unmeasured"}
@@ -83,20 +107,27 @@ def _measure(
         **limits,
         "inconclusive_count": found["inconclusive_count"],
         "mcnemar_p": found.get("mcnemar_p"),
-        "outcome": judge_prediction(predicted, found["lower"], found["upper"]),
+        "outcome": judge_prediction(
+            None if prediction.standing in UNREGISTERED else prediction.predicted,
+            found["lower"],
+            found["upper"],
+        ),
     }
 
 
-def judge_prediction(predicted: float, lower: float | None, upper: float | None) -> Outcome:
+def judge_prediction(predicted: float | None, lower: float | None, upper: float | None) -> Outcome:
     """Return what an interval says of a prediction.
 
     `confirmed`: it holds the prediction and, if a change was predicted, excludes none; if none was,
     it lies within `NO_CHANGE` of zero.
     `undecided`: it holds the prediction and too much else: too few cases to tell them apart.
     `contradicted`: it does not hold the prediction.
+    `unpredicted`: nothing was predicted (None) before the student was asked.
     """
     if lower is None or upper is None:
         return "unmeasured"
+    if predicted is None:
+        return "unpredicted"
     if not lower <= predicted <= upper:
         return "contradicted"
     if predicted:

@@ -1,9 +1,9 @@
 """Registered predictions: what was expected of a student, written down before its first answers.
 
 A prediction stands in a file that anybody can edit after the run. So the run that first asks a
-student appends what is predicted of it to a ledger, and a later edit shows. Belongs here: the
-ledger, and a prediction then beside the same one now. Does not belong here: measuring
-(`experiments`).
+student appends the predictions of that day to a ledger, and a later edit shows. That run alone:
+what is said of a student that has answered is no prediction. Belongs here: the ledger, and a
+prediction then beside the same one now. Does not belong here: measuring (`experiments`).
 """
 
 import json
@@ -18,14 +18,19 @@ from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.home import Home
 
-Standing = Literal["unchanged", "changed", "added", "withdrawn", "none"]
+Standing = Literal["unchanged", "changed", "added", "withdrawn", "none", "retired"]
+UNREGISTERED: frozenset[Standing] = frozenset({"added", "none"})
+"""Standings of what nobody had predicted when the student was first asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """One experiment's predictions as they stood when this student was first asked."""
+    """One experiment's predictions as they stood when this student was first asked.
 
-    experiment: str
+    `experiment` is None where nothing was predicted: the student counts as asked all the same.
+    """
+
+    experiment: str | None
     adapter_sha256: str
     predicted: Mapping[str, float]
     prediction_hash: str
@@ -55,32 +60,41 @@ def register_predictions(
     ledger: Path,
     experiments: Iterable[Experiment],
     *,
-    recipe: str,
     adapter_sha256: str,
     run_id: str,
+    was_asked: bool = False,
 ) -> list[str]:
-    """Append what is predicted of this recipe's student, and return the experiments registered.
+    """Append what is predicted today, and return the experiments registered.
 
-    Once per student: what is predicted of answers that exist already is no prediction.
+    Once per student, before it is first asked: later nothing is registered. All experiments are, as
+    two recipes may turn out to make the same student.
+
+    Args:
+        ledger: the file.
+        experiments: as they are declared.
+        adapter_sha256: the student that is about to be asked.
+        run_id: of the run that asks it.
+        was_asked: whether answers of it lie in the home already, whatever the ledger says.
     """
-    known = read_registrations(ledger)
+    if any(adapter == adapter_sha256 for _, adapter in read_registrations(ledger)):
+        return []
+    predicting = [] if was_asked else list(experiments)
+    lines: list[Experiment | None] = [*predicting] or [None]
     made = [
         Registration(
-            experiment=experiment.name,
+            experiment=experiment.name if experiment else None,
             adapter_sha256=adapter_sha256,
-            predicted=dict(experiment.predicted),
-            prediction_hash=hash_prediction(experiment),
+            predicted=dict(experiment.predicted) if experiment else {},
+            prediction_hash=hash_prediction(experiment) if experiment else "",
             registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
             run_id=run_id,
         )
-        for experiment in experiments
-        if experiment.recipe == recipe and (experiment.name, adapter_sha256) not in known
+        for experiment in lines
     ]
-    if made:
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-        with ledger.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(asdict(one)) + "\n" for one in made)
-    return [one.experiment for one in made]
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(asdict(one)) + "\n" for one in made)
+    return [one.name for one in predicting]
 
 
 def hash_prediction(experiment: Experiment) -> str:
@@ -90,13 +104,13 @@ def hash_prediction(experiment: Experiment) -> str:
     return content_hash(compared, sorted(experiment.predicted.items()))
 
 
-def read_registrations(ledger: Path) -> dict[tuple[str, str], Registration]:
+def read_registrations(ledger: Path) -> dict[tuple[str | None, str], Registration]:
     """Return the first registration of each (experiment, adapter).
 
     Raises:
         InvalidInputError: a line is none; a ledger that cannot be read proves nothing.
     """
-    found: dict[tuple[str, str], Registration] = {}
+    found: dict[tuple[str | None, str], Registration] = {}
     lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
     for number, line in enumerate(lines, start=1):
         try:

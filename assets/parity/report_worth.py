@@ -188,14 +188,17 @@ def describe_experiments(report: pl.DataFrame) -> ReportSection | None:
 
 def describe_registration(row: Mapping[str, Any]) -> str:
     """Say when a prediction was registered, under which hash, and what became of it since."""
-    if row["registration"] == "none":
-        return "not registered before the run"
-    when = f"{row['registered_at'][:10]}, {row['prediction_hash'][:8]}"
-    if row["registration"] == "changed":
-        return f"{when}; changed since to {row['declared_delta']:+.3f}"
-    if row["registration"] == "withdrawn":
-        return f"{when}; withdrawn since"
-    return f"{when}; added after the run" if row["registration"] == "added" else when
+    if row["registered_at"] is None:
+        when = "not registered before the run"
+    else:
+        when = f"{row['registered_at'][:10]}, {row['prediction_hash'][:8]}"
+    since = {
+        "changed": f"; changed since to {row['declared_delta'] or 0.0:+.3f}",
+        "withdrawn": "; withdrawn since",
+        "added": "; added after the run",
+        "retired": "; retired since",
+    }
+    return when + since.get(row["registration"], "")
 
 
 def read_optional_sections(home: Home) -> tuple[ReportSection, ...]:

@@ -29,6 +29,7 @@ UNCHECKABLE_RATIO = 0.50  # below: most mistakes would go unseen
 MINIMUM_REPETITIVE_RATIO = 0.30
 MAXIMUM_HIGH_STAKES_RATIO = 0.10
 
+PAGE_PATTERN = r"^docs:(.*)/[0-9]+$"
 MINIMUM_TRAFFIC = 200  # questions; below, the seeds say more about what will be asked
 
 Advice = Literal["distil", "measure_first", "keep_teacher"]
@@ -73,7 +74,7 @@ def gather_asked(rows: pl.DataFrame, policy: RouterPolicy, *, cost: str) -> pl.D
     """Return what `measure_suitability` reads of traces, or of the teacher's answers.
 
     Args:
-        rows: question, retrieved, and the column `cost`.
+        rows: question, citations, retrieved, and the column `cost`.
         policy: says which questions are of high stakes.
         cost: name of the column that holds what the teacher's answer costs.
     """
@@ -81,9 +82,13 @@ def gather_asked(rows: pl.DataFrame, policy: RouterPolicy, *, cost: str) -> pl.D
         has_high_stakes(question, [_point_at(hit) for hit in (retrieved or [])[:1]], policy)
         for question, retrieved in rows.select("question", "retrieved").iter_rows()
     ]
-    return rows.select("question", cost_usd=pl.col(cost).fill_null(0.0)).with_columns(
-        is_high_stakes=pl.Series(stakes, dtype=pl.Boolean)
-    )
+    best = pl.col("retrieved").list.first().struct.field("chunk_id")
+    pointed_at = pl.coalesce(pl.col("citations").list.first(), best)
+    return rows.select(
+        "question",
+        page=pointed_at.str.extract(PAGE_PATTERN).fill_null("no page"),
+        cost_usd=pl.col(cost).fill_null(0.0),
+    ).with_columns(is_high_stakes=pl.Series(stakes, dtype=pl.Boolean))
 
 
 def _point_at(hit: dict[str, Any]) -> Hit:
@@ -104,8 +109,8 @@ def measure_suitability(
     """Return the suitability table: one row per kind of question, the dearest first.
 
     Args:
-        asked: question, cost_usd and is_high_stakes of what users asked (repeats included), or of
-            the seeds where there is no traffic.
+        asked: question, page, cost_usd and is_high_stakes of what users asked (repeats included),
+            or of the seeds where there is no traffic.
         labelled: question and is_checkable: whether validator and judge passed the teacher's
             answer to it.
         source: `traffic` or `seeds`, for the reader.
@@ -139,18 +144,22 @@ def measure_suitability(
     repeats = _measure_repeats(placed, vectors, texts)
     total = float(asked["cost_usd"].sum()) or 1.0
     rows = [
-        _describe(placed.filter(kind=kind), texts[medoids[kind]], total, checked.get(kind),
-                  repeats[kind], asked.height, source)
+        _describe(
+            placed.filter(kind=kind), total, checked.get(kind), repeats[kind], asked.height, source
+        )
         for kind in order
-    ]  # fmt: skip
-    return pl.DataFrame(rows, schema=tables.SUITABILITY).sort(
-        "cost_ratio", "kind", descending=[True, False]
+    ]
+    frame = pl.DataFrame(rows, schema=tables.SUITABILITY).sort(
+        "cost_ratio", "kind", "question_count", descending=[True, False, True]
+    )
+    nth = pl.int_range(1, pl.len() + 1).over("kind")
+    return frame.with_columns(
+        kind=pl.when(nth > 1).then(pl.format("{} ({})", "kind", nth)).otherwise("kind")
     )
 
 
 def _describe(
     rows: pl.DataFrame,
-    medoid: str,
     total_usd: float,
     checked: tuple[int, float] | None,
     repetitive_ratio: float,
@@ -164,8 +173,9 @@ def _describe(
         high_stakes_ratio=float(rows["is_high_stakes"].cast(pl.Float64).mean() or 0.0),  # type: ignore[arg-type]
     )
     advice, reason = advise(measures)
+    pages = rows["page"].value_counts().sort("count", "page", descending=[True, False])
     return {
-        "kind": medoid,
+        "kind": pages["page"][0],  # no user's words: this table outlives what they may delete
         "source": source,
         "question_count": rows.height,
         "volume_ratio": rows.height / asked_count,

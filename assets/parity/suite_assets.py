@@ -23,10 +23,11 @@ from assets.parity.behaviours import (
     decide_behaviour_gates,
     find_disagreement_clusters,
     find_lost_cases,
+    leave_disagreements_open,
 )
 from assets.parity.last_release import find_last_student
-from assets.parity.suite_evidence import CandidateIdentity, identify_candidate
-from assets.parity.suites import answer_suites, decide_suite_gates, hash_sets
+from assets.parity.suite_evidence import identify_candidate, read_candidate
+from assets.parity.suites import SuiteGate, answer_suites, decide_suite_gates, hash_sets
 from assets.parity.waves import (
     BLIND_EVERY,
     append_wave,
@@ -61,7 +62,7 @@ from serving.pipeline.validator import VALIDATOR_VERSION
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"2+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"3+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def suite_answers(
@@ -105,7 +106,8 @@ def suite_answers(
     candidate = identify_candidate(
         pipeline_parts, index_fingerprint=index, adapter=adapter, calibration=fitted
     )
-    rows = [row | asdict(candidate) for row in run_blocking(answer_all())]
+    whose = asdict(candidate) | {"released_fingerprint": last.fingerprint if last else None}
+    rows = [row | whose for row in run_blocking(answer_all())]
     frame = pl.DataFrame(rows, schema=tables.SUITE_ANSWERS)
     return dg.MaterializeResult(
         value=frame,
@@ -132,7 +134,7 @@ def suite_answers(
     },
     partitions_def=RECIPES,
     kinds={"scipy", "scikitlearn", "polars"},
-    code_version="2",
+    code_version="3",
 )
 def suite_gates(
     suite_answers: pl.DataFrame,
@@ -145,6 +147,37 @@ def suite_gates(
     embedder: dg.ResourceParam[Embedder],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Refusals, over-refusals, behaviours and unregistered disagreements against their limits."""
+    # Whose answers they are is read from the answers: student and pipeline may be others by now.
+    candidate = read_candidate(suite_answers)
+    is_own = candidate is not None and candidate == read_candidate(graded_answers)
+    gates = (
+        *decide_suite_gates(suite_answers, refusal_suite, over_refusal_suite),
+        *decide_behaviour_gates(suite_answers, behaviour_registry),
+        _check_disagreements(graded_answers, golden_cases, eval_embeddings, embedder)
+        if is_own
+        else leave_disagreements_open(),
+    )
+    identity = {"set_hash": hash_sets(refusal_suite, over_refusal_suite, behaviour_registry)}
+    if candidate:
+        released = suite_answers["released_fingerprint"][0]
+        identity |= asdict(candidate) | {"released_fingerprint": released}
+    frame = pl.DataFrame([asdict(gate) | identity for gate in gates], schema=tables.SUITE_GATES)
+    return dg.MaterializeResult(
+        value=frame,
+        metadata={
+            "gate_count": frame.height,
+            "failed": frame.filter(outcome="FAIL")["name"].to_list(),
+            "open": frame.filter(outcome="INCONCLUSIVE")["name"].to_list(),
+        },
+    )
+
+
+def _check_disagreements(
+    graded_answers: pl.DataFrame,
+    golden_cases: pl.DataFrame,
+    eval_embeddings: pl.DataFrame,
+    embedder: Embedder,
+) -> SuiteGate:
     lost, compared = find_lost_cases(graded_answers, golden_cases)
     registered = eval_embeddings.filter(suite=BEHAVIOURS)
     clusters = find_disagreement_clusters(
@@ -153,25 +186,7 @@ def suite_gates(
         registered=np.asarray(registered["vector"].to_list(), dtype=np.float32),
         behaviours=registered["case_id"].to_list(),
     )
-    gates = (
-        *decide_suite_gates(suite_answers, refusal_suite, over_refusal_suite),
-        *decide_behaviour_gates(suite_answers, behaviour_registry),
-        check_no_unregistered_cluster(clusters, compared=compared),
-    )
-    # Whose answers they are is read from the answers: student and pipeline may be others by now.
-    asked = suite_answers.select(*CandidateIdentity.__dataclass_fields__).unique()
-    identity = {"set_hash": hash_sets(refusal_suite, over_refusal_suite, behaviour_registry)}
-    identity |= asked.row(0, named=True) if asked.height == 1 else {}
-    frame = pl.DataFrame([asdict(gate) | identity for gate in gates], schema=tables.SUITE_GATES)
-    return dg.MaterializeResult(
-        value=frame,
-        metadata={
-            "gate_count": frame.height,
-            "failed": frame.filter(outcome="FAIL")["name"].to_list(),
-            "open": frame.filter(outcome="INCONCLUSIVE")["name"].to_list(),
-            "cluster_count": len(clusters),
-        },
-    )
+    return check_no_unregistered_cluster(clusters, compared=compared)
 
 
 @dg.asset(

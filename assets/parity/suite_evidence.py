@@ -7,19 +7,21 @@ Does not belong here: measuring (`suites`, `behaviours`), the verdict (`assets/r
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from assets import tables
 from assets.parity.behaviours import check_no_unregistered_cluster, decide_behaviour_gates
-from assets.parity.suites import SuiteGate, decide_suite_gates, hash_sets
+from assets.parity.last_release import LastStudent
+from assets.parity.suites import MEASURE, SuiteGate, decide_suite_gates, hash_sets
 from serving.hashing import content_hash
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
 
 FIELDS = tuple(SuiteGate.__dataclass_fields__)
+LAST = "_vs_last_release"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,14 @@ def identify_candidate(
     )
 
 
+def read_candidate(answers: pl.DataFrame) -> CandidateIdentity | None:
+    """Return whose answers a table holds; None where it does not say, or says several."""
+    found = answers.select(*CandidateIdentity.__dataclass_fields__).unique()
+    if found.height != 1 or None in found.row(0):
+        return None
+    return CandidateIdentity(**found.row(0, named=True))
+
+
 def read_suite_gates(home: Home, recipe: str) -> pl.DataFrame:
     """Return what was last measured for a recipe; no rows where nothing was."""
     path, nothing = home.table("parity/suite_gates", recipe), tables.SUITE_GATES.to_frame()
@@ -69,13 +79,15 @@ def choose_suite_gates(
     measured: pl.DataFrame,
     *,
     candidate: CandidateIdentity,
+    last: LastStudent | None,
     refusal_suite: pl.DataFrame,
     over_refusal_suite: pl.DataFrame,
     behaviour_registry: pl.DataFrame,
 ) -> tuple[SuiteGate, ...]:
     """Return the gates of this candidate on the frozen suites of today, open where there are none.
 
-    A product without suites has no gates of them.
+    A product without suites has no gates of them. Where another student answers users by now than
+    the one that `last_release` was, the gates against it are open again.
     """
     suites = (refusal_suite, over_refusal_suite, behaviour_registry)
     if all(suite.is_empty() for suite in suites):
@@ -88,4 +100,20 @@ def choose_suite_gates(
             *decide_behaviour_gates(nothing, behaviour_registry),
             check_no_unregistered_cluster([], compared=0),
         )
-    return tuple(SuiteGate(**row) for row in own.select(FIELDS).iter_rows(named=True))
+    gates = tuple(SuiteGate(**row) for row in own.select(FIELDS).iter_rows(named=True))
+    if last is None or own["released_fingerprint"].eq_missing(last.fingerprint).all():
+        return gates
+    return tuple(_reopen(gate, last) if gate.name.endswith(LAST) else gate for gate in gates)
+
+
+def _reopen(gate: SuiteGate, last: LastStudent) -> SuiteGate:
+    """Return the gate without its number, which is of another release's student."""
+    return replace(
+        gate,
+        outcome="INCONCLUSIVE",
+        number=None,
+        n=0,
+        detail=f"not compared with {last.adapter['adapter']}, which answers users now: run "
+        f"`understudy run {MEASURE} --force`",
+        is_gating=True,
+    )

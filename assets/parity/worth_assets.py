@@ -27,7 +27,7 @@ from assets.parity.experiments import Experiment
 from assets.parity.experiments_chart import draw_predictions
 from assets.parity.flips import measure_flips
 from assets.parity.measuring import measure_cases
-from assets.parity.predictions import compare_predictions
+from assets.parity.predictions import compare_predictions, keep_retired
 from assets.parity.prices import find_missing_price, state_zeros
 from assets.parity.registering import Registration, find_predictions, read_registrations
 from assets.parity.router_chart import draw_curve
@@ -173,7 +173,7 @@ def economics(
         "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
     },
     kinds={"scikitlearn", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def suitability(
     trace_records: pl.DataFrame,
@@ -217,7 +217,7 @@ def suitability(
     deps=[keys.ARM_ANSWERS, keys.GRADED_ANSWERS, keys.STUDENT_ADAPTER],
     ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
     kinds={"scipy", "polars"},
-    code_version="2",
+    code_version="3",
 )
 def experiment_report(
     golden_cases: pl.DataFrame,
@@ -227,7 +227,8 @@ def experiment_report(
     """Predicted beside measured, recipe by recipe, with intervals; nulls and contradictions too.
 
     Predicted is what was registered when the student was first asked; edits since are named.
-    Recipes that were not measured yet are `unmeasured`.
+    Recipes that were not measured yet are `unmeasured`. What was measured of an experiment that is
+    declared no more is kept as it was last reported, and marked `retired`.
     """
     needed = {recipe for experiment in experiments.values() for recipe in experiment.recipes}
     measured = {
@@ -235,9 +236,11 @@ def experiment_report(
         for recipe in sorted(needed)
         for answers, graded in _read_answers(home, recipe)
     }
-    frame = compare_predictions(
+    report = compare_predictions(
         experiments.values(), measured, _find_registrations(home, experiments)
     )
+    last = home.table(keys.EXPERIMENT_REPORT.to_user_string())
+    frame = keep_retired(report, pl.read_parquet(last)) if last.exists() else report
     counts = frame["outcome"].value_counts().sort("outcome")
     return dg.MaterializeResult(
         value=frame,

@@ -14,12 +14,13 @@ from assets.eval_set.golden import Golden
 from assets.eval_set.ledger import count_reads
 from assets.labels.assets import LabellingPlan
 from assets.parity.economics import EconomicsTerms
+from assets.parity.last_release import find_last_student
 from assets.parity.report_worth import read_optional_sections
 from assets.parity.suite_evidence import identify_candidate, read_suite_gates
 from assets.partitions import RECIPES
 from assets.releases.baseline import compare_with_parent, state_baseline
 from assets.releases.bundling import ReleaseTerms, sample_retrieval, write_manifest
-from assets.releases.gates import GatePolicy
+from assets.releases.gates import GatePolicy, GateResult
 from assets.releases.judging import (
     TABLES,
     Evidence,
@@ -28,11 +29,12 @@ from assets.releases.judging import (
     compose_report,
     describe_worth,
     judge_candidate,
+    name_shadowed,
 )
 from assets.releases.losses import state_losses
 from assets.releases.publishing import find_parent, publish_release
 from assets.releases.reporting import write_report
-from assets.releases.shadow import read_shadow
+from assets.releases.shadow import check_shadow_agreement, read_pairs
 from assets.students.calibration import read_calibrator
 from serving.aio import run_blocking
 from serving.home import Home
@@ -47,7 +49,7 @@ GOLDEN_PROMPT_COUNT = 4
     ins={name: dg.AssetIn(key=getattr(keys, name.upper())) for name in TABLES},
     partitions_def=RECIPES,
     kinds={"polars", "html"},
-    code_version="4",
+    code_version="5",
 )
 def gate_verdict(
     context: dg.AssetExecutionContext,
@@ -63,18 +65,17 @@ def gate_verdict(
     """PROMOTE, HOLD or INCONCLUSIVE, every gate with its number, and the report of it all."""
     evidence, recipe, lock = Evidence(**frames), context.partition_key, golden.verify_lock()
     baseline = state_baseline(lock, release_terms.teacher, labelling_plan.ruler)
-    candidate = identify_candidate(
-        pipeline_parts,
-        index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
-        adapter=evidence.adapter,
-        calibration=evidence.fitted,
-    )
     verdict = judge_candidate(
         evidence,
         locked_sha256=lock,
         policy=gate_policy,
-        suites=choose_gates(evidence, read_suite_gates(home, recipe), candidate),
-        shadow=read_shadow(home),
+        suites=_choose_suites(evidence, recipe, parts=pipeline_parts, home=home),
+        agreement=check_shadow_agreement(
+            read_pairs(home, days=gate_policy.shadow_days),
+            name_shadowed(evidence, release_terms),
+            days=gate_policy.shadow_days,
+        ),
+        terms=economics_terms,
         baseline=baseline,
     )
     advice = advise(evidence, verdict, economics_terms)
@@ -106,6 +107,20 @@ def gate_verdict(
             "parity_chart": dg.MetadataValue.md(files.chart_markdown),
         },
     )
+
+
+def _choose_suites(
+    evidence: Evidence, recipe: str, *, parts: PipelineParts, home: Home
+) -> list[GateResult]:
+    candidate = identify_candidate(
+        parts,
+        index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
+        adapter=evidence.adapter,
+        calibration=evidence.fitted,
+    )
+    measured = read_suite_gates(home, recipe)
+    last = None if measured.is_empty() else find_last_student(home, evidence.adapter)
+    return choose_gates(evidence, measured, candidate, last)
 
 
 @dg.asset(

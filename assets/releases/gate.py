@@ -80,6 +80,7 @@ def decide(
     policy: GatePolicy,
     suites: Sequence[GateResult] = (),
     agreement: GateResult | None = None,
+    missing_price: str | None = None,
     evidence: Mapping[str, Any] | None = None,
 ) -> GateVerdict:
     """Judge one parity table. HOLD if a gate fails, INCONCLUSIVE if one is open, else PROMOTE.
@@ -90,6 +91,7 @@ def decide(
         policy: the limits.
         suites: gates on suites of their own (refusals, behaviours), judged by who measured them.
         agreement: the gate on agreement in shadow; None: nobody looked.
+        missing_price: why costs say nothing, where a price is not stated in full.
         evidence: what is kept with the verdict beside the policy.
 
     Raises:
@@ -108,7 +110,11 @@ def decide(
         *(check_slice(row, policy) for row in slices),
         check_non_inferiority(pooled, policy),
         *([agreement] if agreement else ()),
-        check_cost(find_row(report, f"{CANDIDATE}/{BASELINE}", "usd_per_1k"), policy),
+        check_cost(
+            find_row(report, f"{CANDIDATE}/{BASELINE}", "usd_per_1k"),
+            policy,
+            missing_price=missing_price,
+        ),
         check_latency(report),
     )
     counted = [gate for gate in gates if gate.is_gating]

@@ -37,6 +37,7 @@ class GatePolicy:
     slice_floor_ratio: float = 0.50
     minimum_refusal_recall_ratio: float = 0.85
     maximum_cost_ratio: float = 0.60
+    shadow_days: int = 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +205,17 @@ def judge_non_inferiority(n10: int, n01: int, n: int, unknown: int, policy: Gate
     return "FAIL" if is_past or is_worse else "INCONCLUSIVE"
 
 
-def check_cost(row: dict[str, Any], policy: GatePolicy) -> GateResult:
-    """The routed arm costs at most the promised share of the teacher, whole interval included."""
+def check_cost(
+    row: dict[str, Any], policy: GatePolicy, *, missing_price: str | None = None
+) -> GateResult:
+    """The routed arm costs at most the promised share of the teacher, whole interval included.
+
+    Where a price is not stated in full (`missing_price` says which), the ratio is of nothing.
+    """
     limit = policy.maximum_cost_ratio
     gate = _describe("cost_ratio", unit="times", relation="at most", limit=limit, n=row["n"])
+    if missing_price:
+        return GateResult(**gate, outcome="INCONCLUSIVE", number=None, detail=missing_price)
     unknown = row["inconclusive_count"]
     is_unknown = unknown > MAXIMUM_UNKNOWN_RATIO * (row["n"] + unknown)
     if row["value"] is None or row["n"] < MINIMUM_PAIRS or is_unknown:

@@ -14,7 +14,8 @@ from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
 from assets.eval_set.ledger import ReaderCount
 from assets.parity.arms import CANDIDATE
 from assets.parity.economics import EconomicsTerms
-from assets.parity.prices import state_zeros
+from assets.parity.last_release import LastStudent
+from assets.parity.prices import find_missing_price, state_zeros
 from assets.parity.report import ReportContents
 from assets.parity.report_confidence import describe_reliability
 from assets.parity.report_sections import ReportSection
@@ -26,7 +27,7 @@ from assets.releases.bundling import ReleaseTerms
 from assets.releases.gate import QUALITY_OF, GateVerdict, decide
 from assets.releases.gates import GatePolicy, GateResult
 from assets.releases.integrity import gather_integrity
-from assets.releases.shadow import check_shadow_agreement
+from assets.releases.shadow import ShadowedPipeline
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +74,8 @@ def judge_candidate(
     locked_sha256: str,
     policy: GatePolicy,
     suites: Sequence[GateResult],
-    shadow: pl.DataFrame,
+    agreement: GateResult,
+    terms: EconomicsTerms,
     baseline: Baseline,
 ) -> GateVerdict:
     """Return the verdict on a candidate.
@@ -83,7 +85,8 @@ def judge_candidate(
         locked_sha256: what the golden set's lock says now.
         policy: the limits.
         suites: the gates of its suites.
-        shadow: what monitoring measured in shadow, if anything.
+        agreement: the gate on agreement in shadow.
+        terms: say which prices are stated.
         baseline: what it all was measured with.
     """
     return decide(
@@ -97,23 +100,41 @@ def judge_candidate(
         ),
         policy=policy,
         suites=suites,
-        agreement=check_shadow_agreement(shadow, adapter=evidence.adapter["adapter"]),
+        agreement=agreement,
+        # The ratio is of token prices, also where the machine is rented by the hour.
+        missing_price=find_missing_price(
+            terms.prices, evidence.adapter["student"], is_paid_by_hour=False
+        ),
         evidence={"baseline": asdict(baseline)},
     )
 
 
 def choose_gates(
-    evidence: Evidence, measured: pl.DataFrame, candidate: CandidateIdentity
+    evidence: Evidence,
+    measured: pl.DataFrame,
+    candidate: CandidateIdentity,
+    last: LastStudent | None,
 ) -> list[GateResult]:
     """Return the gates of the suites that were measured of this very candidate, else open ones."""
     chosen = choose_suite_gates(
         measured,
         candidate=candidate,
+        last=last,
         refusal_suite=evidence.refusal_suite,
         over_refusal_suite=evidence.over_refusal_suite,
         behaviour_registry=evidence.behaviour_registry,
     )
     return [GateResult(**vars(gate)) for gate in chosen]
+
+
+def name_shadowed(evidence: Evidence, terms: ReleaseTerms) -> ShadowedPipeline:
+    """Return what a pair of answers has to come from to be evidence of this candidate."""
+    return ShadowedPipeline(
+        student=evidence.adapter["adapter"],
+        teacher=terms.teacher.model,
+        index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
+        prompt_version=terms.prompt_version,
+    )
 
 
 def advise(evidence: Evidence, verdict: GateVerdict, terms: EconomicsTerms) -> tuple[Strategy, str]:

@@ -1,62 +1,114 @@
 """The agreement gate: what a shadow run says of this student on real questions.
 
-Monitoring comes after releases, so its table is no input: it is read where it lies, and without one
-the gate stays open and is not counted. Belongs here: that reading and the gate. Does not belong
-here: pairing answers and the bound (`assets/monitoring/agreement`).
+Only pairs of this very pipeline are evidence: its student, its teacher, its index, its prompt, and
+not longer ago than the policy allows. The rest is counted and left out. Belongs here: reading the
+traces of production, that choice, and the gate. Does not belong here: pairing (`pairing`), what
+monitoring watches from week to week (`assets/monitoring/agreement`).
 """
 
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from assets import tables
 from assets.releases.gates import GateResult, Outcome
+from assets.releases.pairing import pair_answers
+from assets.statistics import wilson_interval
+from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from serving.home import Home
 
-TABLE = "monitoring/shadow_agreement"
 AGREEMENT_RATIO = 0.95  # lower Wilson bound at or above: the student may stand in
 MINIMUM_PAIRS = 500
+MINIMUM_HOURS = 24  # different hours with pairs: less is no day, whatever its volume
+ALPHA = 0.05
 
 
-def read_shadow(home: Home) -> pl.DataFrame:
-    """Return what monitoring measured last; no rows where there was no shadow run."""
-    path, nothing = home.table(TABLE), tables.MEASUREMENTS.to_frame()
-    found = pl.read_parquet(path) if path.exists() else nothing
-    return found if found.schema == nothing.schema else nothing
+@dataclass(frozen=True, kw_only=True)
+class ShadowedPipeline:
+    """What both answers of a pair have to come from, as traces name it."""
+
+    student: str
+    teacher: str
+    index_fingerprint: str
+    prompt_version: str
 
 
-def check_shadow_agreement(measured: pl.DataFrame, *, adapter: str) -> GateResult:
+def read_pairs(home: Home, *, days: int, until: datetime | None = None) -> pl.DataFrame:
+    """Return the pairs of production of so many days; no rows where there was no shadow run."""
+    since = (until or datetime.now(UTC)) - timedelta(days=days)
+    hours = [path for path in list_hours(find_folder(home)) if read_hour(path) >= since]
+    answered = scan_hours(hours).filter(
+        pl.col("env") == "prod", pl.col("outcome") == "answered", pl.col("asked_at").is_not_null()
+    )
+    is_shadow = pl.col("selection_mode").eq_missing("shadow")
+    shadows = answered.filter(is_shadow).collect()
+    asks = answered.filter(
+        ~is_shadow, pl.col("trace_id").is_in(shadows["parent_trace_id"].implode())
+    )
+    return pair_answers(asks.collect(), shadows)
+
+
+def leave_out_others(
+    pairs: pl.DataFrame, pipeline: ShadowedPipeline
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the pairs of this pipeline, and how many were left out, each by its first reason."""
+    reason = (
+        pl.when(pl.col("student").ne_missing(pipeline.student))
+        .then(pl.lit("another student"))
+        .when(pl.col("teacher").ne_missing(pipeline.teacher))
+        .then(pl.lit("another teacher"))
+        .when(_has_other("indexes", pipeline.index_fingerprint))
+        .then(pl.lit("another index"))
+        .when(_has_other("prompts", pipeline.prompt_version))
+        .then(pl.lit("another prompt"))
+    )
+    judged = pairs.with_columns(reason.alias("reason"))
+    strange = judged["reason"].drop_nulls().value_counts().sort("reason")
+    own = judged.filter(pl.col("reason").is_null()).drop("reason")
+    return own, dict(strange.iter_rows())
+
+
+def _has_other(column: str, value: str) -> pl.Expr:
+    return pl.col(column).list.eval(pl.element().ne_missing(value)).list.any()
+
+
+def check_shadow_agreement(
+    pairs: pl.DataFrame, pipeline: ShadowedPipeline, *, days: int
+) -> GateResult:
     """Student and teacher answer alike in shadow: the Wilson lower bound is at or above 0.95.
 
-    Fails when the upper bound is below it. With fewer than 500 pairs of this very student, or none,
-    the gate is shown and not counted: production has not been asked yet.
+    One pair counts of each conversation: who asks again asks about the same. Fails when the upper
+    bound is below. With fewer than 500 pairs of this very pipeline, or of fewer than 24 different
+    hours, the gate is shown and not counted: production has not been asked yet.
     """
-    rows = measured.filter(metric="agreement", slice="all").to_dicts()
-    row = rows[0] if rows else None
-    if row is None:
-        return _describe(
-            "INCONCLUSIVE", None, 0, "no shadow run yet: the phase `imposter` makes one"
-        )
-    if row["lower"] is None:
-        detail = f"{row['detail']}; {MINIMUM_PAIRS} pairs are needed"
-        return _describe("INCONCLUSIVE", None, row["n"], detail)
-    if adapter not in row["detail"].replace(",", " ").split():
-        detail = f"measured of another student: {row['detail']}"
-        return _describe("INCONCLUSIVE", None, 0, detail)
+    own, left_out = leave_out_others(pairs, pipeline)
+    own = own.unique("conversation", keep="first", maintain_order=True)
+    hours = own["asked_at"].dt.truncate("1h").n_unique()
+    named = ", ".join(f"{count} of {reason}" for reason, count in left_out.items())
+    aside = f"; left out: {named}" if named else ""
+    if pairs.is_empty():
+        detail = f"no shadow run in the last {days} days: the phase `imposter` makes one"
+        return _describe("INCONCLUSIVE", n=0, detail=detail)
+    if own.height < MINIMUM_PAIRS or hours < MINIMUM_HOURS:
+        detail = f"{own.height} pairs of {pipeline.student} in {hours} different hours of the last "
+        detail += f"{days} days; {MINIMUM_PAIRS} pairs in {MINIMUM_HOURS} hours are needed{aside}"
+        return _describe("INCONCLUSIVE", n=own.height, detail=detail)
+    hits, newest = int(own["agrees"].sum()), own["asked_at"].dt.date().max()
+    # One-sided at 5 %: the two-sided interval at 10 %.
+    bounds = wilson_interval(hits, own.height, alpha=2 * ALPHA)
+    holds, is_lost = bounds.lower >= AGREEMENT_RATIO, bounds.upper < AGREEMENT_RATIO
     return _describe(
-        _judge(row), row["lower"], row["n"], f"{row['detail']}, until {row['window_end']:%Y-%m-%d}",
+        "PASS" if holds else "FAIL" if is_lost else "INCONCLUSIVE",
+        n=own.height,
+        detail=f"{hits} of {own.height} pairs of {pipeline.student}, Wilson bounds "
+        f"{bounds.lower:.3f} and {bounds.upper:.3f}, until {newest!s}{aside}",
+        number=bounds.lower,
         is_gating=True,
-    )  # fmt: skip
-
-
-def _judge(row: dict[str, Any]) -> Outcome:
-    if row["lower"] >= AGREEMENT_RATIO:
-        return "PASS"
-    return "FAIL" if row["upper"] < AGREEMENT_RATIO else "INCONCLUSIVE"
+    )
 
 
 def _describe(
-    outcome: Outcome, number: float | None, n: int, detail: str, *, is_gating: bool = False
+    outcome: Outcome, *, n: int, detail: str, number: float | None = None, is_gating: bool = False
 ) -> GateResult:
     return GateResult(
         name="shadow_agreement",

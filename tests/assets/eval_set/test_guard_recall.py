@@ -151,7 +151,8 @@ def guarded() -> pl.DataFrame:
     texts = ["a | b", "`code`\nin two lines", "near", "x" * 500]
     vectors = np.array([[c, np.sqrt(1 - c * c)] for c in cosines], dtype=np.float32)
     protected = EvalQuestions.prepare(["g1"], ["q*"], np.array([[1, 0]], dtype=np.float32))
-    pool = pl.DataFrame({"question_id": ["s1", "s2", "s3", "s4"], "text": texts})
+    ids = ["s1", "s2", "s3", "s4"]
+    pool = pl.DataFrame({"question_id": ids, "seed_id": ids, "text": texts})
     return pool.hstack(judge_questions(texts, vectors, protected))
 
 
@@ -161,10 +162,11 @@ def test_near_misses_are_kept_questions_nearest_first(guarded):
 
 def test_pairs_are_shown_side_by_side_and_stay_in_their_cells(guarded):
     cases = pl.DataFrame({"case_id": ["g1"], "question": ["q*"]})
-    lines = render_pairs(guarded, cases).splitlines()
+    lines = render_pairs(guarded, cases, private_seeds={"s3"}).splitlines()
     assert len(lines) == 6
     assert lines[2].startswith("| 0.930 | rejected | cosine | s4: xxx")
     assert len(lines[2]) < 250
+    assert lines[3] == "| 0.920 | kept |  | s3: a user's | g1: q\\* |"
     assert lines[4] == "| 0.860 | kept |  | s2: \\`code\\` in two lines | g1: q\\* |"
     assert "a \\| b" in lines[5]
 

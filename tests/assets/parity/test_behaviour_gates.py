@@ -12,6 +12,8 @@ from assets.parity.behaviours import (
     find_disagreement_clusters,
     find_lost_cases,
 )
+from assets.parity.suite_assets import suite_gates
+from tests.counting_embedder import CountingEmbedder
 
 
 def write_registry(critical_cores: int = 15, other_cores: int = 25) -> pl.DataFrame:
@@ -159,3 +161,35 @@ def test_a_loss_is_a_case_that_only_the_teacher_got_right():
     cases = pl.DataFrame({"case_id": ["g1", "g2", "g3", "g4"], "question": ["a", "b", "c", "d"]})
     lost, compared = find_lost_cases(graded, cases)
     assert (lost["case_id"].to_list(), compared) == (["g1"], 3)
+
+
+@pytest.mark.parametrize(
+    ("graded_of", "outcome", "told"),
+    [
+        ("a", "PASS", "0 clusters"),
+        ("b", "INCONCLUSIVE", "not of the candidate"),
+        (None, "INCONCLUSIVE", "not of the candidate"),
+    ],
+)
+def test_disagreements_are_evidence_of_who_was_graded(graded_of, outcome, told):
+    golden = pl.DataFrame({"case_id": ["g1"], "question": ["Why?"]})
+    graded = pl.DataFrame(
+        [
+            {"arm": arm, "case_id": "g1", "repeat": 0, "metric": "exact_match", "value": 1.0,
+             "adapter_sha256": graded_of, "pipeline_fingerprint": "p"}
+            for arm in ("teacher", "routed")
+        ],
+        schema=tables.GRADED_ANSWERS,
+    )  # fmt: skip
+    answers = answer(REGISTRY, "teacher").with_columns(
+        adapter_sha256=pl.lit("a"), pipeline_fingerprint=pl.lit("p")
+    )
+    nothing = tables.SUITE_CASES.to_frame()
+    made = suite_gates(
+        suite_answers=answers, refusal_suite=nothing, over_refusal_suite=nothing,
+        behaviour_registry=REGISTRY, eval_embeddings=tables.EVAL_EMBEDDINGS.to_frame(),
+        graded_answers=graded, golden_cases=golden, embedder=CountingEmbedder(),
+    )  # fmt: skip
+    gate = made.value.row(by_predicate=pl.col("name") == "unregistered_disagreements", named=True)
+    assert gate["outcome"] == outcome
+    assert told in gate["detail"]

@@ -5,6 +5,7 @@ import pytest
 
 from assets.parity.experiments import Experiment, RouterVariant, list_experiments
 from assets.parity.predictions import compare_predictions, judge_prediction
+from assets.parity.registering import Registration, hash_prediction
 from assets.students.recipe import parse_recipe
 from serving.errors import InvalidInputError
 
@@ -62,6 +63,8 @@ def test_a_variant_of_no_arm_is_refused():
         (0.0, -0.90, 0.90, "undecided"),
         (0.0, 0.01, 0.05, "contradicted"),
         (0.1, None, None, "unmeasured"),
+        (None, 0.02, 0.15, "unpredicted"),
+        (None, None, None, "unmeasured"),
     ],
 )
 def test_an_interval_judges_a_prediction(predicted, lower, upper, outcome):
@@ -96,12 +99,27 @@ def make_experiment(predicted: float) -> Experiment:
     )
 
 
+def register(predicted: float) -> dict[str, Registration]:
+    """Return what a run writes down of `make_experiment` before it asks the student."""
+    experiment = make_experiment(predicted)
+    return {
+        experiment.name: Registration(
+            experiment=experiment.name,
+            adapter_sha256="a",
+            predicted=experiment.predicted,
+            prediction_hash=hash_prediction(experiment),
+            registered_at="2026-11-22T00:00:00+00:00",
+            run_id="r1",
+        )
+    }
+
+
 def test_a_delta_is_measured_on_pairs_across_recipes():
     measured = {
         "contaminated": write_rows([1] * 40 + [0] * 60),
         "compact": write_rows([1] * 10 + [0] * 90),
     }
-    row = compare_predictions([make_experiment(0.3)], measured).row(0, named=True)
+    row = compare_predictions([make_experiment(0.3)], measured, register(0.3)).row(0, named=True)
     assert row["measured_delta"] == pytest.approx(0.3)
     assert row["lower"] < 0.3 < row["upper"]
     assert row["n"] == 100
@@ -112,7 +130,7 @@ def test_a_delta_is_measured_on_pairs_across_recipes():
 
 def test_a_null_is_published_as_one():
     measured = {name: write_rows([1, 0] * 50) for name in ("contaminated", "compact")}
-    rows = compare_predictions([make_experiment(0.2)], measured)
+    rows = compare_predictions([make_experiment(0.2)], measured, register(0.2))
     assert rows["outcome"].to_list() == ["contradicted"]
     assert rows["measured_delta"].to_list() == [0.0]
 

@@ -23,11 +23,18 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def release(home: Home, adapter: Path, **changes) -> str:
-    students = make_manifest().model_dump()["students"]
-    students["compact"]["adapter_sha256"] = folder_sha256(adapter)
+def release(home: Home, adapter: Path, *, skilled: Path | None = None, **changes) -> str:
+    """Release one student, or with `skilled` another one before it that serves a skill alone."""
+    compact = make_manifest().model_dump()["students"]["compact"]
+    folders = {"compact": adapter} if skilled is None else {"api": skilled, "compact": adapter}
+    students = {
+        name: compact
+        | {"adapter_sha256": folder_sha256(folder)}
+        | ({} if name == "compact" else {"adapter": f"{name}@3f9c0a1b2c4d"})
+        for name, folder in folders.items()
+    }
     manifest = make_manifest(students=students, **changes)
-    release_id = build_bundle(home.releases, manifest, {"compact": adapter})
+    release_id = build_bundle(home.releases, manifest, folders)
     publish(
         home.releases,
         release_id,
@@ -51,6 +58,17 @@ def test_the_student_that_answers_users_is_named_so_that_it_can_be_loaded(tmp_pa
         "activation": "question", "base_hash": "beef",
     }  # fmt: skip
     assert last.calibration is None
+
+
+def test_a_skill_is_not_taken_for_the_student_that_users_know(tmp_path, adapter):
+    home, skilled = Home(tmp_path / "home"), tmp_path / "skilled"
+    skilled.mkdir()
+    (skilled / "adapter_model.safetensors").write_bytes(b"others")
+    release(home, adapter, skilled=skilled, skills={"api": {"student": "api"}}, tiers=("compact",))
+    last = find_last_student(home, CANDIDATE)
+    assert last is not None
+    assert last.adapter["student"] == "compact"
+    assert find_last_student(home, {"adapter_sha256": folder_sha256(adapter)}) is None
 
 
 def test_a_candidate_is_not_compared_with_itself(tmp_path, adapter):

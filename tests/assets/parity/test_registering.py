@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from assets.parity.predictions import compare_predictions
+from assets.parity.predictions import compare_predictions, keep_retired
 from assets.parity.registering import (
     find_predictions,
     hash_prediction,
@@ -27,9 +27,9 @@ def ledger(tmp_path):
     return find_predictions(Home(tmp_path))
 
 
-def register(ledger, experiment, *, recipe="contaminated", adapter="a", run="r1") -> list[str]:
+def register(ledger, *experiments, adapter="a", run="r1", was_asked=False) -> list[str]:
     return register_predictions(
-        ledger, [experiment], recipe=recipe, adapter_sha256=adapter, run_id=run
+        ledger, experiments, adapter_sha256=adapter, run_id=run, was_asked=was_asked
     )
 
 
@@ -44,12 +44,32 @@ def test_a_student_is_registered_once_and_another_one_anew(ledger):
     assert register(ledger, first) == ["leak"]
     assert register(ledger, replace(first, predicted={"exact_match": 0.3}), run="r2") == []
     assert register(ledger, first, adapter="b", run="r3") == ["leak"]
-    assert register(ledger, first, recipe="compact") == []
     found = read_registrations(ledger)
     assert {key: one.run_id for key, one in found.items()} == {
         ("leak", "a"): "r1",
         ("leak", "b"): "r3",
     }
+
+
+def test_a_student_that_two_recipes_make_was_predicted_by_both(ledger):
+    twin = replace(make_experiment(0.0), name="twin", recipe="twin")
+    assert register(ledger, make_experiment(0.3), twin) == ["leak", "twin"]
+    assert read_registrations(ledger)["twin", "a"].predicted == {"exact_match": 0.0}
+
+
+def test_a_student_asked_without_a_prediction_gets_none_afterwards(ledger):
+    assert register(ledger) == []
+    assert register(ledger, make_experiment(0.3), run="r2") == []
+    (row,) = report(ledger, make_experiment(0.3))
+    assert (row["registration"], row["outcome"]) == ("none", "unpredicted")
+
+
+def test_a_student_whose_answers_lie_in_the_home_gets_no_prediction(ledger):
+    assert register(ledger, make_experiment(0.3), was_asked=True) == []
+    assert register(ledger, make_experiment(0.3), run="r2") == []
+    (row,) = report(ledger, make_experiment(0.3))
+    assert (row["registration"], row["outcome"]) == ("none", "unpredicted")
+    assert row["measured_delta"] == pytest.approx(0.3)
 
 
 def test_an_unchanged_prediction_is_dated_and_hashed(ledger):
@@ -82,6 +102,28 @@ def test_what_was_added_or_withdrawn_after_the_run_is_named(ledger):
     assert found["exact_match"]["registration"] == "withdrawn"
     assert found["exact_match"]["outcome"] == "confirmed"
     assert found["cite_coverage"]["registration"] == "added"
+    assert found["cite_coverage"]["outcome"] == "unmeasured"
+
+
+def test_an_experiment_that_is_declared_no_more_stays_in_the_report(ledger):
+    register(ledger, make_experiment(0.3))
+    mine = {"leak": read_registrations(ledger)["leak", "a"]}
+    last = compare_predictions([make_experiment(0.3)], MEASURED, mine)
+    now = keep_retired(compare_predictions([], {}), last)
+    (row,) = now.to_dicts()
+    assert (row["registration"], row["declared_delta"]) == ("retired", None)
+    assert (row["outcome"], row["measured_delta"]) == ("confirmed", pytest.approx(0.3))
+    assert keep_retired(compare_predictions([], {}), now).equals(now)  # and once more
+    section = describe_experiments(now)
+    assert section is not None
+    assert section.tables[0].rows[0][3].endswith("retired since")
+    declared_again = keep_retired(last, now)
+    assert declared_again.equals(last)
+
+
+def test_a_retired_experiment_that_was_never_measured_is_dropped():
+    last = compare_predictions([make_experiment(0.3)], {})
+    assert keep_retired(compare_predictions([], {}), last).is_empty()
 
 
 def test_a_student_asked_before_anything_was_registered_says_so(ledger):

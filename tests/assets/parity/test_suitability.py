@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from assets.parity.suitability import KindMeasures, advise, measure_suitability
+from assets import tables
+from assets.parity.suitability import KindMeasures, advise, gather_asked, measure_suitability
 from serving.errors import InvalidInputError
+from serving.pipeline.router import RouterPolicy
 from tests.counting_embedder import CountingEmbedder
 
 GOOD = {
@@ -51,6 +53,7 @@ def write_asked() -> pl.DataFrame:
     return pl.DataFrame(
         {
             "question": [*frequent, *frequent, *rare],
+            "page": ["guides/install"] * 60 + ["legal/lawsuits"] * 3,
             "cost_usd": [0.01] * 63,
             "is_high_stakes": [False] * 60 + [True] * 3,
         }
@@ -69,22 +72,45 @@ def test_kinds_are_told_apart_and_measured():
     assert table["cost_ratio"].sum() == pytest.approx(1.0)
     assert table["cost_ratio"].is_sorted(descending=True)
     by_topic = table.with_columns(topic=pl.col("kind").str.split(" ").list.first())
-    stakes = by_topic.filter(topic="lawsuit")
+    stakes = by_topic.filter(topic="legal/lawsuits")
     assert set(stakes["advice"]) == {"keep_teacher"}
-    frequent = by_topic.filter(pl.col("topic") == "install", pl.col("labelled_count") > 0)
+    frequent = by_topic.filter(pl.col("topic") == "guides/install", pl.col("labelled_count") > 0)
     assert not frequent.is_empty()
     assert (frequent["repetitive_ratio"] >= 0.5).all()
     assert by_topic["labelled_count"].sum() == 10
 
 
+def test_no_word_of_a_user_stands_in_a_table_that_outlives_its_deletion():
+    labelled = pl.DataFrame(schema={"question": pl.String, "is_checkable": pl.Boolean})
+    table = measure_suitability(write_asked(), labelled, source="traffic", embedder=TopicEmbedder())
+    assert table["kind"].is_unique().all()
+    text = table.write_csv()
+    assert not [question for question in write_asked()["question"] if question in text]
+
+
+def test_a_question_is_about_the_page_that_its_answer_cites_else_the_best_one_found():
+    found = {"content_hash": "h", "score": 0.9}
+    rows = pl.DataFrame(
+        {
+            "question": ["a", "b", "c"],
+            "citations": [["docs:guides/setup/3"], [], []],
+            "retrieved": [[{"chunk_id": "docs:index/1", **found}]] * 2 + [[]],
+            "paid": [0.1, None, 0.1],
+        },
+        schema_overrides={"citations": tables.TEXTS, "retrieved": tables.RETRIEVED},
+    )
+    asked = gather_asked(rows, RouterPolicy(), cost="paid")
+    assert asked["page"].to_list() == ["guides/setup", "index", "no page"]
+
+
 def test_the_same_questions_give_the_same_table():
     labelled = pl.DataFrame(schema={"question": pl.String, "is_checkable": pl.Boolean})
-    tables = [
+    made = [
         measure_suitability(frame, labelled, source="seeds", embedder=TopicEmbedder())
         for frame in (write_asked(), write_asked().reverse())
     ]
-    assert tables[0].equals(tables[1])
-    assert set(tables[0]["checkable_ratio"]) == {None}
+    assert made[0].equals(made[1])
+    assert set(made[0]["checkable_ratio"]) == {None}
 
 
 def test_nothing_asked_is_an_error():

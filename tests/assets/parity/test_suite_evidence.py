@@ -7,15 +7,18 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.parity.last_release import LastStudent
 from assets.parity.suite_evidence import (
     CandidateIdentity,
     choose_suite_gates,
     identify_candidate,
+    read_candidate,
     read_suite_gates,
 )
 from assets.parity.suites import SuiteGate, hash_sets
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
+from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
@@ -38,17 +41,30 @@ PASSED = SuiteGate(
 CANDIDATE = CandidateIdentity(adapter_sha256="a" * 64, pipeline_fingerprint="p")
 
 
-def measure(*, adapter: str = "a" * 64, set_hash: str = "", fingerprint: str = "p") -> pl.DataFrame:
+VS_LAST = replace(PASSED, name="refusal_vs_last_release")
+LIVE = LastStudent(adapter={"adapter": "compact@111111111111"}, calibration=None)
+OTHER = LastStudent(adapter={"adapter": "compact@222222222222"}, calibration=None)
+
+
+def measure(
+    *gates: SuiteGate,
+    adapter: str = "a" * 64,
+    set_hash: str = "",
+    fingerprint: str = "p",
+    released: LastStudent | None = None,
+) -> pl.DataFrame:
     identity = {
         "adapter_sha256": adapter,
         "pipeline_fingerprint": fingerprint,
         "set_hash": set_hash or hash_sets(REFUSAL, OVER, REGISTRY),
+        "released_fingerprint": released.fingerprint if released else None,
     }
-    return pl.DataFrame([asdict(PASSED) | identity], schema=tables.SUITE_GATES)
+    rows = [asdict(gate) | identity for gate in gates or (PASSED,)]
+    return pl.DataFrame(rows, schema=tables.SUITE_GATES)
 
 
-def choose(measured: pl.DataFrame) -> tuple[SuiteGate, ...]:
-    return choose_suite_gates(measured, candidate=CANDIDATE, **SUITES)
+def choose(measured: pl.DataFrame, last: LastStudent | None = None) -> tuple[SuiteGate, ...]:
+    return choose_suite_gates(measured, candidate=CANDIDATE, last=last, **SUITES)
 
 
 def test_what_was_measured_of_this_student_is_its_evidence():
@@ -73,9 +89,47 @@ def test_what_was_not_measured_of_it_leaves_every_gate_open(measured):
     }
 
 
+@pytest.mark.parametrize("released", [None, OTHER], ids=["none was released", "another student"])
+def test_evidence_against_one_release_says_nothing_against_the_one_that_is_live(released):
+    own, against_last = choose(measure(PASSED, VS_LAST, released=released), LIVE)
+    assert own == PASSED  # what needs no release stands
+    assert (against_last.outcome, against_last.is_gating) == ("INCONCLUSIVE", True)
+    assert against_last.number is None
+    assert "not compared with compact@111111111111" in against_last.detail
+
+
+@pytest.mark.parametrize("last", [LIVE, None], ids=["it is still live", "no other student is live"])
+def test_evidence_against_the_release_that_is_live_stands(last):
+    assert choose(measure(PASSED, VS_LAST, released=LIVE), last) == (PASSED, VS_LAST)
+
+
+def test_a_student_refitted_is_another_baseline():
+    refitted = replace(LIVE, calibration=ConfidenceCalibration(
+        adapter_sha256="b", engine="e", dtype="float32", method="constant", case_count=1,
+    ))  # fmt: skip
+    assert refitted.fingerprint != LIVE.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("identities", "found"),
+    [
+        ([("a", "p"), ("a", "p")], CandidateIdentity(adapter_sha256="a", pipeline_fingerprint="p")),
+        ([("a", "p"), ("b", "p")], None),
+        ([("a", None)], None),
+        ([], None),
+    ],
+    ids=["one", "two", "unnamed", "no answers"],
+)
+def test_answers_are_of_a_candidate_only_if_they_name_one(identities, found):
+    schema = {
+        name: tables.SUITE_ANSWERS[name] for name in ("adapter_sha256", "pipeline_fingerprint")
+    }
+    assert read_candidate(pl.DataFrame(identities, schema=schema, orient="row")) == found
+
+
 def test_a_product_without_suites_has_no_gates_of_them():
     nothing = dict.fromkeys(SUITES, tables.SUITE_CASES.to_frame())
-    assert choose_suite_gates(measure(), candidate=CANDIDATE, **nothing) == ()
+    assert choose_suite_gates(measure(), candidate=CANDIDATE, last=None, **nothing) == ()
 
 
 def test_the_table_of_a_recipe_is_read_where_there_is_one(tmp_path):

@@ -11,12 +11,15 @@ import yaml
 
 from assets import tables
 from assets.parity.metrics import METRICS, SLICES
+from assets.parity.prices import find_missing_price
 from assets.releases.baseline import COMPARED, Baseline, ParentRelease, compare_with_parent
 from assets.releases.gate import GateVerdict, decide
 from assets.releases.gates import GatePolicy, GateResult, IntegrityEvidence
 from assets.statistics import clustered_bootstrap, tango_interval, wilson_interval
+from orchestration.bindings import Bindings
 from orchestration.config import read_config
 from serving.errors import InvalidInputError
+from serving.models.protocols import NoProgress
 from tests.product import write_product
 
 SOUND = IntegrityEvidence(
@@ -349,6 +352,22 @@ def test_missing_prices_leave_the_cost_gate_open(n: int, unknown: int, outcome: 
     if outcome == "INCONCLUSIVE":
         assert gate.number is None
         assert "set teacher.price and students.<name>.price" in gate.detail
+
+
+@pytest.mark.parametrize("section", ["teacher", "students.tiny"])
+@pytest.mark.parametrize("stated", ["input_usd_per_mtok", "output_usd_per_mtok"])
+def test_a_half_stated_price_is_no_price_of_zero(tmp_path: Path, section: str, stated: str) -> None:
+    path = write_product(tmp_path)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    place = config["teacher"] if section == "teacher" else config["students"]["tiny"]
+    place["price"] = {stated: 1.0}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    prices = Bindings(read_config(path), NoProgress()).economics_terms.prices
+    missing = find_missing_price(prices, "tiny", is_paid_by_hour=False)
+    verdict = decide(make_report(), integrity=SOUND, policy=GatePolicy(), missing_price=missing)
+    gate = gate_of(verdict, "cost_ratio")
+    assert (gate.outcome, gate.number, verdict.verdict) == ("INCONCLUSIVE", None, "INCONCLUSIVE")
+    assert f"`{section}.price`" in gate.detail
 
 
 def test_an_arm_that_crashed_midway_is_not_promoted() -> None:

@@ -1,0 +1,75 @@
+"""Pairs: what student and teacher answered to the same real question, and by which pipeline.
+
+Alike means what confidence was calibrated for: a valid student answer with the teacher's decision
+to refuse and, where both answer, its citations. Belongs here: pairing traces. Does not belong here:
+which pairs are evidence of whom, bounds (`shadow`).
+"""
+
+from typing import Any
+
+import polars as pl
+
+from assets.students.agreement import compare_row
+
+COMPARED = (
+    "served_by", "attempts", "refused", "citations", "answer", "model", "index_fingerprint",
+    "prompt_version",
+)  # fmt: skip
+"""What is read of both sides of a pair."""
+ASKED = ("trace_id", "asked_at", "conversation_id")
+
+PAIRS = pl.Schema(
+    {
+        "asked_at": pl.Datetime("us", "UTC"),
+        "conversation": pl.String(),
+        "student": pl.String(),
+        "teacher": pl.String(),
+        "indexes": pl.List(pl.String()),
+        "prompts": pl.List(pl.String()),
+        "agrees": pl.Boolean(),
+    }
+)
+
+
+def pair_answers(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per question that both models answered, oldest first.
+
+    Models, indexes and prompt versions are those of the two traces, which a release in between sets
+    apart. A question that the same role answered twice (a fallback in between) is no pair.
+    """
+    joined = asks.select(*ASKED, *COMPARED).join(
+        shadows.select("parent_trace_id", *COMPARED),
+        left_on="trace_id",
+        right_on="parent_trace_id",
+        suffix="_shadow",
+    )
+    rows = []
+    for row in joined.sort("asked_at").iter_rows(named=True):
+        sides = {row["served_by"]: "", row["served_by_shadow"]: "_shadow"}
+        if set(sides) == {"student", "teacher"}:
+            rows.append(_compare(row, student=sides["student"], teacher=sides["teacher"]))
+    return pl.DataFrame(rows, schema=PAIRS)
+
+
+def _compare(row: dict[str, Any], *, student: str, teacher: str) -> dict[str, Any]:
+    attempts = row[f"attempts{student}"] or []
+    compared = compare_row(
+        {
+            "verdict": attempts[-1]["verdict"] if attempts else None,
+            "refused": bool(row[f"refused{student}"]),
+            "label_refused": bool(row[f"refused{teacher}"]),
+            "citations": row[f"citations{student}"] or [],
+            "label_citations": row[f"citations{teacher}"] or [],
+            "answer": row[f"answer{student}"] or "",
+            "label_answer": row[f"answer{teacher}"] or "",
+        }
+    )
+    return {
+        "asked_at": row["asked_at"],
+        "conversation": row["conversation_id"] or row["trace_id"],
+        "student": row[f"model{student}"],
+        "teacher": row[f"model{teacher}"],
+        "indexes": [row["index_fingerprint"], row["index_fingerprint_shadow"]],
+        "prompts": [row["prompt_version"], row["prompt_version_shadow"]],
+        "agrees": compared["agrees"],
+    }
