@@ -24,18 +24,13 @@ from serving.edge import Edge
 from serving.engine import ServingEngine, load_engine
 from serving.errors import InvalidInputError
 from serving.logs import write_logs_as
+from serving.operation_schemas import Health, Readiness, ReleaseInfo
 from serving.operations import Operations
 from serving.page import add_pages
-from serving.problems import describe_problems, install_problem_handlers
+from serving.problems import install_problem_handlers
+from serving.reference import describe_problems
 from serving.releases.live import LiveRelease, Load
-from serving.schemas import (
-    AskResponse,
-    FeedbackStored,
-    Health,
-    ProblemName,
-    Readiness,
-    ReleaseInfo,
-)
+from serving.schemas import AskResponse, FeedbackStored, ProblemName
 from serving.server import Server
 from serving.settings import LOOPBACK_HOSTS, VARIABLES, ServerSettings
 from serving.streaming import EVENT_STREAM
@@ -86,7 +81,12 @@ def create_app(
         summary="Questions to a documentation assistant, answered with citations.",
         description="Every answer cites the documentation or is a refusal. "
         "Errors are RFC 9457 problem documents with a stable `type`. Send a key as "
-        "`Authorization: Bearer us_…` where the server wants one.",
+        "`Authorization: Bearer us_…` where the server wants one; each route names its scope.",
+        openapi_tags=[
+            {"name": "product", "description": "For those who ask."},
+            {"name": "operation", "description": "For those who run the server."},
+        ],
+        generate_unique_id_function=lambda route: route.name,
         version="1",  # of this interface; /v1/release names the release
         lifespan=server.live,
         openapi_url=None,  # ours asks for a key where one is needed
@@ -153,6 +153,7 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
         server.ask,
         methods=["POST"],
         response_model=AskResponse,
+        response_description="An answer with its citations, or a refusal",
         summary="Ask a question",
         tags=["product"],
         responses={
@@ -185,6 +186,7 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
         methods=["POST"],
         status_code=201,
         response_model=FeedbackStored,
+        response_description="It is on disk",
         summary="Say whether an answer helped",
         tags=["product"],
         responses=describe_problems(*_ADMISSION, "too-large", "invalid-request", "not-stored"),
@@ -192,11 +194,25 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
 
 
 def _add_operation_routes(app: FastAPI, ops: Operations) -> None:
-    for path, endpoint, model, summary, problems in (
-        ("/healthz", ops.report_health, Health, "Is the process alive?", ()),
-        ("/readyz", ops.report_readiness, Readiness, "Is it loaded and warm?", ("not-ready",)),
-        ("/v1/release", ops.report_release, ReleaseInfo, "What is being served?", _ADMISSION),
-        ("/metrics", ops.report_metrics, None, "Counts for Prometheus", _ADMISSION),
+    for path, endpoint, model, summary, gives, problems in (
+        ("/healthz", ops.report_health, Health, "Is it alive?", "It is", ()),
+        ("/readyz", ops.report_readiness, Readiness, "Is it warm?", "It is", ("not-ready",)),
+        (
+            "/v1/release",
+            ops.report_release,
+            ReleaseInfo,
+            "What is being served?",
+            "The release in force",
+            _ADMISSION,
+        ),
+        (
+            "/metrics",
+            ops.report_metrics,
+            None,
+            "Counts for Prometheus",
+            "Text exposition format",
+            _ADMISSION,
+        ),
     ):
         app.add_api_route(
             path,
@@ -204,6 +220,7 @@ def _add_operation_routes(app: FastAPI, ops: Operations) -> None:
             methods=["GET"],
             response_model=model,
             response_class=JSONResponse if model else PlainTextResponse,
+            response_description=gives,
             summary=summary,
             tags=["operation"],
             responses=describe_problems(*problems) or None,

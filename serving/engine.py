@@ -8,13 +8,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from serving.errors import IndexMismatchError
 from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, Embedder, Reranker
-from serving.pipeline.answer import AnswerPipeline, Mode
+from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.canary import check_inputs_disjoint
 from serving.pipeline.prompt import PromptFormat
@@ -93,15 +93,22 @@ class ServingEngine:
         )
 
     async def warm_up(self) -> None:
-        """Answer once with the model that takes most traffic, then check the golden prompts.
+        """Answer once with every student in use, or the teacher; then check the golden prompts.
 
         Raises:
-            ModelError: the model does not answer.
+            ModelError: one of them does not answer.
             IndexMismatchError: a golden prompt retrieves other chunks than it did at the build.
         """
-        is_student = self.pipeline.student is not None and self.phase in ROUTED_PHASES
-        mode: Mode = "student" if is_student else "teacher"
-        await self.pipeline.answer(WARM_UP_QUESTION, mode=mode)
+        pipeline = self.pipeline
+        models = [pipeline.teacher]
+        if pipeline.student is not None and self.phase in ROUTED_PHASES:
+            tiers = (*pipeline.tiers, *(skill.tier for skill in pipeline.skills))
+            models = list({tier.model.name: tier.model for tier in tiers}.values())
+        hits = await pipeline.retriever.retrieve(WARM_UP_QUESTION)
+        request = pipeline.prompt.write_request(WARM_UP_QUESTION, hits)
+        for model in models:
+            # Without a score no rule refuses it: what is to be warm is the model behind the rule.
+            await model.complete(replace(request, best_score=None))
         for golden in self.manifest.golden_prompts:
             hits = await self.pipeline.retriever.retrieve(golden.question)
             found = hash_retrieved([hit.chunk_id for hit in hits])

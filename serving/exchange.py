@@ -128,6 +128,8 @@ class Exchange:
         self, engine: ServingEngine, inquiry: Inquiry, reader: DraftReader | None
     ) -> Answered:
         """Answer within the deadline; whatever goes wrong becomes a problem."""
+        # Anew: another release may be in force than the one that the question was admitted to.
+        require_skill(engine, inquiry.body.skill)
         seconds = self._settings.request_deadline_seconds
         deadline_set = CALLER_DEADLINE.set(time.monotonic() + seconds)
         try:
@@ -168,6 +170,22 @@ class Exchange:
                 principal, is_granted=inquiry.escalation.granted
             ),
             reader=reader,
+        )
+
+
+def require_skill(engine: ServingEngine, named: str | None) -> None:
+    """Refuse a skill that a release does not have.
+
+    Raises:
+        ProblemError: `invalid-request`, with the names it has.
+    """
+    skills = engine.manifest.skills
+    if named is not None and named not in skills:
+        raise ProblemError(
+            "invalid-request",
+            expected=f"a skill of this release: {', '.join(skills) or 'it has none'}",
+            found=repr(named),
+            next_step="Leave skill out, or name one that /v1/release lists.",
         )
 
 

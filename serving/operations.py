@@ -12,8 +12,7 @@ from starlette.responses import JSONResponse, Response
 from serving.access.admission import Principal
 from serving.access.keys import Scope
 from serving.metrics import ServerMetrics
-from serving.releases.live import LiveRelease
-from serving.schemas import (
+from serving.operation_schemas import (
     Health,
     Readiness,
     ReleaseInfo,
@@ -21,6 +20,8 @@ from serving.schemas import (
     ReleaseStudent,
     TraceHealth,
 )
+from serving.reference import complete_reference
+from serving.releases.live import LiveRelease
 from serving.settings import ServerSettings
 from serving.tracing.segments import SegmentWriter
 
@@ -47,7 +48,7 @@ class Operations:
         self._require_ready = require_ready
 
     async def report_metrics(self, request: Request) -> Response:
-        """Count questions, answers, fallbacks, cost and traces, in the Prometheus format."""
+        """Count questions, answers, fallbacks, cost and traces. Scope: `metrics:read`."""
         await self._admit(request, "metrics:read")
         return Response(
             self._metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
@@ -56,7 +57,7 @@ class Operations:
     async def describe_api(self, request: Request) -> Response:
         """Describe every route in the OpenAPI format."""
         await self._admit(request, "release:read")
-        return JSONResponse(request.app.openapi())
+        return JSONResponse(complete_reference(request.app.openapi()))
 
     async def report_health(self) -> Health:
         """Alive; `degraded` when traces are being lost or a new release cannot be loaded."""
@@ -76,7 +77,7 @@ class Operations:
         return Readiness(status="ready", release=self._live.engine.release_id)
 
     async def report_release(self, request: Request) -> ReleaseInfo:
-        """Name the release, its models and its evidence. No secrets: a manifest holds none."""
+        """Name the release, its models and its evidence; no secrets. Scope: `release:read`."""
         await self._admit(request, "release:read")
         engine = self._live.engine
         manifest = engine.manifest

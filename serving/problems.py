@@ -39,31 +39,8 @@ CATALOGUE: Mapping[ProblemName, tuple[int, str]] = {
 }
 EXPECTED_BODY = (
     f"a JSON object with question (1..{MAXIMUM_QUESTION_CHARS} characters), and optionally "
-    "prefer_quality (true or false) and conversation_id (text or null)"
+    "prefer_quality (true or false), conversation_id and skill (text or null)"
 )
-_EXAMPLES: Mapping[ProblemName, tuple[str, str, str]] = {
-    "invalid-request": (
-        "a JSON object with question (1..4000 characters)",
-        "question: 1..4000 characters are expected, found 0",
-        "Mend the field and send the request again.",
-    ),
-    "unauthenticated": ("a valid key", "none", "Send a key as Authorization: Bearer us_…"),
-    "not-allowed": ("a key with the scope ask", "one without it", "Ask for such a key."),
-    "over-quota": ("at most 120 requests a minute", "one more", "Wait as Retry-After says."),
-    "too-large": ("a body of at most 65536 bytes", "a larger one", "Send less."),
-    "not-stored": ("a disk that takes the feedback", "one that does not", "Send it again later."),
-    "not-ready": ("a release that is loaded and warm", "none yet", "Ask /readyz until it is 200."),
-    "overloaded": (
-        "fewer than 32 questions at once",
-        "32 being answered",
-        "Wait as Retry-After says, then try again.",
-    ),
-    "deadline-exceeded": ("an answer within the deadline", "none after 60 s", "Try again."),
-    "upstream-failed": ("an answer of the model", "a failure", "Try again later."),
-    "internal-error": ("an answer", "an error of the server's", "Tell the operator the instance."),
-}
-"""What the API's reference shows of each."""
-
 _BY_STATUS: Mapping[int, ProblemName] = {
     404: "not-found",
     405: "method-not-allowed",
@@ -154,43 +131,6 @@ def too_large(limit_bytes: int) -> ProblemError:
         next_step="Shorten the question.",
         headers={"Connection": "close"},
     )
-
-
-def describe_problems(*names: ProblemName) -> dict[int | str, dict[str, object]]:
-    """Return the OpenAPI responses of a route that can end in these problems."""
-    described: dict[int | str, dict[str, object]] = {}
-    gathered: dict[int, dict[object, object]] = {}
-    for name in names:
-        status, title = CATALOGUE[name]
-        known = described.get(status)
-        examples: dict[object, object] = {name: {"summary": title, "value": _write_example(name)}}
-        described[status] = {
-            "description": f"{known['description']}; or {title.lower()}" if known else title,
-            "content": {
-                PROBLEM_MEDIA_TYPE: {
-                    "schema": Problem.model_json_schema(),
-                    "examples": gathered.setdefault(status, {}) | examples,
-                }
-            },
-        }
-        gathered[status] |= examples
-    return described
-
-
-def _write_example(name: ProblemName) -> dict[str, object]:
-    """Return a document as the reference shows it."""
-    status, title = CATALOGUE[name]
-    expected, found, next_step = _EXAMPLES.get(name, (EXPECTED_BODY, "something else", "Mend it."))
-    return Problem(
-        type=PROBLEM_PREFIX + name,
-        title=title,
-        status=status,
-        detail=f"Expected {expected}; found {found}.",
-        expected=expected,
-        found=found,
-        next_step=next_step,
-        instance="01971b7c-5d2e-7c3a-9f1b-2a4c6e8d0f12",
-    ).model_dump()
 
 
 def install_problem_handlers(app: FastAPI) -> None:

@@ -1,7 +1,7 @@
-"""What crosses the wire: the body of /ask, its answer, and the problem document of every error.
+"""What users send and get: questions, answers, feedback, and the problem document of every error.
 
-Belongs here: shapes, limits and the examples OpenAPI shows. Does not belong here: when a problem is
-raised (`app`), what a trace stores (`tracing/record`).
+Belongs here: shapes, limits and the examples OpenAPI shows. Does not belong here: what operators
+get (`operation_schemas`), when a problem is raised (`app`), what a trace stores (`tracing/record`).
 """
 
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from serving.models.protocols import ServedBy
 from serving.pipeline.answer import Answered
 from serving.pipeline.questions import normalise_question
-from serving.pipeline.router import Phase, RouteReason
+from serving.pipeline.router import RouteReason
 
 MAXIMUM_QUESTION_CHARS = 4000
 MAXIMUM_COMMENT_CHARS = 2000
@@ -60,19 +60,24 @@ class AskRequest(BaseModel):
     ]
     prefer_quality: bool = Field(
         default=False,
-        description="Ask for the expensive model. 403 without the scope ask:prefer_quality (on an "
-        "open server: unless it allows it), 429 past the key's quota.",
+        description="Asks for the teacher, the expensive model. Needs a key with the scope "
+        "`ask:prefer_quality`, or an open server that allows it (403 otherwise), and counts "
+        "against the key's calls of the teacher (429 past them).",
     )
     conversation_id: str | None = Field(
         default=None,
         max_length=200,
-        description="Your id for the conversation; it is stored with the trace, nothing else.",
+        description="Your own id for the conversation. It is stored with the trace and keeps a "
+        "conversation on one side of a canary; the answer does not depend on earlier questions.",
+        examples=["c-2026-11-22-0042"],
     )
     skill: str | None = Field(
         default=None,
         max_length=128,
-        description="The skill the question is for, one that /v1/release lists (422 otherwise). "
-        "Left out, the page of the best chunk decides.",
+        description="The skill the question is for, one that `/v1/release` lists (422 otherwise). "
+        "Left out, the page of the best chunk decides. Naming one of high stakes asks for the "
+        "teacher, and needs what `prefer_quality` needs.",
+        examples=["deploying"],
     )
 
 
@@ -82,9 +87,12 @@ class Citation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(description="`docs:<page slug>/<n>`, as it stands in the answer's brackets.")
-    url: str
-    title: str
-    score: float = Field(description="Cosine of question and chunk, 0-1.")
+    url: str = Field(description="The page, at the heading that the chunk stands under.")
+    title: str = Field(description="The title of the page.")
+    score: float = Field(
+        description="How near the chunk is to the question, 0-1: their cosine, or the reranker's "
+        "score where the release has one."
+    )
     text: str = Field(description="The chunk as the model read it.")
 
 
@@ -123,19 +131,26 @@ class AskResponse(BaseModel):
     refused: bool = Field(
         description="True: the answer says what was not found, and cites nothing."
     )
-    trace_id: str
-    served_by: ServedBy = Field(description="The model that wrote this; after a fallback: teacher.")
-    model: str
-    route_reason: RouteReason
-    release: str
+    trace_id: str = Field(description="Names this answer: send it with `/feedback`.")
+    served_by: ServedBy = Field(
+        description="Whose text this is; `teacher` also where a student was asked first."
+    )
+    model: str = Field(description="The name and version of the model whose text this is.")
+    route_reason: RouteReason = Field(
+        description="Why the question went where it went; `default`: no rule sent it elsewhere."
+    )
+    release: str = Field(description="The release that answered, as `/v1/release` names it.")
     skill: str | None = Field(
-        default=None, description="The skill it was a question for; null: none."
+        default=None, description="The skill the question was for; null where it was for none."
     )
     cost_usd: float | None = Field(
-        default=None, description="What all attempts cost; null without the scope release:read."
+        default=None,
+        description="What every call of a model for this answer cost, in US dollars; null without "
+        "the scope `release:read`.",
     )
     counterfactual_cost_usd: float | None = Field(
-        default=None, description="What the teacher would have cost; null without release:read."
+        default=None,
+        description="What the teacher alone would have cost; null without that scope.",
     )
 
     @classmethod
@@ -188,9 +203,10 @@ class Problem(BaseModel):
                     "type": "urn:understudy:problem:invalid-request",
                     "title": "The request is not valid",
                     "status": 422,
-                    "detail": "question: 1..4000 characters are expected, found 0",
+                    "detail": "Expected a JSON object with question (1..4000 characters); found "
+                    "question: 1..4000 characters are expected, found 0.",
                     "expected": "a JSON object with question (1..4000 characters)",
-                    "found": "question: value_error",
+                    "found": "question: 1..4000 characters are expected, found 0",
                     "next_step": "Mend the field and send the request again.",
                     "instance": "01971b7c-5d2e-7c3a-9f1b-2a4c6e8d0f12",
                 }
@@ -199,12 +215,12 @@ class Problem(BaseModel):
     )
 
     type: str = Field(description="Stable: `urn:understudy:problem:<name>`.")
-    title: str
-    status: int
-    detail: str
-    expected: str
-    found: str
-    next_step: str
+    title: str = Field(description="The kind of problem, in words; the same for every case of it.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What was expected and what was found, in one sentence.")
+    expected: str = Field(description="What the server would have taken, or done.")
+    found: str = Field(description="What there was instead.")
+    next_step: str = Field(description="What to do about it.")
     instance: str = Field(description="The id of this request, also in `X-Trace-Id`.")
 
 
@@ -224,78 +240,18 @@ class FeedbackRequest(BaseModel):
         pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
         description="The `trace_id` of the answer.",
     )
-    rating: Literal["up", "down"]
-    comment: str | None = Field(default=None, max_length=MAXIMUM_COMMENT_CHARS)
+    rating: Literal["up", "down"] = Field(description="`up`: it helped; `down`: it did not.")
+    comment: str | None = Field(
+        default=None,
+        max_length=MAXIMUM_COMMENT_CHARS,
+        description="What was good or wrong, in the reader's words; at most 2000 characters.",
+        examples=["The page it cites is out of date."],
+    )
 
 
 class FeedbackStored(BaseModel):
     """The feedback is on disk."""
 
-    feedback_id: str
-
-
-class TraceHealth(BaseModel):
-    """What became of the traces since this process started."""
-
-    stored_count: int
-    lost_count: int
-
-
-class Health(BaseModel):
-    """The process is alive. `degraded`: it answers, but loses traces or refuses a new release."""
-
-    status: Literal["ok", "degraded"]
-    release: str
-    is_new_release_refused: bool = Field(
-        description="CURRENT names a release that cannot be loaded; /v1/release says why."
-    )
-    traces: TraceHealth
-
-
-class Readiness(BaseModel):
-    """The release is loaded and warm."""
-
-    status: Literal["ready"]
-    release: str
-
-
-class ReleaseStudent(BaseModel):
-    """A student of the release."""
-
-    adapter: str
-    adapter_sha256: str
-    base_model: str
-    base_revision: str
-
-
-class ReleaseSkill(BaseModel):
-    """A skill of the release."""
-
-    student: str = Field(description="Who of `students` answers it.")
-    pages: list[str] = Field(
-        description="Slug prefixes: a question whose best chunk lies below one is for this skill."
-    )
-    high_stakes: bool = Field(description="True: the teacher answers it.")
-
-
-class ReleaseInfo(BaseModel):
-    """What is being served."""
-
-    release: str
-    parent: str | None
-    sequence: int
-    created_at: str
-    phase: Phase
-    release_phase: Phase = Field(description="The phase it was published in; `phase` is in force.")
-    gate_verdict: str
-    students: dict[str, ReleaseStudent]
-    skills: dict[str, ReleaseSkill]
-    teacher_model: str
-    prompt_version: str
-    index_fingerprint: str
-    embedder_fingerprint: str
-    snapshot_hash: str
-    distillation_loss_statement: str
-    new_release_refused_because: str | None = Field(
-        default=None, description="Why the release CURRENT names is not the one in force."
+    feedback_id: str = Field(
+        description="Names this feedback.", examples=["01971b7d-10aa-7b1e-8c55-6f1d2b3c4a5e"]
     )

@@ -19,7 +19,7 @@ from serving.access.escalation import strip_admin_prefix
 from serving.access.keys import Scope
 from serving.engine import ServingEngine
 from serving.errors import ModelError
-from serving.exchange import Exchange, Exchanged, Inquiry, trace_headers
+from serving.exchange import Exchange, Exchanged, Inquiry, require_skill, trace_headers
 from serving.feedback import build_feedback
 from serving.metrics import ServerMetrics
 from serving.operations import Operations
@@ -134,7 +134,7 @@ class Server:
         self._metrics.is_ready.set(0)
 
     async def ask(self, body: AskRequest, request: Request) -> Response:
-        """Answer a question from the documentation, with citations, or refuse.
+        """Answer a question from the documentation, with citations, or refuse. Scope: `ask`.
 
         The trace is on disk before the answer is sent, or `X-Trace-Persisted` says `false`.
 
@@ -145,7 +145,7 @@ class Server:
         principal = await self.admit(request, "ask")
         self._require_ready()
         self._require_room()
-        self._require_skill(body.skill)
+        require_skill(self._live.engine, body.skill)
         body, escalation = await self._settle_escalation(body, principal)
         inquiry = Inquiry(
             body=body,
@@ -207,7 +207,8 @@ class Server:
     ) -> tuple[AskRequest, Escalation]:
         """Take the `[admin]` prefix off, and grant quality to who asks for it and may have it.
 
-        Who sets the field without the right is told so; who only types the prefix is answered.
+        Naming a skill of high stakes insists on the teacher as the field does. Who does either
+        without the right is told so; who only types the prefix is answered.
         """
         question, has_prefix = strip_admin_prefix(body.question)
         if has_prefix and not question:
@@ -217,24 +218,16 @@ class Server:
                 found="nothing",
                 next_step="Ask something.",
             )
-        is_granted = body.prefer_quality
-        if body.prefer_quality:
-            await self._admission.grant_quality(principal)
+        skill = self._live.engine.manifest.skills.get(body.skill or "")
+        insists = body.prefer_quality or (skill is not None and skill.high_stakes)
+        is_granted = insists
+        if insists:
+            asked = "prefer_quality: true" if body.prefer_quality else "a skill of high stakes"
+            await self._admission.grant_quality(principal, asked=asked)
         elif has_prefix and self._settings.admin_prefix:
             is_granted = await self._admission.may_have_quality(principal)
         settled = body.model_copy(update={"question": question, "prefer_quality": is_granted})
-        requested = body.prefer_quality or has_prefix
-        return settled, Escalation(requested=requested, granted=is_granted)
-
-    def _require_skill(self, named: str | None) -> None:
-        skills = self._live.engine.manifest.skills
-        if named is not None and named not in skills:
-            raise ProblemError(
-                "invalid-request",
-                expected=f"a skill of this release: {', '.join(skills) or 'it has none'}",
-                found=repr(named),
-                next_step="Leave skill out, or name one that /v1/release lists.",
-            )
+        return settled, Escalation(requested=insists or has_prefix, granted=is_granted)
 
     def _require_room(self) -> None:
         # Nothing waits for a place: a queue that grows answers everybody too late.
@@ -258,7 +251,7 @@ class Server:
             )
 
     async def take_feedback(self, body: FeedbackRequest, request: Request) -> FeedbackStored:
-        """Store what a reader thought of an answer; 201 only once it is on disk.
+        """Store what a reader thought of an answer. Scope: `feedback:write`.
 
         It is kept for people who debug and never becomes training data.
         """

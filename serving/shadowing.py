@@ -77,7 +77,9 @@ class Shadow:
             if current is not engine:
                 self._metrics.count_shadow("skipped_release")
                 return
-            model = engine.pipeline.teacher if other == "teacher" else engine.pipeline.student
+            pipeline = engine.pipeline
+            is_teacher = other == "teacher"
+            model = pipeline.teacher if is_teacher else pipeline.find_student(answered.skill)
             if model is None or is_stopped(model):
                 self._metrics.count_shadow("skipped_breaker")
             elif await self._quotas.count_daily("shadow", self._settings.shadow_calls_per_day):

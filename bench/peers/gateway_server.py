@@ -70,6 +70,7 @@ def make_engine(upstream: str, retriever: Retriever, **pipeline: object) -> Serv
         api_key="sk-bench",
         price=PRICE,
         timeout_seconds=60.0,
+        is_served=True,
     )
     prompt = PromptFormat()
     manifest = ReleaseManifest.model_validate(

@@ -136,8 +136,12 @@ class Admission:
             return False
         return await self.count_teacher_call(principal) is None
 
-    async def grant_quality(self, principal: Principal) -> None:
-        """Grant `prefer_quality`, which counts as a call of the teacher.
+    async def grant_quality(self, principal: Principal, *, asked: str) -> None:
+        """Grant the teacher to who insists on it, which counts as a call of the teacher.
+
+        Args:
+            principal: who asks.
+            asked: the field that insists, for the message.
 
         Raises:
             ProblemError: `not-allowed` without the scope, `over-quota` past the teacher's quota.
@@ -145,9 +149,9 @@ class Admission:
         if "ask:prefer_quality" not in principal.scopes:
             raise ProblemError(
                 "not-allowed",
-                expected="prefer_quality with a key of the scope ask:prefer_quality",
-                found="prefer_quality: true without it",
-                next_step="Leave prefer_quality out, or ask for a key with that scope; "
+                expected=f"{asked} with a key of the scope ask:prefer_quality",
+                found=f"{asked} without it",
+                next_step="Leave the field out, or ask for a key with that scope; "
                 f"an open server allows it with {VARIABLES['allow_prefer_quality']}=true.",
             )
         exhausted = await self.count_teacher_call(principal)

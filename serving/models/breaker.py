@@ -41,6 +41,7 @@ class CircuitBreaker:
         self.opened_count = 0
         self._clock = clock
         self._recent: deque[tuple[float, bool]] = deque()
+        self._failed_recently = 0
         self._failed_in_row = 0
         self._opened_at: float | None = None
         self._is_probing = False
@@ -88,25 +89,28 @@ class CircuitBreaker:
             self._open()
         else:
             self._opened_at = None
-            self._recent.clear()
-            self._failed_in_row = 0
+            self._forget()
 
     def _count(self, *, has_failed: bool) -> None:
         now = self._clock()
         self._recent.append((now, has_failed))
+        self._failed_recently += has_failed
         while self._recent[0][0] <= now - self.policy.window_seconds:
-            self._recent.popleft()
+            self._failed_recently -= self._recent.popleft()[1]
         self._failed_in_row = self._failed_in_row + 1 if has_failed else 0
 
     def _is_due(self) -> bool:
         if self._failed_in_row >= self.policy.consecutive_failures:
             return True
-        failed = sum(has_failed for _, has_failed in self._recent)
         calls = len(self._recent)
-        return calls >= self.policy.minimum_calls and failed >= self.policy.failure_ratio * calls
+        is_share = self._failed_recently >= self.policy.failure_ratio * calls
+        return calls >= self.policy.minimum_calls and is_share
 
     def _open(self) -> None:
         self._opened_at = self._clock()
         self.opened_count += 1
+        self._forget()
+
+    def _forget(self) -> None:
         self._recent.clear()
-        self._failed_in_row = 0
+        self._failed_recently = self._failed_in_row = 0

@@ -1,22 +1,23 @@
 """Reading what a chat completions server answered: whole, or piece by piece.
 
-Belongs here: from the SDK's shapes to a `Completion`, and what is missing in them. Does not belong
+Belongs here: from its JSON to a `Completion`, and what is missing in them. Does not belong
 here: sending, retrying, explaining failures (`openai_chat`, `asking`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from openai import AsyncStream
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
 
 from serving.errors import InvalidInputError, UpstreamRejectedError
 from serving.models.protocols import Completion, Price, TokenLogprob
 
+Answer = Mapping[str, Any]
+"""A chat completion as its JSON says it: the SDK's types would be filled for a few fields of it."""
+
 
 def read_completion(
-    answer: ChatCompletion,
+    answer: Answer,
     *,
     name: str,
     price: Price,
@@ -30,39 +31,38 @@ def read_completion(
         UpstreamRejectedError: it holds no text, or no usage.
         InvalidInputError: it holds no logprobs although they were asked for.
     """
-    choice = answer.choices[0] if answer.choices else None
-    text = getattr(getattr(choice, "message", None), "content", None)
-    usage = getattr(answer, "usage", None)
-    if choice is None or not isinstance(text, str) or usage is None:
-        missing = "text" if usage is not None else "usage"
+    choice = answer["choices"][0] if answer["choices"] else None
+    text = _get(_get(choice, "message"), "content")
+    usage = _get(answer, "usage")
+    counts = _get(usage, "prompt_tokens"), _get(usage, "completion_tokens")
+    if not isinstance(text, str) or None in counts:
+        missing = "usage" if None in counts else "text"
         rejection = UpstreamRejectedError(
             f"reading the answer of {name}",
             expected="one choice with text, and token usage",
-            found=f"no {missing} (finish_reason {getattr(choice, 'finish_reason', 'none')})",
+            found=f"no {missing} (finish_reason {_get(choice, 'finish_reason')})",
             next_step="use a server that reports usage, and look at what the model refused",
         )
         rejection.may_be_billed = True  # the prompt was read
         raise rejection
-    tokens = choice.logprobs.content if choice.logprobs else None
+    tokens = _get(_get(choice, "logprobs"), "content")
     if top_logprobs and text and not tokens:
         raise _no_logprobs(name, top_logprobs)
     return Completion(
         text=text,
         model=name,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        finish_reason=choice.finish_reason,
+        prompt_tokens=counts[0],
+        completion_tokens=counts[1],
+        finish_reason=_get(choice, "finish_reason"),
         latency_ms=latency_ms,
         first_token_ms=first_token_ms,
-        cost_usd=price.cost_usd(usage.prompt_tokens, usage.completion_tokens),
+        cost_usd=price.cost_usd(*counts),
         mean_logprob=_mean_logprob(tokens),
         logprobs=_keep_logprobs(tokens) if top_logprobs and tokens else None,
     )
 
 
-async def join_chunks(
-    stream: AsyncStream[ChatCompletionChunk], on_text: Callable[[str], None]
-) -> ChatCompletion:
+async def join_chunks(stream: AsyncStream[object], on_text: Callable[[str], None]) -> Answer:
     """Read a stream to its end and return the answer it adds up to; hand on each piece of text."""
     parts: list[str] = []
     tokens: list[Any] = []
@@ -70,30 +70,27 @@ async def join_chunks(
     finish_reason: str | None = None
     async with stream:
         async for chunk in stream:
-            usage = getattr(chunk, "usage", None) or usage
-            for choice in (getattr(chunk, "choices", None) or [])[:1]:
-                finish_reason = choice.finish_reason or finish_reason
-                if choice.logprobs and choice.logprobs.content:
-                    tokens += choice.logprobs.content
-                piece = getattr(choice.delta, "content", None)
+            usage = _get(chunk, "usage") or usage
+            for choice in (_get(chunk, "choices") or [])[:1]:
+                finish_reason = _get(choice, "finish_reason") or finish_reason
+                tokens += _get(_get(choice, "logprobs"), "content") or []
+                piece = _get(_get(choice, "delta"), "content")
                 if isinstance(piece, str) and piece:
                     parts.append(piece)
                     on_text(piece)
     if finish_reason is None:
         raise ValueError("a stream that broke off before its finish_reason")
-    return ChatCompletion.model_construct(
-        choices=[
-            Choice.model_construct(
-                index=0,
-                message=ChatCompletionMessage.model_construct(
-                    role="assistant", content="".join(parts)
-                ),
-                finish_reason=finish_reason,
-                logprobs=ChoiceLogprobs.model_construct(content=tokens) if tokens else None,
-            )
-        ],
-        usage=usage,
-    )
+    choice = {
+        "message": {"content": "".join(parts)},
+        "finish_reason": finish_reason,
+        "logprobs": {"content": tokens},
+    }
+    return {"choices": [choice], "usage": usage}
+
+
+def _get(value: object, key: str) -> Any:
+    """Return a field of an object that the server may have left out, or sent as something else."""
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def _no_logprobs(name: str, top_logprobs: int) -> InvalidInputError:
@@ -110,18 +107,18 @@ def _no_logprobs(name: str, top_logprobs: int) -> InvalidInputError:
 
 
 def _mean_logprob(tokens: "list[Any] | None") -> float | None:
-    return sum(token.logprob for token in tokens) / len(tokens) if tokens else None
+    return sum(token["logprob"] for token in tokens) / len(tokens) if tokens else None
 
 
 def _keep_logprobs(tokens: "list[Any]") -> list[TokenLogprob]:
     return [
         {
-            "token": token.token,
-            "bytes": token.bytes,
-            "logprob": token.logprob,
+            "token": token["token"],
+            "bytes": token.get("bytes"),
+            "logprob": token["logprob"],
             "top": [
-                {"token": top.token, "bytes": top.bytes, "logprob": top.logprob}
-                for top in token.top_logprobs
+                {"token": top["token"], "bytes": top.get("bytes"), "logprob": top["logprob"]}
+                for top in token.get("top_logprobs") or ()
             ],
         }
         for token in tokens

@@ -4,6 +4,7 @@ Belongs here: mapping requests, answers and the SDK's failures. Does not belong 
 and the retry (`asking`); caching, budgets, patience (`resources`); prompts.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 
 import httpx2
 import openai
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+import orjson
 
 from serving.errors import InvalidInputError, UpstreamError
 from serving.models.asking import (
@@ -22,7 +23,7 @@ from serving.models.asking import (
     explain_sdk_error,
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
-from serving.models.openai_answers import join_chunks, read_completion
+from serving.models.openai_answers import Answer, join_chunks, read_completion
 from serving.models.protocols import ChatRequest, Completion, Price
 from serving.models.retry_budget import RetryBudget
 from serving.models.transports import TransportPerLoop
@@ -119,10 +120,8 @@ class OpenAIChatModel:
 
     async def _ask(
         self, request: ChatRequest, on_text: OnText | None = None
-    ) -> ChatCompletion | UpstreamError:
-        async def send(
-            sent: dict[str, Any], conceded: Set[Concession]
-        ) -> ChatCompletion | UpstreamError:
+    ) -> Answer | UpstreamError:
+        async def send(sent: dict[str, Any], conceded: Set[Concession]) -> Answer | UpstreamError:
             # The same request has the same key in every run, so that a gateway that honours it
             # answers a call repeated after a crash without making, or billing, a second answer.
             parts = (request.content_key(self.name), *sorted(conceded))
@@ -137,7 +136,7 @@ class OpenAIChatModel:
         *,
         idempotency_key: str,
         on_text: OnText | None = None,
-    ) -> ChatCompletion | UpstreamError:
+    ) -> Answer | UpstreamError:
         # The SDK's own clock is a net below ours, which also covers the retry.
         options: openai.RequestOptions = {
             "headers": {IDEMPOTENCY_HEADER: idempotency_key},
@@ -145,32 +144,33 @@ class OpenAIChatModel:
         }
         try:
             # `post` is what `chat.completions.create` calls once it has walked the body along its
-            # type hints: a quarter of a call's CPU, for arguments that are plain JSON already.
+            # type hints. JSON goes in and comes out as bytes: each saves a tenth of a call's CPU.
             # A whole address is taken as it is; a path would be joined and parsed at every call.
             address = f"{self.client.base_url}chat/completions"
-            answer: object
             if on_text is None:
-                answer = await self.client.post(
-                    address, cast_to=ChatCompletion, body=arguments, options=options
+                response = await self.client.post(
+                    address,
+                    cast_to=httpx2.Response,
+                    content=orjson.dumps(arguments),
+                    options=options,
                 )
+                answer = json.loads(response.content)  # a token may be half a character
             else:
                 chunks = await self.client.post(
                     address,
-                    cast_to=ChatCompletion,
-                    body=arguments | STREAMED,
+                    cast_to=object,
+                    content=orjson.dumps(arguments | STREAMED),
                     options=options,
                     stream=True,
-                    stream_cls=openai.AsyncStream[ChatCompletionChunk],
+                    stream_cls=openai.AsyncStream[object],
                 )
                 answer = await join_chunks(chunks, on_text)
         except openai.APITimeoutError as error:
             raise TimeoutError from error
         except (openai.OpenAIError, httpx2.TransportError, ValueError) as error:
             return self._explain(error)
-        # The SDK hands on what a wrong base_url answers: a page as a string, any JSON unchecked.
-        if isinstance(answer, ChatCompletion) and isinstance(
-            getattr(answer, "choices", None), list
-        ):
+        # A wrong base_url answers any JSON.
+        if isinstance(answer, dict) and isinstance(answer.get("choices"), list):
             return answer
         return self._explain(ValueError(f"no chat completion: {str(answer)[:200]!r}"))
 
@@ -212,8 +212,11 @@ def connect(
     name: str | None = None,
     top_logprobs: int = 0,
     structured_output: StructuredOutput = "json_schema",
+    transport: httpx2.AsyncBaseTransport | None = None,
 ) -> OpenAIChatModel:
     """Return a model behind `base_url`; `name` is `model` unless it is given.
+
+    `transport` is how bytes travel; by default over httpx's connections, one pool a loop.
 
     Nothing is read from the environment: no key, organisation or project of OpenAI's variables is
     sent to a server they were not meant for.
@@ -228,7 +231,7 @@ def connect(
             found=repr(base_url),
             next_step="set base_url to the server's OpenAI-compatible root, usually ending in /v1",
         )
-    http_client = httpx2.AsyncClient(transport=TransportPerLoop())
+    http_client = httpx2.AsyncClient(transport=transport or TransportPerLoop())
     return OpenAIChatModel(
         name=name or model,
         model=model,

@@ -40,12 +40,20 @@ def connect_remote(
     retries: int = 1,
     top_logprobs: int = 0,
     structured_output: StructuredOutput = "json_schema",
+    is_served: bool = False,
 ) -> ChatModel:
     """Return the client of a remote model; its SDK is imported here, when it is needed.
+
+    With `is_served` its calls cost less CPU; it is for one event loop, and has to be closed.
 
     Raises:
         InvalidInputError: `base_url` is no URL this provider can be asked at.
     """
+    transport = None
+    if is_served:
+        from serving.models.served_transport import ServedTransport
+
+        transport = ServedTransport()
     if provider == "anthropic":
         from serving.models.anthropic_chat import connect_anthropic
 
@@ -57,6 +65,7 @@ def connect_remote(
             timeout_seconds=timeout_seconds,
             retries=retries,
             structured_output=structured_output,
+            transport=transport,
         )
     from serving.models.openai_chat import connect
 
@@ -69,4 +78,5 @@ def connect_remote(
         retries=retries,
         top_logprobs=top_logprobs,
         structured_output=structured_output,
+        transport=transport,
     )

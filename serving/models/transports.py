@@ -31,7 +31,7 @@ class TransportPerLoop(httpx2.AsyncBaseTransport):
             self._transports[loop] = httpx2.AsyncHTTPTransport(limits=UNLIMITED)
         response = await self._transports[loop].handle_async_request(request)
         if isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _BoundedStream(response.stream)
+            response.stream = BoundedStream(response.stream)
         return response
 
     async def aclose(self) -> None:
@@ -41,7 +41,7 @@ class TransportPerLoop(httpx2.AsyncBaseTransport):
             await transport.aclose()
 
 
-class _BoundedStream(httpx2.AsyncByteStream):
+class BoundedStream(httpx2.AsyncByteStream):
     """A body that fails once it is longer than any answer."""
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:

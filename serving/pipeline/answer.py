@@ -91,6 +91,11 @@ class AnswerPipeline:
         certified = (t for t in self.smaller if t.find_threshold(self.router) is not None)
         return (*certified, Tier(model=self.student, calibration=self.calibration))
 
+    def find_student(self, skill: str | None) -> ChatModel | None:
+        """Return the student that answers alone for a skill, or for none."""
+        chosen = choose_skill(skill, (), self.skills)
+        return chosen.tier.model if chosen else self.student
+
     async def answer(
         self,
         question: str,

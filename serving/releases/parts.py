@@ -15,6 +15,7 @@ from serving.errors import IndexMismatchError, ReleaseError
 from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
 from serving.models.protocols import ChatModel, Embedder, Reranker
+from serving.models.refusing import RefusingStudent, read_rule
 from serving.pipeline.assembly import estimate_tokens
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.skills import Skill
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from serving.models.prompted_student import OpenedBase, PromptedStudent
     from serving.models.shared_bases import SharedBases
 
-    ServedStudent = LocalStudent | PromptedStudent
+    ServedStudent = LocalStudent | PromptedStudent | RefusingStudent
 
 Close = Callable[[], Awaitable[None]]
 _LOG = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def connect_teacher(
             model=entry.model,
             price=entry.price,
             timeout_seconds=entry.timeout_seconds,
+            is_served=True,
         )
     guarded = GuardedChatModel(
         teacher, breaker=CircuitBreaker(), timeout_seconds=entry.timeout_seconds
@@ -165,6 +167,8 @@ def _load_student(
     student: ServedStudent
     if entry.is_trained:
         student = _load_local(manifest, entry, settings.models_folder, folder, bases)
+        if (rule := read_rule(folder)) is not None:
+            student = RefusingStudent(student, rule)
     else:
         student = load_prompted_student(
             folder,
@@ -257,6 +261,7 @@ def _open_base(
         model=entry.base_model,
         price=entry.price,
         timeout_seconds=entry.timeout_seconds,
+        is_served=True,
     )
     return OpenedBase(
         model=remote,

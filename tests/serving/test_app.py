@@ -502,7 +502,19 @@ async def test_openapi_shows_examples_and_problems(serve: Serve) -> None:
     }  # fmt: skip
     assert set(ask["responses"]["503"]["content"]) == {"application/problem+json"}
     assert "X-Trace-Persisted" in ask["responses"]["200"]["headers"]
-    assert schema["components"]["schemas"]["AskRequest"]["examples"]
+    components = schema["components"]
+    assert components["schemas"]["AskRequest"]["examples"]
+    shown = ask["responses"]["422"]["content"]["application/problem+json"]["schema"]["$ref"]
+    assert shown.removeprefix("#/components/schemas/") in components["schemas"]
+    assert (ask["operationId"], ask["security"]) == ("ask", [{"key": []}, {}])
+    assert "security" not in schema["paths"]["/healthz"]["get"]
+    unexplained = [
+        f"{name}.{field}"
+        for name, known in components["schemas"].items()
+        for field, told in known.get("properties", {}).items()
+        if name != "HTTPValidationError" and not {"description", "examples", "$ref"} & set(told)
+    ]
+    assert not unexplained
     assert set(schema["paths"]) == {
         "/ask", "/feedback", "/healthz", "/metrics", "/readyz", "/v1/release",
     }  # fmt: skip

@@ -8,6 +8,8 @@ import pytest
 
 from serving.errors import UpstreamError
 from serving.pipeline.router import RouterPolicy
+from serving.pipeline.skills import Skill
+from serving.pipeline.tiers import Tier
 from tests.serving.fakes import TEACHER_PRICE, CannedChatModel, make_engine, make_manifest
 from tests.serving.running import run_app
 
@@ -78,6 +80,30 @@ async def test_a_shadow_that_does_not_answer_is_counted(
             await asyncio.sleep(0.005)
     assert f'understudy_shadows_total{{outcome="{outcome}"}} 1.0' in metrics
     assert len(running.traces()) == 1
+
+
+@pytest.mark.parametrize(
+    ("closed", "outcome"), [("general", "answered"), ("own", "skipped_breaker")]
+)
+async def test_a_shadow_looks_at_the_breaker_of_the_student_it_asks(
+    tmp_path: Path, closed: str, outcome: str
+) -> None:
+    """Of a skill's question that is the skill's, whatever became of the general student."""
+    students = {name: CannedChatModel(name) for name in ("general", "own")}
+    students[closed].is_stopped = True  # type: ignore[attr-defined]
+    skill = Skill(
+        name="reading", tier=Tier(model=students["own"]), pages=("guides/environment-variables",)
+    )
+    engine = make_engine(phase="imposter", student=students["general"], skills=(skill,))
+    async with run_app(engine, tmp_path) as running:
+        assert (await running.ask()).json()["skill"] == "reading"
+        for _ in range(400):
+            metrics = await running.metrics()
+            if "understudy_shadows_total{" in metrics:
+                break
+            await asyncio.sleep(0.005)
+    assert f'understudy_shadows_total{{outcome="{outcome}"}} 1.0' in metrics
+    assert [len(s.requests) for s in students.values()] == [0, int(outcome == "answered")]
 
 
 async def test_in_switch_the_teacher_shadows_the_student_where_it_is_asked_for(

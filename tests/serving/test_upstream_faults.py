@@ -11,6 +11,7 @@ from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
 from serving.models.openai_chat import OpenAIChatModel, connect
 from serving.models.protocols import ChatRequest, Price
+from serving.models.served_transport import ServedTransport
 from serving.pipeline.router import RouterPolicy
 from tests.serving.fakes import GOOD, INVALID, CannedChatModel, make_engine
 from tests.serving.running import run_app
@@ -24,7 +25,10 @@ TO_TEACHER = RouterPolicy(min_retrieval_score=1.0)
 
 
 def connect_guarded(url: str, *, timeout_seconds: float = 30) -> GuardedChatModel:
-    model = connect(url, None, model="m", price=Price(), timeout_seconds=timeout_seconds)
+    transport = ServedTransport()
+    model = connect(
+        url, None, model="m", price=Price(), timeout_seconds=timeout_seconds, transport=transport
+    )
     return GuardedChatModel(model, breaker=CircuitBreaker(), timeout_seconds=timeout_seconds)
 
 

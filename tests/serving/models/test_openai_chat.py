@@ -23,6 +23,7 @@ from serving.errors import (
 )
 from serving.models.openai_chat import OpenAIChatModel, connect, connect_in_process
 from serving.models.protocols import ChatModel, ChatRequest, Completion, Price
+from serving.models.served_transport import ServedTransport
 
 PRICE = Price(input_usd_per_mtok=3.0, output_usd_per_mtok=15.0)
 REQUEST = ChatRequest(
@@ -201,13 +202,16 @@ async def test_logprobs_are_asked_for_only_when_wanted_and_averaged():
     assert [body.get("logprobs") for body in upstream.bodies] == [True, None]
 
 
-async def test_no_connection_is_a_retryable_failure():
+@pytest.mark.parametrize("transport", [None, ServedTransport()])
+async def test_no_connection_is_a_retryable_failure_that_costs_nothing(transport):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    model = connect(f"http://127.0.0.1:{port}/v1", KEY, model="m", price=PRICE, timeout_seconds=10)
-    with pytest.raises(UpstreamError, match="no connection"):
+    url = f"http://127.0.0.1:{port}/v1"
+    model = connect(url, KEY, model="m", price=PRICE, timeout_seconds=10, transport=transport)
+    with pytest.raises(UpstreamError, match="no connection") as raised:
         await model.complete(REQUEST)
+    assert not raised.value.may_be_billed
     await model.close()
 
 
@@ -247,11 +251,22 @@ def test_one_model_serves_one_event_loop_after_another(served):
     assert len(upstream.bodies) == 3
 
 
-def test_the_key_is_sent_and_never_shown(served, caplog):
+@pytest.mark.parametrize("is_served", [False, True])
+def test_the_key_is_sent_and_never_shown(served, caplog, is_served):
     upstream = Upstream(error(401, f"Incorrect API key provided: {KEY}"))
-    model = connect(served(upstream), KEY, model="m", price=PRICE, timeout_seconds=10)
+    transport = ServedTransport() if is_served else None
+    model = connect(
+        served(upstream), KEY, model="m", price=PRICE, timeout_seconds=10, transport=transport
+    )
+
+    async def ask():
+        try:
+            await model.complete(REQUEST)
+        finally:
+            await model.close()
+
     with caplog.at_level(logging.DEBUG), pytest.raises(UpstreamRejectedError) as raised:
-        asyncio.run(model.complete(REQUEST))
+        asyncio.run(ask())
     shown = "".join(traceback.format_exception(raised.value)) + repr(model) + caplog.text
     assert upstream.headers[0]["authorization"] == f"Bearer {KEY}"
     assert "Incorrect API key provided: ***" in str(raised.value)

@@ -5,10 +5,21 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from serving.errors import InvalidInputError
+from serving.access.keys import create_key
+from serving.app import open_admission
+from serving.errors import InvalidInputError, UpstreamError
+from serving.exchange import Exchange, Inquiry
+from serving.metrics import ServerMetrics
 from serving.pipeline.circumstances import Circumstances
+from serving.pipeline.confidence import RiskThreshold
 from serving.pipeline.skills import Skill, choose_skill
 from serving.pipeline.tiers import Tier
+from serving.problems import ProblemError
+from serving.releases.live import LiveRelease
+from serving.schemas import AskRequest
+from serving.settings import ServerSettings
+from serving.tracing.record import Escalation, new_trace_id
+from serving.tracing.segments import SegmentWriter
 from tests.serving.fakes import (
     HITS,
     INVALID,
@@ -18,6 +29,7 @@ from tests.serving.fakes import (
     make_engine,
     make_manifest,
 )
+from tests.serving.pipeline.test_confidence import make_calibration
 from tests.serving.running import run_app
 
 DEPLOYING = CannedRetriever(hits=HITS[::-1])  # the best chunk is on guides/deploy
@@ -111,6 +123,91 @@ async def test_the_skill_is_in_the_body_the_trace_the_release_and_the_metrics(tm
     }  # fmt: skip
     assert 'understudy_skill_answers_total{served_by="student",skill="deploying"} 1.0' in metrics
     assert f'understudy_breaker_open{{model="{OWN}"}}' not in metrics  # canned: it has no breaker
+
+
+async def test_naming_a_skill_of_high_stakes_is_an_escalation(tmp_path: Path):
+    """It needs the scope and the quota, and its trace never becomes training data; pages do not."""
+    skill = make_skill(is_high_stakes=True)
+    by_page = make_engine(
+        manifest=make_release(high_stakes=True), retriever=DEPLOYING, skills=(skill,)
+    )
+    keys = tmp_path / "keys"
+    plain = create_key(keys, tenant="docs", env="prod").text
+    rich = create_key(
+        keys,
+        tenant="docs",
+        env="prod",
+        scopes=["ask", "ask:prefer_quality"],
+        teacher_calls_per_minute=1,
+    ).text
+    async with run_app(by_page, tmp_path, env="prod") as running:
+        refused, first, second = [
+            await running.client.post(
+                "/ask",
+                json={"question": "How do I deploy?", "skill": "deploying"},
+                headers={"authorization": f"Bearer {key}"},
+            )
+            for key in (plain, rich, rich)
+        ]
+        unnamed = await running.client.post(
+            "/ask",
+            json={"question": "How do I deploy?"},
+            headers={"authorization": f"Bearer {plain}"},
+        )
+        traces = running.traces()
+    assert [r.status_code for r in (refused, first, second, unnamed)] == [403, 200, 429, 200]
+    assert refused.json()["found"] == "a skill of high stakes without it"
+    served = [(r.json()["served_by"], r.json()["route_reason"]) for r in (first, unnamed)]
+    assert served == [("teacher", "high_stakes")] * 2
+    assert [(t["escalation_granted"], t["trainable_reason"]) for t in traces] == [
+        (True, "escalated"),
+        (False, "eligible"),
+    ]
+
+
+async def test_a_skill_that_went_with_its_release_is_refused_by_name(tmp_path: Path):
+    """The question was admitted to a release that had it, and is answered by one that has not."""
+    settings = ServerSettings(home=tmp_path)
+    other = make_engine(manifest=make_release(), retriever=DEPLOYING, skills=(make_skill(),))
+    live = LiveRelease(
+        other,
+        releases_folder=settings.releases_folder,
+        keys_folder=settings.keys_folder,
+        load=None,
+    )
+    traces = SegmentWriter(settings.segments_folder)
+    admission = open_admission(settings)
+    exchange = Exchange(
+        settings, traces=traces, metrics=ServerMetrics(traces, live), admission=admission
+    )
+    inquiry = Inquiry(
+        body=AskRequest(question="How do I deploy?", skill="glazing"),
+        trace_id=new_trace_id(),
+        principal=admission.identify(None),
+        escalation=Escalation(),
+    )
+    with pytest.raises(ProblemError) as refused:
+        await exchange.answer(other, inquiry)
+    await traces.close()
+    assert (refused.value.name, refused.value.expected) == (
+        "invalid-request",
+        "a skill of this release: deploying",
+    )
+    assert refused.value.headers["X-Trace-Persisted"] == "true"
+
+
+async def test_a_release_is_warm_when_each_of_its_students_has_answered():
+    small, shared, general = (CannedChatModel(name) for name in ("small", "shared", "general"))
+    skills = tuple(Skill(name=name, tier=Tier(model=shared)) for name in ("one", "two"))
+    certified = make_calibration(thresholds=(RiskThreshold(risk_limit_ratio=0.05, threshold=0.5),))
+    engine = make_engine(
+        student=general, skills=skills, smaller=(Tier(model=small, calibration=certified),)
+    )
+    await engine.warm_up()
+    assert [len(model.requests) for model in (small, shared, general)] == [1, 1, 1]
+    shared.answer = UpstreamError("asking", expected="200", found="503", next_step="wait")
+    with pytest.raises(UpstreamError):
+        await engine.warm_up()
 
 
 @pytest.mark.parametrize(
