@@ -7,7 +7,7 @@ here: what one table promises (`expectations.py` of its stage), how Dagster show
 (`check_results`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ def evaluate_suite(
     *,
     id_column: str,
     shows_values: bool = True,
+    private_ids: Collection[str] = frozenset(),
 ) -> SuiteOutcome:
     """Run a suite over a frame.
 
@@ -84,6 +85,7 @@ def evaluate_suite(
         suite: expectations in the order they are reported in, each with its own `description`.
         id_column: names a row to a person.
         shows_values: false for private tables, whose failing rows are told by their ids alone.
+        private_ids: rows of which the same holds, in a table that is not private as a whole.
 
     Raises:
         InvalidInputError: an expectation could not be evaluated, which is not the same as broken.
@@ -98,12 +100,19 @@ def evaluate_suite(
         if result.expectation_config is not None
     }
     for statement in statements:
-        _refuse_unevaluated(statement, found[statement], shows_message=shows_values)
+        _refuse_unevaluated(
+            statement, found[statement], shows_message=shows_values and not private_ids
+        )
     return SuiteOutcome(
         row_count=frame.height,
         statements=statements,
         broken=tuple(
-            _describe_broken(statement, found[statement], id_column, shows_values=shows_values)
+            _describe_broken(
+                statement,
+                found[statement],
+                id_column,
+                shows_value=lambda row_id: shows_values and row_id not in private_ids,
+            )
             for statement in statements
             if not found[statement].success
         ),
@@ -211,7 +220,11 @@ def _refuse_unevaluated(
 
 
 def _describe_broken(
-    statement: str, result: "ExpectationValidationResult", id_column: str, *, shows_values: bool
+    statement: str,
+    result: "ExpectationValidationResult",
+    id_column: str,
+    *,
+    shows_value: Callable[[object], bool],
 ) -> BrokenPromise:
     configuration: Any = result.expectation_config
     found: Mapping[str, Any] = result.result
@@ -222,7 +235,7 @@ def _describe_broken(
         observed=_write_observed(found),
         limit=", ".join(f"{n.replace('_', ' ')} {kwargs[n]}" for n in LIMITS if n in kwargs),
         rows=tuple(
-            _describe_row(entry, id_column, shows_values=shows_values)
+            _describe_row(entry, id_column, shows_value=shows_value)
             for entry in (found.get("unexpected_index_list") or [])[:MAXIMUM_FAILING_ROWS]
         ),
     )
@@ -235,11 +248,13 @@ def _write_observed(found: Mapping[str, Any]) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _describe_row(entry: Mapping[str, Any], id_column: str, *, shows_values: bool) -> FailingRow:
+def _describe_row(
+    entry: Mapping[str, Any], id_column: str, *, shows_value: Callable[[object], bool]
+) -> FailingRow:
     row_id = entry[id_column]
     others = [value for column, value in entry.items() if column != id_column]
     value = others[0] if others else row_id
-    return FailingRow(id=str(row_id), value=_shorten(value) if shows_values else None)
+    return FailingRow(id=str(row_id), value=_shorten(value) if shows_value(row_id) else None)
 
 
 def _shorten(value: object) -> str:

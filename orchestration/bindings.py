@@ -33,10 +33,11 @@ from assets.releases.gates import GatePolicy
 from assets.students.held_out import HeldOutPlan
 from assets.students.recipe import AnyRecipe, load_recipe
 from assets.traces.admission import admit_decisions, select_harvest
-from assets.traces.curating import open_deletions
 from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.requesting import open_deletions
 from orchestration.config import Config, RemoteSection, ScorerSection, read_secret
+from orchestration.misses import read_misses
 from resources.chat_models import CachedChatModel
 from resources.corpus import CorpusFolder
 from resources.embeddings import CachedEmbedder
@@ -361,6 +362,7 @@ class Bindings:
             concurrency=self.config.teacher.concurrency,
             window_days=self.config.monitoring.window_days,
             is_taught=lambda seed_id: choose_split(seed_id) == "train",
+            read_misses=lambda: read_misses(self.home, self.config.default_recipe),
         )
 
     @cached_property

@@ -84,15 +84,15 @@ def demo(
 ) -> None:
     """Run the whole chain, then print the parity table and where everything lies."""
     from orchestration.demo import show_outcome
+    from orchestration.flywheel_cli import has_unfinished_turn, show_turn
 
     config = load_config()
     name = recipe or config.default_recipe
     started = time.monotonic()
-    launch(config, recipe=name)
-    show_outcome(config, name, seconds=time.monotonic() - started)
+    if not (flywheel and has_unfinished_turn(config)):  # whose own step the chain is
+        launch(config, recipe=name)
+        show_outcome(config, name, seconds=time.monotonic() - started)
     if flywheel:
-        from orchestration.flywheel_cli import show_turn
-
         show_turn(config, name)
 
 

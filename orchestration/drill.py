@@ -6,21 +6,27 @@ to the time that the plan has for it, since a monitor compares weeks. Belongs he
 judging. Does not belong here: the statistics and their limits (`assets/monitoring`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
 from assets.monitoring.alarms import raise_alarms
 from assets.monitoring.drift import gather_drift, measure_drift
 from assets.monitoring.measurements import tabulate_measurements
-from assets.monitoring.traffic import Traffic, add_columns, split_traffic
+from assets.monitoring.traffic import Traffic, collect_traffic
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from orchestration.bindings import Bindings
+from orchestration.config import Config
+from orchestration.curate_cli import compact
+from orchestration.customers import ask_server, customers
+from orchestration.live_server import running_server
 from orchestration.traffic import PlannedAsk
+from orchestration.turning import Announce
 from serving.errors import UnderstudyError
 from serving.home import Home
-from serving.models.protocols import Embedder
+from serving.models.protocols import Embedder, Progress
 
 DRILL_ENV = "drill"
 DRIFT = "traffic_drift"
@@ -47,6 +53,32 @@ class DriftAlarm:
         )
 
 
+def drill_drift(
+    config: Config,
+    plan: Sequence[PlannedAsk],
+    settings: Mapping[str, str],
+    progress: Progress,
+    announce: Announce,
+) -> DriftAlarm:
+    """Let simulated weeks pass through a server of their own; return the alarm they raise.
+
+    The teacher answers them all, since what people ask drifts whoever answers.
+    """
+    home = Home(config.home)
+    began = datetime.now(UTC)
+    apart = {"UNDERSTUDY_SERVE_ENV": DRILL_ENV, "UNDERSTUDY_SERVE_PHASE": "hitchhiker"}
+    with (
+        customers(home, env=DRILL_ENV) as keys,
+        running_server(config, {**settings, **apart}) as server,
+    ):
+        server.wait_until()
+        announce(ask_server(server, plan, keys, progress))
+    compact(home)
+    announce("the monitor of drift compares the weeks")
+    traffic = gather_drill(home, plan, since=began, end=datetime.now(UTC))
+    return judge_drill(traffic, Bindings(config, progress).embedder)
+
+
 def gather_drill(
     home: Home, plan: Sequence[PlannedAsk], *, since: datetime, end: datetime
 ) -> Traffic:
@@ -62,14 +94,14 @@ def gather_drill(
         {"conversation_id": list(times), "moved_at": list(times.values())},
         schema={"conversation_id": pl.String, "moved_at": pl.Datetime("us", "UTC")},
     )
-    records = add_columns(
+    records = (
         scan_hours(list_hours(find_folder(home)))
         .filter(pl.col("env") == DRILL_ENV, pl.col("asked_at") >= since)
         .join(clock.lazy(), on="conversation_id")
         .with_columns(pl.col("moved_at").alias("asked_at"))
-    ).collect()
+    )
     middle = start + WEEK
-    return split_traffic(records, start=middle, end=start + 2 * WEEK, before_start=start)
+    return collect_traffic(records, start=middle, end=start + 2 * WEEK, before_start=start)
 
 
 def judge_drill(traffic: Traffic, embedder: Embedder) -> DriftAlarm:

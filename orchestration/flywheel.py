@@ -1,64 +1,45 @@
 """One turn of the flywheel, unattended: serve, be asked, curate, train, gate, release, serve again.
 
-Every step is the one that runs in production; only the customers are simulated. Belongs here: the
-order of the steps and what the turn is judged by. Does not belong here: any step itself.
+Every step is the one that runs in production; only the customers are simulated. What a step found
+is remembered (`turning`), so a turn that failed goes on where it did. Belongs here: the order of
+the steps and what the turn is judged by. Does not belong here: any step itself.
 """
 
-import asyncio
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets.parity.ratchet import RatchetStep, compare_curves, draw_ratchet
 from assets.traces.curating import find_candidates
-from assets.traces.deciding import Reviewer, decide_trace, find_trace, is_asked, open_decisions
+from assets.traces.deciding import Reviewer, decide_trace, find_trace, open_decisions
 from assets.traces.escalating import find_escalations
 from assets.traces.hours import find_folder, list_hours, scan_hours
-from orchestration.bindings import Bindings
 from orchestration.config import Config, prepare_environment
 from orchestration.curate_cli import compact
-from orchestration.drill import DRILL_ENV, DriftAlarm, gather_drill, judge_drill
+from orchestration.customers import CUSTOMERS, Leg, ask_server, customers, measure_leg
+from orchestration.drill import DriftAlarm, drill_drift
 from orchestration.live_server import LiveServer, running_server
 from orchestration.running import run_chain
 from orchestration.sensors.deciding import Launch, decide_retraining
 from orchestration.sensors.facts import read_policy, read_retraining_facts
-from orchestration.traffic import PlannedAsk, TrafficReport, send_traffic
-from serving.access.keys import KEYS_FILE, create_key, read_keys, revoke_key
+from orchestration.traffic import PlannedAsk
+from orchestration.turning import Announce, TurnMemory, open_turn
 from serving.errors import InvalidInputError, UnderstudyError
 from serving.files import atomic_path
 from serving.home import Home
 from serving.models.protocols import Progress
 
-CUSTOMERS = 24
-CONCURRENCY = 4
 RUBRIC = Reviewer(name="unattended", kind="automation")
 TAUGHT = ("fallback", "low_retrieval", "low_confidence", "long_context", "phase", "explore")
 """Why the teacher answered, where that is worth learning: refusals are left to people."""
-
-Announce = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leg:
-    """What one release did with the traffic."""
-
-    release_id: str
-    ask_count: int
-    teacher_ratio: float
-    cost_usd: float
-    teacher_only_cost_usd: float
-
-    @property
-    def saved_ratio(self) -> float:
-        """The share of the teacher's price that was not paid."""
-        if not self.teacher_only_cost_usd:
-            return 0.0
-        return 1 - self.cost_usd / self.teacher_only_cost_usd
+CURVE = "parity/router_curve"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,88 +86,121 @@ def turn_flywheel(
     """
     prepare_environment(config)
     home = Home(config.home)
-    settings = {
-        "UNDERSTUDY_SERVE_ENV": "prod",
-        "UNDERSTUDY_SERVE_RELEASE_POLL_SECONDS": "1",
-        **(serve_settings or {}),
-    }
-    drift = drill_drift(config, drill, settings, progress)
-    announce(drift.describe())
-    with customers(home) as keys:
-        with running_server(config, settings) as server:
-            first = server.wait_until()
-            announce(f"{first} serves; {len(plan)} customers ask")
-            _ask(server, plan, keys)
-        compact(home)
-        accepted = curate_unattended(home, now=datetime.now(UTC))
-        announce(f"{accepted} answers of the teacher are accepted for training")
-        curve = _read_curve(home, recipe)
-        with running_server(config, settings) as server:  # serves while its successor is made
-            server.wait_until(released=first)
-            due = _require_due(config, recipe, minimum_teacher_traces, drift)
-            announce(f"training is due: {due.reason}")
-            second = _retrain(config, recipe, due, progress)
-            server.wait_until(released=second)
-            announce(f"{second} was loaded without a restart; the same customers ask again")
-            _ask(server, plan, keys)
-    compact(home)
-    now = _read_curve(home, recipe)
+    turn = open_turn(home, recipe, (plan, drill), announce)
+    steps = _Steps(
+        config=config, home=home, recipe=recipe, plan=plan, turn=turn, progress=progress,
+        settings={
+            "UNDERSTUDY_SERVE_ENV": "prod",
+            "UNDERSTUDY_SERVE_RELEASE_POLL_SECONDS": "1",
+            **(serve_settings or {}),
+        },
+    )  # fmt: skip
+    drift = steps.drill(drill)
+    first = steps.serve()
+    accepted = steps.curate()
+    due = steps.decide(minimum_teacher_traces, drift)
+    second = steps.retrain(due)
+    before, now = pl.read_parquet(steps.kept_curve), _read_curve(home, recipe)
     chart = home.reports / recipe / "ratchet.png"
     with atomic_path(chart) as temporary:
-        temporary.write_bytes(draw_ratchet(curve, now))
-    return Turn(
+        temporary.write_bytes(draw_ratchet(before, now))
+    turned = Turn(
         before=measure_leg(home, first),
         after=measure_leg(home, second),
         accepted_count=accepted,
         drift=drift,
         reason=due.reason,
-        ratchet=compare_curves(curve, now),
+        ratchet=compare_curves(before, now),
         chart=str(chart),
     )
+    turn.forget()
+    return turned
 
 
-def drill_drift(
-    config: Config, plan: Sequence[PlannedAsk], settings: Mapping[str, str], progress: Progress
-) -> DriftAlarm:
-    """Let simulated weeks pass through a server of their own; return the alarm they raise.
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """The remembered steps of one turn, in their order."""
 
-    The teacher answers them all, since what people ask drifts whoever answers.
-    """
-    home = Home(config.home)
-    began = datetime.now(UTC)
-    apart = {"UNDERSTUDY_SERVE_ENV": DRILL_ENV, "UNDERSTUDY_SERVE_PHASE": "hitchhiker"}
-    with (
-        customers(home, env=DRILL_ENV) as keys,
-        running_server(config, {**settings, **apart}) as server,
-    ):
-        server.wait_until()
-        _ask(server, plan, keys)
-    compact(home)
-    traffic = gather_drill(home, plan, since=began, end=datetime.now(UTC))
-    return judge_drill(traffic, Bindings(config, progress).embedder)
+    config: Config
+    home: Home
+    recipe: str
+    plan: Sequence[PlannedAsk]
+    turn: TurnMemory
+    progress: Progress
+    settings: Mapping[str, str]
 
+    @property
+    def kept_curve(self) -> Path:
+        """The router curve of the old student: training overwrites the recipe's."""
+        return self.turn.path.with_name("router_curve_before.parquet")
 
-@contextmanager
-def customers(home: Home, count: int = CUSTOMERS, *, env: str = "prod") -> Iterator[list[str]]:
-    """Give so many customers a key each, and take them back.
+    def drill(self, plan: Sequence[PlannedAsk]) -> DriftAlarm:
+        def run() -> dict[str, Any]:
+            alarm = drill_drift(self.config, plan, self.settings, self.progress, self.turn.announce)
+            self.turn.announce(alarm.describe())
+            return asdict(alarm)
 
-    A home whose server was open to its machine is so again afterwards.
-    """
-    was_open = not read_keys(home.keys)
-    made = [
-        create_key(
-            home.keys, tenant=f"simulated-{number}-{uuid.uuid4().hex[:6]}", scopes=("ask",),
-            valid_days=1, env=env, requests_per_minute=100_000,
+        told = f"{len(plan)} questions of two weeks whose topics shift, to a server of their own"
+        return DriftAlarm(**self.turn.do("1/6 drill", told, run))
+
+    def serve(self) -> str:
+        def run() -> str:
+            with self._serving() as (server, keys):
+                first = server.wait_until()
+                self.turn.announce(f"{first} serves")
+                self.turn.announce(ask_server(server, self.plan, keys, self.progress))
+            return first
+
+        told = f"{len(self.plan)} questions of {CUSTOMERS} customers to the release in force"
+        return str(self.turn.do("2/6 serve", told, run))
+
+    def curate(self) -> int:
+        compact(self.home)
+        told = "answers of the teacher are accepted for training"
+        count = self.turn.do(
+            "3/6 curate", told, lambda: curate_unattended(self.home, now=datetime.now(UTC))
         )
-        for number in range(count)
-    ]  # fmt: skip
-    try:
-        yield [key.text for key in made]
-    finally:
-        for key in made:
-            revoke_key(home.keys, key.entry.key_id)
-        if was_open:
-            (home.keys / KEYS_FILE).unlink()
+        self.turn.announce(f"{count} {told}")
+        return int(count)
+
+    def decide(self, minimum: int, drift: DriftAlarm) -> Launch:
+        def run() -> dict[str, Any]:
+            shutil.copyfile(self.home.table(CURVE, self.recipe), self.kept_curve)
+            return asdict(_require_due(self.config, self.recipe, minimum, drift))
+
+        due = Launch(**self.turn.do("4/6 decide", "whether a training is due", run))
+        self.turn.announce(f"training is due: {due.reason}")
+        return due
+
+    def retrain(self, due: Launch) -> str:
+        """Train while a server goes on serving; let it load the result, and be asked again."""
+        with self._serving() as (server, keys):
+            server.wait_until()
+
+            def run() -> str:
+                return _retrain(self.config, self.recipe, due, self.progress, self.turn.announce)
+
+            told = "the chain from the seeds to the release, while a server goes on serving"
+            second = str(self.turn.do("5/6 retrain", told, run))
+
+            def ask_again() -> bool:
+                server.wait_until(released=second)
+                self.turn.announce(f"{second} was loaded without a restart")
+                self.turn.announce(ask_server(server, self.plan, keys, self.progress))
+                return True
+
+            self.turn.do("6/6 serve again", "the same questions to the new release", ask_again)
+        compact(self.home)
+        return second
+
+    @contextmanager
+    def _serving(self) -> Iterator[tuple[LiveServer, list[str]]]:
+        """Run a server that knows its customers from its start: keys made later are read later."""
+        with (
+            customers(self.home) as keys,
+            running_server(self.config, self.settings) as server,
+        ):
+            yield server, keys
 
 
 def curate_unattended(home: Home, *, now: datetime) -> int:
@@ -215,28 +229,6 @@ def curate_unattended(home: Home, *, now: datetime) -> int:
     return candidates.height
 
 
-def measure_leg(home: Home, release_id: str) -> Leg:
-    """Return what a release did with all production traffic it ever answered."""
-    row = (
-        scan_hours(list_hours(find_folder(home)))
-        .filter(
-            is_asked(),
-            pl.col("env") == "prod",
-            pl.col("release_id") == release_id,
-            pl.col("outcome") == "answered",
-        )
-        .select(
-            pl.len().alias("ask_count"),
-            (pl.col("served_by") == "teacher").mean().fill_null(0.0).alias("teacher_ratio"),
-            pl.col("cost_usd").sum(),
-            pl.col("counterfactual_cost_usd").sum().alias("teacher_only_cost_usd"),
-        )
-        .collect()
-        .row(0, named=True)
-    )
-    return Leg(release_id=release_id, **row)
-
-
 def _require_due(config: Config, recipe: str, minimum: int, drift: DriftAlarm) -> Launch:
     with dg.DagsterInstance.get() as instance:
         facts = read_retraining_facts(config, instance, recipe)
@@ -255,28 +247,26 @@ def _require_due(config: Config, recipe: str, minimum: int, drift: DriftAlarm) -
     )
 
 
-def _retrain(config: Config, recipe: str, due: Launch, progress: Progress) -> str:
-    outcome = run_chain(config, progress=progress, recipe=recipe, tags=due.tags)
+def _retrain(
+    config: Config, recipe: str, due: Launch, progress: Progress, announce: Announce
+) -> str:
+    outcome = run_chain(
+        config,
+        progress=progress,
+        recipe=recipe,
+        tags=due.tags,
+        announce=lambda planned: announce(f"{len(planned)} assets to make"),
+    )
     if not outcome.succeeded:
         raise UnderstudyError(
             "training the student again",
             expected="the chain to end with a release",
             found=outcome.failure,
-            next_step="mend the cause and run `understudy run`: what was made is kept",
+            next_step="mend the cause and turn again: what was made and found is kept",
         )
     bundle = pl.read_parquet(Home(config.home).table("releases/release_bundle", recipe))
     return str(bundle["release_id"][0])
 
 
 def _read_curve(home: Home, recipe: str) -> pl.DataFrame:
-    return pl.read_parquet(home.table("parity/router_curve", recipe))
-
-
-def _ask(server: LiveServer, plan: Sequence[PlannedAsk], keys: Sequence[str]) -> TrafficReport:
-    import httpx2
-
-    async def send() -> TrafficReport:
-        async with httpx2.AsyncClient(base_url=server.url, timeout=120.0) as client:
-            return await send_traffic(client, plan, pace=0, keys=keys, concurrency=CONCURRENCY)
-
-    return asyncio.run(send())
+    return pl.read_parquet(home.table(CURVE, recipe))

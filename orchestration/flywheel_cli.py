@@ -4,23 +4,33 @@ Belongs here: which questions are asked and what is printed. Does not belong her
 (`flywheel`).
 """
 
+import time
+
 from rich.markup import escape
 from rich.table import Table
 
 from orchestration.config import Config
-from orchestration.console import CONSOLE
+from orchestration.console import CONSOLE, make_logger
 from orchestration.drill import ASKS_PER_DAY, DAYS
 from orchestration.flywheel import Turn, turn_flywheel
+from orchestration.status import read_release
 from orchestration.traffic import plan_traffic
 from orchestration.traffic_cli import read_topics
+from orchestration.turning import find_memory
 from resources.input_files import SeedFile
-from resources.progress import RichProgress
+from resources.progress import LogProgress, RichProgress
+from serving.home import Home
 
 QUESTIONS = "flywheel_questions.jsonl"
 """Beside the seed file: questions of users that no seed asks."""
 ASKS = 120
 MINIMUM_TEACHER_TRACES = 10  # a demonstration has one hour of traffic, not one month
 SEED = 7
+
+
+def has_unfinished_turn(config: Config) -> bool:
+    """Say whether an earlier try left something to go on with."""
+    return find_memory(Home(config.home)).is_file()
 
 
 def show_turn(config: Config, recipe: str) -> None:
@@ -33,6 +43,12 @@ def show_turn(config: Config, recipe: str) -> None:
     topics = read_topics(questions)
     plan = plan_traffic(topics, days=1, asks_per_day=ASKS, seed=SEED, key_count=24)
     drill = plan_traffic(topics, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=SEED, key_count=24)
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        seconds = time.monotonic() - began
+        CONSOLE.print(f"[dim]{seconds:6.0f} s  {escape(line)}[/]", soft_wrap=True)
+
     bars = RichProgress(CONSOLE)
     try:
         turn = turn_flywheel(
@@ -41,12 +57,19 @@ def show_turn(config: Config, recipe: str) -> None:
             plan=plan,
             drill=drill,
             minimum_teacher_traces=MINIMUM_TEACHER_TRACES,
-            progress=bars,
-            announce=lambda line: CONSOLE.print(f"[dim]{escape(line)}[/]", soft_wrap=True),
+            progress=bars if CONSOLE.is_terminal else LogProgress(make_logger()),
+            announce=tell,
         )
     finally:
         bars.close()
     _show(turn)
+    release = read_release(Home(config.home))
+    if release and release.phase == "hitchhiker" and turn.after.teacher_ratio == 1.0:
+        CONSOLE.print(
+            f"[dim]the gate says {release.verdict}: in the phase hitchhiker the teacher answers "
+            "everything, so nothing is saved[/]",
+            soft_wrap=True,
+        )
 
 
 def _show(turn: Turn) -> None:

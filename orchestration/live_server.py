@@ -11,21 +11,23 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestration.config import Config, read_environment
 from serving.errors import ReleaseError
 from serving.home import Home
 
-READY_SECONDS = 180.0
+READY_SECONDS = 600.0  # a first load converts the student to its engine, on busy cores in minutes
 STOP_SECONDS = 40.0  # more than the server takes to drain
 POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class LiveServer:
-    """A server that answers at `url`."""
+    """A server that answers at `url` and tells `log`."""
 
     url: str
+    log: Path
     process: "subprocess.Popen[bytes]"
 
     def find_release(self) -> str | None:
@@ -42,7 +44,7 @@ class LiveServer:
         """Wait until the server is ready and, if one is named, serves this release.
 
         Raises:
-            ReleaseError: it ended, or took longer than three minutes.
+            ReleaseError: it ended, or took longer than ten minutes.
         """
         deadline = time.monotonic() + READY_SECONDS
         found = None
@@ -56,7 +58,7 @@ class LiveServer:
             f"waiting for the server at {self.url}",
             expected=f"the release {released}" if released else "any release, warm",
             found=f"exit status {ended}" if ended is not None else f"release {found}",
-            next_step="read server.log in the home; `understudy serve` shows the same",
+            next_step=f"read {self.log}; `understudy serve` shows the same",
         )
 
 
@@ -75,13 +77,14 @@ def running_server(
         "UNDERSTUDY_SERVE_PORT": str(port),
         **(settings or {}),
     }
-    with (home.root / "server.log").open("ab") as log:
+    path = home.root / "server.log"
+    with path.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestration.cli", "serve"],
             env=environment, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        yield LiveServer(url=f"http://127.0.0.1:{port}", process=process)
+        yield LiveServer(url=f"http://127.0.0.1:{port}", log=path, process=process)
     finally:
         process.terminate()
         try:

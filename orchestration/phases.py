@@ -38,16 +38,15 @@ def assess_phases(facts: PhaseFacts) -> tuple[PhaseStep, ...]:
     """Return every phase in order; what one lacks, the later ones lack too.
 
     `hitchhiker` needs nothing. `imposter` needs a student that can answer in shadow. `switch` needs
-    the gate's PROMOTE. `dreamer` writes questions for what production shows to be weak, so it needs
-    traffic, and monitors of which none alarms.
+    the gate's PROMOTE. `dreamer` writes questions for what production shows to be weak, so where
+    anybody asked it needs monitors of which none alarms. Before that the validation split shows it.
     """
     needs: dict[Phase, tuple[tuple[bool, str], ...]] = {
         "hitchhiker": (),
         "imposter": ((facts.has_student, "a release with a student"),),
         "switch": ((facts.verdict == "PROMOTE", "the verdict PROMOTE"),),
         "dreamer": (
-            (facts.ask_count > 0, "production traffic"),
-            (facts.is_monitored, "monitors that have run"),
+            (facts.is_monitored or not facts.ask_count, "monitors that have run"),
             (not facts.alarms, f"an end of the alarms ({', '.join(facts.alarms)})"),
         ),
     }

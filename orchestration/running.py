@@ -186,7 +186,8 @@ def _refuse_gaps(
 def choose_assets(names: Sequence[str], select: Sequence[str]) -> list[str]:
     """Return the keys that a selection of stages and assets names; all when it is empty.
 
-    What is made on demand alone is left out unless it is named itself.
+    What is made on demand alone is left out unless it is named itself, or its stage makes nothing
+    else: the stage is named for its sake then.
 
     Raises:
         InvalidInputError: a name is neither a stage nor an asset.
@@ -201,12 +202,15 @@ def choose_assets(names: Sequence[str], select: Sequence[str]) -> list[str]:
             next_step="see the assets in `understudy ui`, or run without --select",
         )
     on_demand = {key.to_user_string() for key in keys.ON_DEMAND}
-    return [
-        name
-        for name in names
-        if name in select
-        or (name not in on_demand and (not select or name.split("/")[0] in select))
-    ]
+    in_chain = {name.split("/")[0] for name in names if name not in on_demand}
+
+    def is_chosen(name: str) -> bool:
+        stage = name.split("/")[0]
+        if name in on_demand:
+            return name in select or (stage in select and stage not in in_chain)
+        return not select or name in select or stage in select
+
+    return [name for name in names if is_chosen(name)]
 
 
 def _execute(

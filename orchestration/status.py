@@ -4,6 +4,7 @@ Belongs here: reading what servers, monitors and runs have stored, and the judge
 belong here: printing (`status_cli`), the decisions of the sensors (`sensors/deciding`).
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,15 +12,19 @@ from datetime import datetime, timedelta
 import dagster as dg
 import polars as pl
 
-from assets.traces.deciding import is_asked
+from assets.traces.curating import find_candidates
+from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from orchestration.config import Config
+from orchestration.drill import DRILL_ENV
 from orchestration.phases import PhaseFacts, PhaseStep, assess_phases
 from orchestration.sensors.deciding import Decision, GiveUp, Launch, decide_retraining
 from orchestration.sensors.facts import ALARMS, read_policy, read_retraining_facts
+from orchestration.sensors.keep_warm import probe_servers
 from serving.home import Home
 from serving.releases.bundle import CURRENT, load_current
 from serving.releases.signing import load_public_key
+from serving.tracing.segments import OPEN_SUFFIX, read_frames
 
 WINDOW = timedelta(days=7)  # `status_cli` says so too
 MAXIMUM_FAILED_RATIO = 0.01  # of all asks: answered with a problem document, above it: not fine
@@ -46,6 +51,10 @@ class TrafficStatus:
     cost_usd: float
     teacher_only_cost_usd: float
     last_asked_at: datetime | None
+    elsewhere: tuple[str, ...] = ()
+    """Other environments in which somebody asked, such as a server that was not told it is prod."""
+    unsealed_count: int = 0
+    """Traces of any kind that a server still holds open: they count for all else once sealed."""
 
     @property
     def saved_ratio(self) -> float | None:
@@ -67,6 +76,9 @@ class Status:
     retraining: str
     """What is due, or what is waited for."""
     is_retraining_due: bool
+    is_retraining_automatic: bool
+    candidate_count: int
+    """Questions that wait for a decision of curation."""
     phases: tuple[PhaseStep, ...]
     problems: tuple[str, ...]
 
@@ -74,6 +86,13 @@ class Status:
     def is_fine(self) -> bool:
         """Whether nothing asks for a person."""
         return not self.problems
+
+    @property
+    def unknowns(self) -> tuple[str, ...]:
+        """Return why nothing is known of production, so that no problem does not mean fine."""
+        told = ((bool(self.traffic.ask_count), "nobody asked"),
+                (self.is_monitored, "no monitor has run"))  # fmt: skip
+        return tuple(text for is_known, text in told if not is_known)
 
 
 def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) -> Status:
@@ -85,6 +104,7 @@ def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) 
     home = Home(config.home)
     facts = read_retraining_facts(config, instance, config.default_recipe)
     decision = decide_retraining(facts, read_policy(config))
+    records = scan_hours(list_hours(find_folder(home)))
     release = read_release(home)
     traffic = read_traffic(home, since=now - WINDOW)
     monitors = _read_monitors(home)
@@ -97,10 +117,15 @@ def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) 
         is_monitored=monitors is not None,
         retraining=describe_decision(decision),
         is_retraining_due=isinstance(decision, Launch),
+        is_retraining_automatic=config.loop.retrain == "automatic",
+        candidate_count=find_candidates(records, open_decisions(home).read()).height,
         phases=assess_phases(
             gather_phase_facts(release, traffic, alarms=None if monitors is None else alarms)
         ),
-        problems=find_problems(release, traffic, alarms=alarms, decision=decision),
+        problems=(
+            *find_problems(release, traffic, alarms=alarms, decision=decision),
+            *find_cold_servers(config.loop.servers),
+        ),
     )
 
 
@@ -154,6 +179,16 @@ def find_problems(
     return tuple(problems)
 
 
+def find_cold_servers(urls: Sequence[str]) -> tuple[str, ...]:
+    """Return which of the configured servers do not answer now, each with what to do."""
+    probes = asyncio.run(probe_servers(urls)) if urls else []
+    return tuple(
+        f"the server {probe.url} is not ready ({probe.told}): read its log"
+        for probe in probes
+        if not probe.is_warm
+    )
+
+
 def read_release(home: Home) -> ReleaseStatus | None:
     """Return the verified current release, or None where none was published."""
     if not (home.releases / CURRENT).exists():
@@ -171,9 +206,9 @@ def read_traffic(home: Home, *, since: datetime) -> TrafficStatus:
     """Return what production did since a moment; shadows and other environments do not count."""
     first = since.replace(minute=0, second=0, microsecond=0)
     paths = [path for path in list_hours(find_folder(home)) if read_hour(path) >= first]
-    asked = scan_hours(paths).filter(
-        is_asked(), pl.col("env") == "prod", pl.col("asked_at") >= since
-    )
+    everywhere = scan_hours(paths).filter(is_asked(), pl.col("asked_at") >= since)
+    asked = everywhere.filter(pl.col("env") == "prod")
+    environments = everywhere.select(pl.col("env").unique().sort()).collect()["env"].drop_nulls()
     answered = pl.col("outcome") == "answered"
     row = (
         asked.select(
@@ -188,7 +223,17 @@ def read_traffic(home: Home, *, since: datetime) -> TrafficStatus:
         .collect()
         .row(0, named=True)
     )
-    return TrafficStatus(**row)
+    return TrafficStatus(
+        **row,
+        elsewhere=tuple(env for env in environments if env not in {"prod", DRILL_ENV}),
+        unsealed_count=count_unsealed(home),
+    )
+
+
+def count_unsealed(home: Home) -> int:
+    """Return how many traces lie in segments that a server is still writing."""
+    paths = (home.traces / "segments").glob(f"*{OPEN_SUFFIX}")
+    return sum(1 for path in paths for _ in read_frames(path))
 
 
 def _read_monitors(home: Home) -> pl.DataFrame | None:

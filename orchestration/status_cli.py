@@ -19,7 +19,15 @@ from orchestration.explaining import explain_errors
 from orchestration.options import Json
 
 if TYPE_CHECKING:
-    from orchestration.status import Status, TrafficStatus
+    from orchestration.status import ReleaseStatus, Status, TrafficStatus
+
+BY_HAND = "Nothing starts it by itself (loop.retrain: manual): `understudy run` does"
+WHO_ANSWERS = {
+    "hitchhiker": "the teacher answers everything",
+    "imposter": "the teacher answers, the student in shadow",
+    "switch": "the router decides who answers",
+    "dreamer": "the router decides who answers",
+}
 
 
 @explain_errors
@@ -37,7 +45,8 @@ def status(as_json: Json = False) -> None:
     with dg.DagsterInstance.get() as instance:
         found = read_status(config, instance, now=datetime.now(UTC))
     if as_json:
-        saved = {"saved_ratio": found.traffic.saved_ratio, "is_fine": found.is_fine}
+        saved = {"saved_ratio": found.traffic.saved_ratio, "is_fine": found.is_fine,
+                 "unknowns": found.unknowns}  # fmt: skip
         sys.stdout.write(json.dumps(asdict(found) | saved, default=str) + "\n")
     else:
         _show(found)
@@ -47,32 +56,49 @@ def status(as_json: Json = False) -> None:
 
 def _show(found: "Status") -> None:
     table = Table(box=None, show_header=False, padding=(0, 2))
-    release = found.release
     rows = [
-        ("release", f"{release.release_id}, {release.phase}, {release.verdict}, "
-                    f"{' '.join(release.students) or 'no student'}" if release else "none"),
+        ("release", _describe_release(found.release)),
         ("traffic", _describe_traffic(found.traffic)),
         ("cost", _describe_cost(found.traffic)),
         ("monitors", _describe_monitors(found)),
-        ("training", found.retraining),
-        ("phases", _describe_phases(found)),
+        ("training", _describe_training(found)),
+        ("next phase", _describe_phases(found)),
     ]  # fmt: skip
     for name, value in rows:
         table.add_row(f"[dim]{name}[/]", escape(value))
     mark = "[green]fine[/]" if found.is_fine else "[red]needs a person[/]"
+    if found.is_fine and found.unknowns:
+        mark = f"[yellow]no problem is known[/], but {' and '.join(found.unknowns)}"
     CONSOLE.print(f"Production: {mark}")
     CONSOLE.print(table)
     for problem in found.problems:
         CONSOLE.print(f"  [red]✗[/] {escape(problem)}", soft_wrap=True)
 
 
+def _describe_release(release: "ReleaseStatus | None") -> str:
+    if release is None:
+        return "none"
+    students = f"student {', '.join(release.students)}" if release.students else "no student"
+    return (
+        f"{release.release_id}, {students}; the gate said {release.verdict}; in the phase "
+        f"{release.phase} {WHO_ANSWERS[release.phase]}"
+    )
+
+
 def _describe_traffic(traffic: "TrafficStatus") -> str:
+    unsealed = f"{traffic.unsealed_count} traces are not sealed yet, look again in 5 minutes"
     if not traffic.ask_count:
-        return "nobody asked in 7 days"
+        elsewhere = (
+            f" in prod, only in {', '.join(traffic.elsewhere)}: UNDERSTUDY_SERVE_ENV names a "
+            "server's environment"
+        )
+        nobody = "nobody asked in 7 days" + (elsewhere if traffic.elsewhere else "")
+        return unsealed if traffic.unsealed_count else nobody
+    more = f"; {unsealed}" if traffic.unsealed_count else ""
     return (
         f"{traffic.ask_count} asks in 7 days, the last at "
         f"{traffic.last_asked_at:%Y-%m-%d %H:%M}; teacher {traffic.teacher_ratio or 0:.0%}, "
-        f"refused {traffic.refused_ratio or 0:.0%}, failed {traffic.failed_ratio or 0:.1%}"
+        f"refused {traffic.refused_ratio or 0:.0%}, failed {traffic.failed_ratio or 0:.1%}{more}"
     )
 
 
@@ -87,7 +113,7 @@ def _describe_cost(traffic: "TrafficStatus") -> str:
 
 def _describe_monitors(found: "Status") -> str:
     if not found.is_monitored:
-        return "not run yet: `understudy run --select monitoring/alarms`"
+        return "not run yet: `understudy run --select monitoring`"
     told = f"alarm: {', '.join(found.alarms)}" if found.alarms else "no alarm"
     unsure = f"; inconclusive: {', '.join(found.inconclusive)}" if found.inconclusive else ""
     return told + unsure
@@ -97,4 +123,11 @@ def _describe_phases(found: "Status") -> str:
     held = next((step for step in found.phases if step.missing), None)
     if held is None:
         return "each of them is earned"
-    return f"{held.phase} lacks {', '.join(held.missing)}"
+    why = ": `understudy report`" if held.phase == "switch" else ""
+    return f"{held.phase} lacks {', '.join(held.missing)}{why}"
+
+
+def _describe_training(found: "Status") -> str:
+    waiting = f"; {found.candidate_count} candidates: `understudy curate list`"
+    told = found.retraining + (waiting if found.candidate_count else "")
+    return told if found.is_retraining_automatic else f"{told}. {BY_HAND}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from serving.errors import InvalidInputError
+from serving.models.protocols import Progress
 
 if TYPE_CHECKING:
     import httpx2
@@ -100,6 +101,13 @@ class TrafficReport:
     by_server: Counter[str] = field(default_factory=Counter)
     by_profile: Counter[str] = field(default_factory=Counter)
 
+    def describe(self) -> str:
+        """Say it in one line."""
+        told = [f"{self.asked_count} asked in {self.seconds:.0f} s"]
+        told += [f"status {name}: {count}" for name, count in sorted(self.by_status.items())]
+        told += [f"by the {name}: {count}" for name, count in sorted(self.by_server.items())]
+        return ", ".join([*told, f"refused: {self.refused_count}"])
+
 
 def plan_traffic(
     questions: Mapping[str, Sequence[str]],
@@ -152,6 +160,7 @@ async def send_traffic(
     pace: float,
     keys: Sequence[str] = (),
     concurrency: int = 16,
+    progress: Progress | None = None,
 ) -> TrafficReport:
     """Send a plan to a server and return what came back.
 
@@ -161,6 +170,7 @@ async def send_traffic(
         pace: simulated seconds per real second; 0 sends as fast as the server answers.
         keys: API keys, of which each user has one; none for an open server.
         concurrency: questions under way at most.
+        progress: told after every question.
     """
     report, room, began = TrafficReport(), asyncio.Semaphore(concurrency), time.monotonic()
 
@@ -169,6 +179,8 @@ async def send_traffic(
             await asyncio.sleep(max(0.0, ask.at_seconds / pace - (time.monotonic() - began)))
         async with room:
             await _send_one(client, ask, keys, report)
+        if progress:
+            progress.advance("asking", report.asked_count, len(plan))
 
     if pace:
         await asyncio.gather(*(send(ask) for ask in plan))

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from assets.monitoring.measurements import (
+    BOUND_ALPHA,
     Measurement,
     compare_interval,
     compare_number,
@@ -24,7 +25,6 @@ from assets.students.agreement import compare_row
 AGREEMENT_RATIO = 0.95  # lower bound at or above: the student may stand in
 MINIMUM_PAIRS = 500
 LOST_RATIO = 0.90  # what the sequential test tells the target from
-SEQUENTIAL_ALPHA = 0.01
 SEQUENTIAL_BETA = 0.05
 LARGEST_FALL = 0.03  # against the weeks before
 
@@ -146,11 +146,12 @@ def _bound(pairs: pl.DataFrame) -> Measurement:
 def _test_in_sequence(pairs: pl.DataFrame) -> Measurement:
     """Wald's sequential test of the target against a lost one, stopped at its first decision.
 
-    It runs from the student's first pair on and may be read after each, so it needs no correction
-    for reading it every night: a student that never was good enough is found within few pairs.
+    It runs from the student's first pair on and may be read after each: a student that never was
+    good enough is found within few pairs. Its level is that of one look all the same, since the
+    pairs of weeks long past leave the sequence from night to night.
     """
-    reject = math.log((1 - SEQUENTIAL_BETA) / SEQUENTIAL_ALPHA)
-    accept = math.log(SEQUENTIAL_BETA / (1 - SEQUENTIAL_ALPHA))
+    reject = math.log((1 - SEQUENTIAL_BETA) / BOUND_ALPHA)
+    accept = math.log(SEQUENTIAL_BETA / (1 - BOUND_ALPHA))
     hit = math.log(LOST_RATIO / AGREEMENT_RATIO)
     miss = math.log((1 - LOST_RATIO) / (1 - AGREEMENT_RATIO))
     evidence, stop = 0.0, pairs.height

@@ -1,8 +1,9 @@
 """Alarms: one row per monitor, after Holm's correction over everything tested in one night.
 
 A week has seven nights, and each looks at the same traffic again, so a night may spend a seventh of
-the week's 5 %. Belongs here: that decision. Does not belong here: measuring, telling people
-(`orchestration/sensors`).
+the week's 5 %: on the bounds that decide without a p-value, and on the family of all the others.
+However looks depend on each other, their sum bounds the week (Bonferroni). Belongs here: that
+decision. Does not belong here: measuring, telling people (`orchestration/sensors`).
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,15 @@ from typing import Any, Literal
 import polars as pl
 
 from assets import tables
+from assets.monitoring.measurements import BOUND_ALPHA
 from assets.statistics import adjust_by_holm
 
 Status = Literal["ok", "alarm", "inconclusive"]
 
 WEEKLY_ALPHA = 0.05  # weeks of quiet traffic that may have any alarm at all
 LOOKS_PER_WEEK = 7
-FAMILY_ALPHA = WEEKLY_ALPHA / LOOKS_PER_WEEK
+BOUND_COUNT = 3  # agreement_sprt, p99_gap_ms and p99_ratio
+FAMILY_ALPHA = WEEKLY_ALPHA / LOOKS_PER_WEEK - BOUND_COUNT * BOUND_ALPHA
 
 MONITORS = (
     "shadow_agreement", "disagreement_clusters", "traffic_drift", "served_by_slices",

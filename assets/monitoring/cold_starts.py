@@ -10,6 +10,7 @@ import polars as pl
 
 from assets.monitoring.comparing import SEED, Floats
 from assets.monitoring.measurements import (
+    BOUND_ALPHA,
     Measurement,
     MonitoringPlan,
     compare_interval,
@@ -22,7 +23,7 @@ LARGEST_GAP_RATIO = 0.20  # of the promise
 LARGEST_COLD_RATIO = 0.01
 MINIMUM_ASKS = 300  # a 99th percentile of fewer rests on less than three answers
 Flags = npt.NDArray[np.bool_]
-RESAMPLES = 1000
+RESAMPLES = 2000  # a tail of BOUND_ALPHA holds one of them
 LARGEST_RESAMPLED = 20_000
 
 
@@ -73,7 +74,7 @@ def _bootstrap_gap(latency: Floats, is_cold: Flags) -> tuple[float, float]:
         rows = chance.integers(len(latency), size=len(latency))
         some, cold = latency[rows], is_cold[rows]
         gaps.append(np.percentile(some, 99) - np.percentile(some[~cold], 99))
-    lower, upper = np.quantile(gaps, [0.005, 0.995])
+    lower, upper = np.quantile(gaps, [BOUND_ALPHA, 1 - BOUND_ALPHA])
     return float(lower), float(upper)
 
 

@@ -18,6 +18,10 @@ from assets.statistics import Interval
 Outcome = Literal["within", "past", "inconclusive", "shown"]
 Relation = Literal["at least", "at most"]
 
+BOUND_ALPHA = 0.0005  # of one look: a bound that decides without a p-value may err so often
+"""So decide the bootstraps of the two latencies and the sequential test of agreement; what is left
+of a week's errors is the family's (`alarms`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoringPlan:

@@ -15,6 +15,7 @@ import polars as pl
 
 from assets.monitoring.comparing import SEED, Floats
 from assets.monitoring.measurements import (
+    BOUND_ALPHA,
     Measurement,
     MonitoringPlan,
     compare_interval,
@@ -29,7 +30,7 @@ LARGEST_RATIO = 1.10
 MINIMUM_ASKS = 100  # on each side: a 99th percentile of fewer is the maximum
 SHOWN_ASKS = 20
 PERCENTILE = 0.99
-RESAMPLES = 2000
+RESAMPLES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def _compare_percentiles(while_training: pl.DataFrame, quiet: pl.DataFrame) -> M
     busy_p99 = float(np.quantile(busy, PERCENTILE, method="inverted_cdf"))
     even = np.full(len(busy), 1 / len(busy))
     ratios = _resample(busy, even, chance) / _resample(rows, weights, chance)
-    lower, upper = (float(x) for x in np.quantile(ratios, [0.005, 0.995]))
+    lower, upper = (float(x) for x in np.quantile(ratios, [BOUND_ALPHA, 1 - BOUND_ALPHA]))
     return compare_interval(
         "p99_ratio",
         Interval(value=busy_p99 / calm_p99, lower=lower, upper=upper, n=len(busy)),

@@ -61,9 +61,17 @@ def _read_traffic(
     end: datetime,
     before_start: datetime,
 ) -> Traffic:
-    scanned = scan_hours([path for path, _, _ in hours]).filter(pl.col("env") == env)
-    records = add_columns(scanned).collect()
-    return split_traffic(records, start=start, end=end, before_start=before_start)
+    records = scan_hours([path for path, _, _ in hours]).filter(pl.col("env") == env)
+    return collect_traffic(records, start=start, end=end, before_start=before_start)
+
+
+def collect_traffic(
+    records: pl.LazyFrame, *, start: datetime, end: datetime, before_start: datetime
+) -> Traffic:
+    """Return a window of stored traces, whatever environment and clock they were chosen by."""
+    return split_traffic(
+        add_columns(records).collect(), start=start, end=end, before_start=before_start
+    )
 
 
 def add_columns(records: pl.LazyFrame) -> pl.LazyFrame:

@@ -22,6 +22,7 @@ from assets.paraphrases.clustering import cluster_questions
 from assets.paraphrases.dreaming import Dreams, choose_candidates
 from assets.paraphrases.multiplying import paraphrase_medoids
 from assets.paraphrases.rewriting import REWRITE_PROMPT_VERSION
+from assets.seeds.harvesting import list_private_seeds
 from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.models.protocols import ChatModel, Embedder, Progress
@@ -158,6 +159,7 @@ def guarded_questions(
     kept = frame.filter(pl.col("verdict") == "kept")
     rejected = frame.filter(pl.col("verdict") == "rejected")
     chart = embed_png(draw_nearest_cosines(frame), alt="nearest cosines")
+    pairs = render_pairs(frame, eval_embeddings, private_seeds=list_private_seeds(seed_questions))
     return dg.MaterializeResult(
         value=frame,
         metadata={
@@ -171,6 +173,6 @@ def guarded_questions(
             "largest_kept_cosine": float(kept["nearest_cosine"].max() or 0.0),
             "limit": LEAKAGE_COSINE_LIMIT,
             "nearest_cosines": dg.MetadataValue.md(chart),
-            "nearest_pairs": dg.MetadataValue.md(render_pairs(frame, eval_embeddings)),
+            "nearest_pairs": dg.MetadataValue.md(pairs),
         },
     )

@@ -12,8 +12,8 @@ from assets.eval_set.guard import (
 )
 from assets.paraphrases.assets import RewritingPlan
 from assets.paraphrases.multiplying import MINIMUM_KEPT_RATIO
+from assets.paraphrases.vetting import count_repeats
 from serving.models.protocols import Embedder
-from serving.pipeline.questions import fold_text
 
 
 @dg.asset_check(asset=keys.SEED_CLUSTERS, blocking=True)
@@ -36,10 +36,7 @@ def paraphrases_differ_from_their_seed(
     paraphrases: pl.DataFrame, seed_questions: pl.DataFrame
 ) -> dg.AssetCheckResult:
     """Every paraphrase has a parent, a text unlike every seed's, and is there once."""
-    seeds = {fold_text(text) for text in seed_questions["text"]}
-    texts = [fold_text(text) for text in paraphrases["text"]]
-    copies = sum(text in seeds for text in texts)
-    repeats = len(texts) - len(set(texts))
+    copies, repeats = count_repeats(paraphrases["text"], seed_questions["text"])
     orphans = set(paraphrases["seed_id"]) - set(seed_questions["question_id"])
     return dg.AssetCheckResult(
         passed=not paraphrases.is_empty() and not copies and not repeats and not orphans,

@@ -1,8 +1,9 @@
 """The asset of the phase `dreamer`: questions written by night around what the student cannot do.
 
-Traces say where the student is weak, teachers write around hand-written seeds, and a journal that
-is an input of its own carries the result to the guard: nothing that trains is downstream of a
-trace. Belongs here: declarations. Does not belong here: weakness, the loop, the hours of the night.
+Traces say where the student is weak, or else the validation split; teachers write around
+hand-written seeds, and a journal that is an input of its own carries the result to the guard:
+nothing that trains is downstream of a trace. Belongs here: declarations. Does not belong here:
+weakness, the loop, the hours of the night.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,7 @@ from assets.paraphrases.dreaming import (
     open_dreams,
 )
 from assets.paraphrases.rewriting import REWRITE_PROMPT_VERSION
-from assets.paraphrases.weakness import rank_weak_spots, select_asks
+from assets.paraphrases.weakness import choose_evidence, rank_weak_spots, select_asks
 from assets.spending import describe_spending, read_spending
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from serving.aio import run_blocking
@@ -41,7 +42,7 @@ def dream_journal(dreams: dg.ResourceParam[Dreams]) -> dg.DataVersion:
     },
     deps=[keys.HOURLY_RECORDS],
     kinds={"openai", "polars"},
-    code_version=f"1+prompt.{REWRITE_PROMPT_VERSION}",
+    code_version=f"2+prompt.{REWRITE_PROMPT_VERSION}",
 )
 def dreamed_questions(
     seed_questions: pl.DataFrame,
@@ -54,14 +55,18 @@ def dreamed_questions(
     dream_plan: dg.ResourceParam[DreamPlan],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """All questions ever written by night; this night's are aimed at the weakest clusters."""
+    """All questions ever written by night; this night's are aimed at the weakest clusters.
+
+    `asked_in_vain` names seeds whose rewordings were all known: the next night draws others.
+    """
     now, journal = datetime.now(UTC), open_dreams(home)
     since = now - timedelta(days=dream_plan.window_days)
     paths = [path for path in list_hours(find_folder(home)) if read_hour(path) >= since]
-    asks = select_asks(scan_hours(paths))
+    asks, evidence = choose_evidence(select_asks(scan_hours(paths)), dream_plan.read_misses)
     spots = rank_weak_spots(
         asks,
         seed_questions.join(seed_clusters, on="question_id"),
+        evidence=evidence,
         embed_asks=live_embedder.embed,
         embed_seeds=embedder.embed,
         is_taught=dream_plan.is_taught,
@@ -84,10 +89,12 @@ def dreamed_questions(
     return dg.MaterializeResult(
         value=journal.read(),
         metadata={
+            "evidence": evidence,
             "asked_count": asks.height,
             "weak_count": int(asks["is_weak"].sum()),
             "weak_spot_count": len(spots),
             "written_around": night.spots,
+            "asked_in_vain": night.barren,
             "written_count": night.written_count,
             "stopped_by": night.stopped_by,
             **describe_spending(dreamer, since=before),

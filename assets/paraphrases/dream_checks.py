@@ -7,7 +7,7 @@ import polars as pl
 
 from assets import keys
 from assets.paraphrases.dreaming import DreamPlan, count_tonight
-from serving.pipeline.questions import fold_text
+from assets.paraphrases.vetting import count_repeats
 
 
 @dg.asset_check(
@@ -24,13 +24,10 @@ def dreams_are_new_and_within_the_limit(
 
     Texts that have become seeds since are counted: they go to the guard once.
     """
-    seeds = {fold_text(text) for text in seed_questions["text"]}
-    folded = [fold_text(text) for text in dreamed_questions["text"]]
+    copies, repeats = count_repeats(dreamed_questions["text"], seed_questions["text"])
     harvested = seed_questions.filter(pl.col("source") == "harvested")["question_id"].to_list()
     grown = dreamed_questions.filter(pl.col("seed_id").is_in(harvested))
     tonight = count_tonight(dreamed_questions, datetime.now(UTC))
-    copies = sum(text in seeds for text in folded)
-    repeats = len(folded) - len(set(folded))
     return dg.AssetCheckResult(
         passed=not repeats and grown.is_empty() and tonight <= dream_plan.maximum_questions,
         metadata={

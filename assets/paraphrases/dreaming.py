@@ -31,7 +31,8 @@ from serving.pipeline.questions import fold_text
 DREAMED = "dreamed"
 """The origin of a candidate question that was written by night."""
 
-SEEDS_PER_GENERATION = MAXIMUM_DRAWS * MAXIMUM_ASKINGS  # each generation samples anew
+SEEDS_PER_GENERATION = MAXIMUM_DRAWS * MAXIMUM_ASKINGS
+"""Each night is a generation, which samples anew whatever became of those before it."""
 
 Stop = Literal["spots", "questions", "budget"]
 """Why a night ended: every weak spot was written around, or a limit was reached."""
@@ -53,7 +54,8 @@ class Dreams(Protocol):
 class DreamPlan:
     """What a night may write. What it may spend is the teacher's budget of that night.
 
-    `is_taught` says of a seed's id whether what grows from it is trained on.
+    `is_taught` says of a seed's id whether what grows from it is trained on. `read_misses` says
+    where the student is weak while production cannot, in the columns of `select_asks`.
     """
 
     maximum_questions: int
@@ -62,6 +64,7 @@ class DreamPlan:
     concurrency: int
     window_days: int
     is_taught: Callable[[str], bool]
+    read_misses: Callable[[], pl.DataFrame]
 
 
 @dataclass
@@ -71,6 +74,8 @@ class Night:
     stopped_by: Stop = "spots"
     written_count: int = 0
     spots: list[str] = field(default_factory=list)
+    barren: list[str] = field(default_factory=list)
+    """Those of the spots about which nothing new came back; another night asks anew."""
 
 
 def open_dreams(home: Home) -> Journal:
@@ -112,13 +117,13 @@ async def dream_questions(
         progress: told after every spot.
     """
     night = Night()
+    generation = now.toordinal()
     room = plan.maximum_questions - count_tonight(dreams, now)
     texts = [*known, *dreams.select("question_id", "text").iter_rows()]
     for spot in spots:
         if room <= 0:
             night.stopped_by = "questions"
             break
-        generation = _find_generation(dreams, spot.seed_id)
         try:
             made = await paraphrase_medoids(
                 [(spot.seed_id, spot.text)],
@@ -135,11 +140,14 @@ async def dream_questions(
             night.stopped_by = "budget"
             break
         night.spots.append(spot.seed_id)
+        if not made.paraphrases:
+            night.barren.append(spot.seed_id)
         for row in made.paraphrases[:room]:
             keep(
                 asdict(row)
                 | {
                     "generation": generation,
+                    "evidence": spot.evidence,
                     "weak_ratio": spot.weak_ratio,
                     "asked_count": spot.asked_count,
                     "dreamed_at": now,
@@ -149,12 +157,6 @@ async def dream_questions(
             night.written_count += 1
             room -= 1
     return night
-
-
-def _find_generation(dreams: pl.DataFrame, seed_id: str) -> int:
-    """Return the number of the next asking about a seed; paraphrases were number 0."""
-    last = dreams.filter(pl.col("seed_id") == seed_id)["generation"].max()
-    return 1 if last is None else int(str(last)) + 1
 
 
 def choose_candidates(

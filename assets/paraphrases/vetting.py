@@ -9,6 +9,9 @@ limits. Does not belong here: repetition (`assets/seeds/duplicates`), the eval s
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
+
+from serving.pipeline.questions import fold_text
 
 SEED_COSINE_FLOOR = 0.5  # below: dropped as no rewording of its seed
 """Under MiniLM all but 3 of 501 rewordings of this repository's seeds lay above it, and those three
@@ -63,6 +66,12 @@ def find_fault(text: str, *, original: str) -> str:
     if kept_count < (min(1, len(wanted)) if is_terse else len(wanted)):
         return "lost_detail"
     return ""
+
+
+def count_repeats(texts: Iterable[str], seeds: Iterable[str]) -> tuple[int, int]:
+    """Return how many texts copy a seed, and how many repeat an earlier text, both folded."""
+    folded, known = [fold_text(text) for text in texts], {fold_text(text) for text in seeds}
+    return sum(text in known for text in folded), len(folded) - len(set(folded))
 
 
 def list_details(text: str) -> list[str]:

@@ -1,12 +1,13 @@
-"""Weak regions: which seeds stand nearest to what the student could not answer in production.
+"""Weak regions: which seeds stand nearest to what the student could not answer.
 
-Production says only where to look: no text of a user leaves this module. Belongs here: counting,
-and the order of the seeds. Does not belong here: writing questions (`dreaming`), reading hours
-(`assets/traces`).
+Production says only where to look: no text of a user leaves this module. Before anybody has asked,
+what the student got wrong on the validation split says it. Belongs here: counting, and the order of
+the seeds. Does not belong here: writing questions (`dreaming`), reading hours (`assets/traces`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -21,15 +22,19 @@ WEAK_REASONS = ("low_confidence", "low_retrieval", "long_context")
 
 HANDWRITTEN = "handwritten"
 
+Evidence = Literal["production", "validation"]
+"""What says where the student is weak: traces, or answers of the validation split."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeakSpot:
-    """A seed that may be written around, and what production says of its cluster."""
+    """A seed that may be written around, and what is known of its cluster."""
 
     seed_id: str
     text: str
+    evidence: Evidence
     asked_count: int
-    """Different questions of production that are nearest to a seed of its cluster."""
+    """Different questions that are nearest to a seed of its cluster."""
     weak_count: int
     """Those of them that the student could not answer."""
 
@@ -64,10 +69,21 @@ def select_asks(records: pl.LazyFrame) -> pl.DataFrame:
     )
 
 
+def choose_evidence(
+    asks: pl.DataFrame, read_misses: Callable[[], pl.DataFrame]
+) -> tuple[pl.DataFrame, Evidence]:
+    """Return production's questions, or the validation split's while production shows none weak.
+
+    So it is before anybody asks, and while the teacher answers everything.
+    """
+    return (asks, "production") if asks["is_weak"].any() else (read_misses(), "validation")
+
+
 def rank_weak_spots(
     asks: pl.DataFrame,
     seeds: pl.DataFrame,
     *,
+    evidence: Evidence,
     embed_asks: Callable[[Sequence[str]], Vectors],
     embed_seeds: Callable[[Sequence[str]], Vectors],
     is_taught: Callable[[str], bool],
@@ -76,6 +92,7 @@ def rank_weak_spots(
 
     Args:
         asks: as `select_asks` returns them.
+        evidence: where they are from.
         seeds: question_id, text, source, cluster_id and distance (to the cluster's medoid).
         embed_asks: gives unit vectors and keeps none: users wrote these texts.
         embed_seeds: gives unit vectors.
@@ -106,6 +123,7 @@ def rank_weak_spots(
         WeakSpot(
             seed_id=row["question_id"],
             text=row["text"],
+            evidence=evidence,
             asked_count=row["asked_count"],
             weak_count=row["weak_count"],
         )

@@ -14,9 +14,9 @@ import polars as pl
 from assets import keys
 from assets.students.recipe import load_recipe
 from assets.traces.admission import ADMITTED, admit_decisions
-from assets.traces.curating import open_deletions
 from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
+from assets.traces.requesting import open_deletions
 from orchestration.config import Config
 from orchestration.planning import INPUT_VERSION_PREFIX
 from orchestration.sensors.deciding import (

@@ -9,12 +9,14 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.check_results import report_outcome
 from assets.eval_set.assets import golden_cases
 from assets.eval_set.expectations import GoldenPlan, evaluate_golden
 from assets.expectations import SuiteOutcome
 from assets.labels.expectations import evaluate_examples
 from assets.seeds.assets import tabulate_handwritten
 from assets.seeds.expectations import evaluate_seeds
+from assets.seeds.harvesting import list_private_seeds
 from orchestration.config import load_config
 from resources.input_files import GoldenFile, SeedFile
 from serving.models.protocols import Hit
@@ -179,7 +181,7 @@ def test_each_broken_case_breaks_its_own_promise(cases):
 
 
 def test_sound_examples_keep_every_promise(examples):
-    assert evaluate_examples(examples, guard(examples)).broken == ()
+    assert evaluate_examples(examples, guard(examples), private_seeds=()).broken == ()
 
 
 def test_each_broken_example_breaks_its_own_promise(examples):
@@ -213,7 +215,7 @@ def test_each_broken_example_breaks_its_own_promise(examples):
     broken_rows = break_rows(examples, "example_id", faults)
     leaked = guard(broken_rows.filter(example_id="leaked")).with_columns(verdict=pl.lit("rejected"))
     kept = guard(broken_rows.filter(pl.col("example_id") != "leaked"), rewritten="How hot is it?")
-    outcome = evaluate_examples(broken_rows, pl.concat([kept, leaked]))
+    outcome = evaluate_examples(broken_rows, pl.concat([kept, leaked]), private_seeds=())
     assert broken(outcome) == {
         "every split is a known one": ["half"],
         "no question stands in two splits, whatever seed it came from": ["twin", "e50"],
@@ -234,12 +236,31 @@ def test_each_broken_example_breaks_its_own_promise(examples):
     assert stray.value == "[7] [docs:kiln/9]"
 
 
+@pytest.mark.parametrize("is_private", [False, True])
+def test_what_users_typed_is_told_by_id_alone(seeds, examples, is_private):
+    canary = "heliotrope? " * 400
+    source = {"source": "harvested", "source_trace_id": "0197"} if is_private else {}
+    broken_seeds = break_rows(seeds, "question_id", {"asked": {"text": canary, **source}})
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": canary}]
+    fault = {"seed_id": "asked", "question": canary, "messages": messages, "refused": False,
+             "completion": "heliotrope [9]"}  # fmt: skip
+    broken_rows = break_rows(examples, "example_id", {"e-asked": fault})
+    private = list_private_seeds(broken_seeds)
+    for outcome, row_id in (
+        (evaluate_seeds(broken_seeds, now=NOW), "asked"),
+        (evaluate_examples(broken_rows, guard(examples), private_seeds=private), "e-asked"),
+    ):
+        told = str(report_outcome(outcome).metadata)
+        assert row_id in told
+        assert ("heliotrope" in told) is not is_private
+
+
 def test_examples_of_two_prompts_or_indexes_are_told_by_the_count(examples):
     mixed = examples.with_columns(
         pl.when(pl.int_range(pl.len()) < 3).then(pl.lit("old")).otherwise("index_fingerprint")
         .alias("index_fingerprint")
     )  # fmt: skip
-    outcome = evaluate_examples(mixed, guard(mixed))
+    outcome = evaluate_examples(mixed, guard(mixed), private_seeds=())
     assert [(p.statement, p.observed, p.is_critical) for p in outcome.broken] == [
         ("all examples share one index_fingerprint", "2", True)
     ]
@@ -247,12 +268,12 @@ def test_examples_of_two_prompts_or_indexes_are_told_by_the_count(examples):
 
 def test_shares_of_refusals_and_splits_only_warn(examples):
     answers = examples.filter(~pl.col("refused")).with_columns(split=pl.lit("train"))
-    assert levels(evaluate_examples(answers, guard(answers))) == {
+    assert levels(evaluate_examples(answers, guard(answers), private_seeds=())) == {
         "2% to 60% of the examples are refusals": False,
         "50% to 90% of the examples are for training": False,
     }
 
 
 def test_no_examples_at_all_is_an_error(examples):
-    outcome = evaluate_examples(examples.clear(), guard(examples))
+    outcome = evaluate_examples(examples.clear(), guard(examples), private_seeds=())
     assert levels(outcome)["there are examples"]

@@ -137,7 +137,9 @@ def write_labels(config) -> None:
         | {"question_id": row["question_id"], "text": row["question"], "verdict": "kept"}
         for row in answers
     ]
+    seeds = [{"question_id": row["question_id"], "source": "handwritten"} for row in answers]
     for key, rows, schema in (
+        ("seeds/seed_questions", seeds, tables.SEED_QUESTIONS),
         ("paraphrases/guarded_questions", guarded, tables.GUARDED_QUESTIONS),
         ("labels/teacher_answers", answers, tables.TEACHER_ANSWERS),
         ("labels/judged_answers", judged, tables.JUDGED_ANSWERS),

@@ -11,20 +11,20 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from assets.paraphrases.dreaming import dream_questions, open_dreams
-from assets.paraphrases.weakness import WeakSpot
+from assets.paraphrases.dreaming import open_dreams
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.bindings import Bindings
 from orchestration.config import read_config
 from orchestration.drill import ASKS_PER_DAY, DAYS, gather_drill, judge_drill
 from orchestration.flywheel import turn_flywheel
+from orchestration.misses import read_misses
 from orchestration.running import run_chain
 from orchestration.sensors.facts import read_attempts, read_retraining_facts
 from orchestration.status import read_release
 from orchestration.traffic import PROFILES, plan_traffic
+from orchestration.turning import find_memory
 from serving.access.keys import read_keys
-from serving.aio import run_blocking
-from serving.errors import UnderstudyError
+from serving.errors import InvalidInputError, UnderstudyError
 from serving.home import Home
 from serving.models.protocols import NoProgress
 from tests.product import write_product
@@ -54,29 +54,36 @@ def turned(tmp_path_factory):
     outcome = run_chain(config, progress=NoProgress(), recipe="tiny")
     assert outcome.succeeded, outcome.failure
     first = read_release(Home(config.home))
-    told = []
-    turn = turn_flywheel(
-        config,
-        recipe="tiny",
-        plan=plan_traffic(ASKED, days=1, asks_per_day=60, seed=3, key_count=24, profiles=READERS),
-        drill=plan_traffic(
-            ASKED, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=3, key_count=24, profiles=READERS
-        ),
-        minimum_teacher_traces=3,
-        progress=NoProgress(),
-        announce=told.append,
-    )
-    yield config, first, turn, told
+
+    def turn(told, *, minimum):
+        return turn_flywheel(
+            config,
+            recipe="tiny",
+            plan=plan_traffic(
+                ASKED, days=1, asks_per_day=60, seed=3, key_count=24, profiles=READERS
+            ),
+            drill=plan_traffic(
+                ASKED, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=3, key_count=24, profiles=READERS
+            ),
+            minimum_teacher_traces=minimum,
+            progress=NoProgress(),
+            announce=told.append,
+        )
+
+    failed, told = [], []
+    with pytest.raises(InvalidInputError, match="turning the flywheel"):
+        turn(failed, minimum=10_000)
+    yield config, first, turn(told, minimum=3), (failed, told)
     os.environ.clear()
     os.environ.update(before)
 
 
 def test_the_server_hot_loads_a_student_that_learnt_from_the_teachers_answers(turned):
-    config, first, turn, told = turned
+    config, first, turn, _ = turned
     home = Home(config.home)
     assert turn.before.release_id == first.release_id != turn.after.release_id
     assert read_release(home).release_id == turn.after.release_id
-    assert turn.before.ask_count >= 60 <= turn.after.ask_count
+    assert turn.before.ask_count == turn.after.ask_count >= 60
     assert turn.before.teacher_ratio == 1.0  # no random student is promoted: the teacher answers
     seeds = pl.read_parquet(home.table("seeds/seed_questions"))
     harvested = seeds.filter(pl.col("source") == "harvested")
@@ -87,14 +94,25 @@ def test_the_server_hot_loads_a_student_that_learnt_from_the_teachers_answers(tu
     ] == []
     labels = pl.read_parquet(home.table("labels/labelled_examples"))
     assert not labels.filter(pl.col("seed_id").is_in(harvested["question_id"].to_list())).is_empty()
-    assert len(told) == 5
+
+
+def test_a_turn_that_failed_asks_nobody_twice_and_says_what_it_does(turned):
+    config, _, _, (failed, told) = turned
+    done = [line for line in failed if ": done in" in line]
+    assert [line.split(":")[0] for line in done] == ["1/6 drill", "2/6 serve", "3/6 curate"]
+    assert failed[-1].startswith("4/6 decide")
+    again = [line.split(":")[0] for line in told if ": done before" in line]
+    assert again == ["1/6 drill", "2/6 serve", "3/6 curate"]
+    assert sum(": done in" in line for line in told) == 3
+    assert any("status 200" in line for line in told)
+    assert not find_memory(Home(config.home)).exists()
 
 
 def test_the_planted_drift_raised_the_alarm_that_made_the_training_due(turned):
-    _, _, turn, told = turned
+    _, _, turn, (failed, _) = turned
     assert turn.drift.monitor == "traffic_drift"
     assert turn.drift.number > turn.drift.limit
-    assert "traffic_drift alarms on the planted drift" in told[0]
+    assert any("traffic_drift alarms on the planted drift" in line for line in failed)
     assert turn.reason.endswith("drift (traffic_drift)")
 
 
@@ -154,27 +172,21 @@ def test_the_ratchet_is_shown_and_the_simulated_customers_are_gone(turned):
     assert read_keys(Home(config.home).keys) == ()
 
 
-def test_what_is_dreamed_is_trained_on_and_says_where_it_is_from(turned):
-    """The spots are named here: in the phase `hitchhiker` production shows none."""
+def test_what_is_dreamed_without_weak_traffic_is_trained_on_and_says_where_it_is_from(turned):
+    """In the phase `hitchhiker` production shows no weakness: the validation split does."""
     config, *_ = turned
-    home, made = Home(config.home), Bindings(config, NoProgress())
-    seeds = pl.read_parquet(home.table("seeds/seed_questions")).filter(source="handwritten")
-    known = [*seeds.select("question_id", "text").iter_rows()]
-    known += pl.read_parquet(home.table("paraphrases/paraphrases"))["question_id", "text"].rows()
-    spots = [
-        WeakSpot(seed_id=seed_id, text=text, asked_count=9, weak_count=9)
-        for seed_id, text in seeds.select("question_id", "text").iter_rows()
-        if made.dream_plan.is_taught(seed_id)
-    ]
-    journal = open_dreams(home)
-    night = run_blocking(
-        dream_questions(
-            spots, known=known, dreams=journal.read(), keep=journal.append, teacher=made.dreamer,
-            embed=made.embedder.embed, plan=made.dream_plan, now=datetime.now(UTC),
-            progress=NoProgress(),
-        )
-    )  # fmt: skip
-    assert night.written_count >= 10
+    home = Home(config.home)
+    outcome = run_chain(
+        config, progress=NoProgress(), recipe="tiny", select=["paraphrases/dreamed_questions"]
+    )
+    assert outcome.succeeded, outcome.failure
+    journal = open_dreams(home).read()
+    assert journal.height > 0
+    assert set(journal["evidence"]) == {"validation"}
+    missed = read_misses(home, "tiny").filter("is_weak")["question"]
+    labels = pl.read_parquet(home.table("labels/labelled_examples"))
+    asked = labels.filter(pl.col("question").is_in(missed.to_list()))
+    assert set(asked["split"]) == {"validation"}
     stages = ["paraphrases", "labels", "students/training_set"]
     outcome = run_chain(config, progress=NoProgress(), recipe="tiny", select=stages)
     assert outcome.succeeded, outcome.failure
@@ -182,10 +194,10 @@ def test_what_is_dreamed_is_trained_on_and_says_where_it_is_from(turned):
     labels = pl.read_parquet(home.table("labels/labelled_examples"))
     trained = pl.read_parquet(home.table("students/training_set", "tiny"))
     dreamed = guarded.filter(origin="dreamed", verdict="kept")
-    assert set(dreamed["question_id"]) <= set(journal.read()["question_id"])
+    assert set(dreamed["question_id"]) <= set(journal["question_id"])
     taught = labels.join(dreamed, left_on="question", right_on="text", how="semi").join(
         trained, on="example_id", how="semi"
     )
     assert not taught.is_empty()
-    assert set(taught["seed_id"]) <= {spot.seed_id for spot in spots}
+    assert set(taught["seed_id"]) <= set(journal["seed_id"])
     assert set(taught["split"]) == {"train"}

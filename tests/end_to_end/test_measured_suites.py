@@ -63,6 +63,8 @@ def test_gates_on_a_handful_of_cases_stay_open_or_fail_and_never_pass(product):
     assert (critical["n"], critical["outcome"] in {"FAIL", "INCONCLUSIVE"}) == (2, True)
     adapter = read(config, "students/student_adapter", "tiny")["adapter_sha256"].item()
     assert gates["adapter_sha256"].unique().to_list() == [adapter]
+    disagreements = gates.filter(name="unregistered_disagreements").row(0, named=True)
+    assert disagreements["n"] > 0  # the graded golden answers are of this candidate too
 
 
 def test_the_judge_rates_every_anchor_and_some_of_them_blind(product):

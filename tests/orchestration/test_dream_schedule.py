@@ -23,12 +23,11 @@ def test_nothing_is_written_in_any_other_phase_whatever_is_earned(phase):
 def test_the_phase_writes_once_its_evidence_is_there_and_says_what_lacks_before():
     assert decide_dreaming("dreamer", assess_phases(EARNED)) is None
     facts = PhaseFacts(
-        has_student=True, verdict="PROMOTE", is_monitored=True, alarms=("traffic_drift",),
-        ask_count=0,
-    )  # fmt: skip
+        has_student=True, verdict="HOLD", is_monitored=True, alarms=("traffic_drift",), ask_count=9
+    )
     waiting = decide_dreaming("dreamer", assess_phases(facts))
     assert waiting is not None
-    assert "production traffic" in waiting.reason
+    assert "the verdict PROMOTE" in waiting.reason
     assert "traffic_drift" in waiting.reason
 
 

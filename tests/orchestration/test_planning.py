@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 
 from orchestration.planning import AssetState, Materialized, find_blockers, plan_run
+from orchestration.running import choose_assets
 
 SOURCE = AssetState(
     key="corpus/source_files", code_version=None, upstream=(), latest=None, source_version="v1"
@@ -131,3 +132,13 @@ def test_a_partitions_version_is_hashed_as_dagster_hashes_it():
         CHUNKS, latest=replace(CHUNKS.latest, input_versions={"corpus/pages": recorded})
     )
     assert reasons(SOURCE, replace(PAGES, is_partitioned=True), downstream) == {}
+
+
+def test_a_selection_leaves_out_what_is_on_demand_unless_named_or_the_whole_of_its_stage():
+    names = ["corpus/pages", "paraphrases/paraphrases", "paraphrases/dreamed_questions",
+             "monitoring/traffic_drift", "monitoring/alarms"]  # fmt: skip
+    assert choose_assets(names, []) == names[:2]
+    assert choose_assets(names, ["paraphrases"]) == names[1:2]
+    assert choose_assets(names, ["paraphrases/dreamed_questions"]) == names[2:3]
+    assert choose_assets(names, ["monitoring"]) == names[3:]
+    assert choose_assets(names, ["monitoring/alarms", "corpus"]) == [names[0], names[4]]

@@ -1,5 +1,6 @@
 """What `understudy status` says of a home that curation has worked in."""
 
+import asyncio
 import json
 import os
 from datetime import timedelta
@@ -10,9 +11,19 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestration import cli
+from orchestration.curate_cli import compact
 from orchestration.sensors.deciding import GiveUp, Wait
-from orchestration.status import TrafficStatus, find_problems, read_status
-from tests.assets.traces.served import START
+from orchestration.status import (
+    TrafficStatus,
+    count_unsealed,
+    find_cold_servers,
+    find_problems,
+    read_status,
+    read_traffic,
+)
+from serving.home import Home
+from serving.tracing.segments import SegmentWriter
+from tests.assets.traces.served import START, make_keys, plan_days, serve_plan
 from tests.orchestration.sensors.curated import (
     accept,
     choose_rows,
@@ -20,6 +31,7 @@ from tests.orchestration.sensors.curated import (
     report_student,
     write_curated,
 )
+from tests.orchestration.test_traffic import listening
 
 QUIET = TrafficStatus(
     ask_count=0, failed_ratio=None, teacher_ratio=None, refused_ratio=None, cost_usd=0.0,
@@ -57,6 +69,8 @@ def test_traffic_and_cost_are_those_of_the_records(config, found):
 def test_it_says_what_the_next_training_waits_for_and_that_nothing_is_released(found):
     assert "11 of 30 curated teacher traces" in found.retraining
     assert not found.is_retraining_due
+    assert found.candidate_count > 10
+    assert found.unknowns == ("no monitor has run",)
     assert found.release is None
     assert found.phases[1].missing == ("a release with a student",)
     assert found.problems == ("nothing is released: `understudy run`",)
@@ -67,6 +81,30 @@ def test_old_traffic_is_out_of_the_window(config):
         later = read_status(config, instance, now=NOW + timedelta(days=30))
     assert later.traffic.ask_count == 0
     assert later.traffic.saved_ratio is None
+
+
+def test_traces_of_other_environments_and_unsealed_ones_are_said_and_not_counted(tmp_path):
+    home = Home(tmp_path)
+    serve_plan(home.root, plan_days(0.1, 60)[:3], keys=make_keys(home.root, 12, env="staging"))
+    assert count_unsealed(home) == 0  # a server that ended has sealed its traces
+    compact(home)
+    writer = SegmentWriter(home.traces / "segments")
+
+    async def write() -> TrafficStatus:
+        await writer.append({"trace_id": "t"})
+        told = read_traffic(home, since=START - timedelta(days=1))
+        await writer.close()
+        return told
+
+    told = asyncio.run(write())
+    assert (told.ask_count, told.elsewhere, told.unsealed_count) == (0, ("staging",), 1)
+
+
+def test_a_configured_server_that_is_not_ready_asks_for_a_person(tmp_path):
+    with listening(tmp_path / "home") as (url, _):
+        assert find_cold_servers([url]) == ()
+    (told,) = find_cold_servers([url])
+    assert "is not ready" in told
 
 
 def test_alarms_failures_and_used_up_attempts_each_ask_for_a_person():
@@ -92,6 +130,7 @@ def test_the_command_prints_both_ways_and_exits_1_when_a_person_is_needed(config
     assert (shown.exit_code, told.exit_code) == (1, 1)
     assert "needs a person" in shown.output
     assert "first student" in shown.output
+    assert "loop.retrain: manual" in " ".join(shown.output.split())
     body = json.loads(told.stdout)
     assert body["is_fine"] is False
     assert body["traffic"]["ask_count"] >= 0

@@ -4,17 +4,23 @@ import io
 import json
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from assets import tables
+from assets import keys, tables
 from assets.parity.predictions import compare_predictions
 from orchestration import cli, experiments_cli, explaining, router_cli
+from orchestration.running import choose_assets
+from serving.hashing import folder_sha256
 from serving.home import Home
-from tests.assets.parity.test_experiments import make_experiment, write_rows
+from serving.releases.bundle import build_bundle, publish
+from serving.releases.signing import ensure_signing_key
+from tests.assets.parity.test_experiments import make_experiment, register, write_rows
 from tests.assets.parity.test_replaying import RECORDS
+from tests.serving.fakes import make_manifest
 
 
 @pytest.fixture
@@ -39,6 +45,14 @@ def test_the_committed_recipes_and_variants_are_sound_experiments(screen: io.Str
         assert name in shown
 
 
+def test_a_run_makes_what_experiments_compare_and_no_report_or_release() -> None:
+    declared = [key.to_user_string() for key in vars(keys).values() if isinstance(key, dg.AssetKey)]
+    chosen = choose_assets(declared, experiments_cli.MEASURED)
+    late = [name for name in chosen if name.split("/")[0] in {"parity", "releases", "monitoring"}]
+    assert late == ["parity/operating_points", "parity/arm_answers", "parity/graded_answers"]
+    assert {"students/student_adapter", "students/held_out_answers"} <= set(chosen)
+
+
 def test_an_unknown_experiment_is_refused_before_anything_runs(
     screen: io.StringIO, tmp_path: Path
 ) -> None:
@@ -49,7 +63,7 @@ def test_an_unknown_experiment_is_refused_before_anything_runs(
 
 def test_the_report_shows_prediction_and_measurement(screen: io.StringIO, tmp_path: Path) -> None:
     measured = {"contaminated": write_rows([1] * 8 + [0] * 12), "compact": write_rows([0] * 20)}
-    report = compare_predictions([make_experiment(0.3)], measured)
+    report = compare_predictions([make_experiment(0.3)], measured, register(0.3))
     store(tmp_path, "parity/experiment_report", report)
     assert CliRunner().invoke(cli.app, ["experiment", "report"]).exit_code == 0
     assert "+0.300" in screen.getvalue()
@@ -74,6 +88,30 @@ def test_a_replay_prints_a_patch_and_changes_nothing(screen: io.StringIO, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
     found = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
     assert found["question_count"] == RECORDS.height
+
+
+def test_a_replay_doubts_by_the_main_student_and_not_by_a_skill(tmp_path: Path) -> None:
+    home, compact = Home(tmp_path), make_manifest().model_dump()["students"]["compact"]
+    folders, students = {}, {}
+    for name in ("api", "compact"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        (folders[name] / "adapter_model.safetensors").write_bytes(name.encode())
+        sha256 = folder_sha256(folders[name])
+        fitted = {"adapter_sha256": sha256, "engine": name, "dtype": "float32",
+                  "method": "constant", "case_count": 1}  # fmt: skip
+        students[name] = compact | {
+            "adapter": f"{name}@3f9c0a1b2c4d", "adapter_sha256": sha256, "calibration": fitted,
+        }  # fmt: skip
+    manifest = make_manifest(
+        students=students, skills={"api": {"student": "api"}}, tiers=("compact",)
+    )
+    release_id = build_bundle(home.releases, manifest, folders)
+    key = ensure_signing_key(home.keys)
+    publish(home.releases, release_id, expected_parent=None, signing_key=key)
+    calibration = router_cli.read_calibration(home)
+    assert calibration is not None
+    assert calibration.engine == "compact"
 
 
 def test_a_replay_without_traffic_says_what_to_do(screen: io.StringIO, tmp_path: Path) -> None:

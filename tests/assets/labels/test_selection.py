@@ -96,13 +96,15 @@ def test_every_rejection_says_why():
     assert undecided["lowest_axis"] is None
     assert (bad["reason"], bad["validator_verdict"]) == ("invalid", "empty")
     assert rejected["judge_epoch"].unique().to_list() == ["2026-11"]
-    shown = describe_rejected(rejected)
+    shown = describe_rejected(rejected, private_seeds=())
     assert shown.splitlines()[2:] == ["| Where? | 3 | Here. [1] | axis 1 2 | why low |"]
-    others = describe_rejected(rejected.with_columns(pl.col("question_id").alias("seed_id")))
+    apart = rejected.with_columns(pl.col("question_id").alias("seed_id"))
+    others = describe_rejected(apart, private_seeds=())
     assert "judge_inconclusive: unreachable | why open" in others
     assert "invalid: empty |" in others
-    asked = rejected.with_columns(question=pl.lit("Why does ada@example.com fail?"))
-    assert "| Why does [email] fail? |" in describe_rejected(asked)
+    by_id = describe_rejected(apart, private_seeds={"low"}).splitlines()
+    assert by_id[2] == "| low | 1 |  | axis 1 2 |  |"
+    assert by_id[3:] == others.splitlines()[3:]
 
 
 def test_kept_and_rejected_add_up_to_all_answers():
@@ -124,7 +126,10 @@ def test_the_scores_are_drawn_with_the_limit():
     )
     assert draw_scores(judged, minimum_score=4).startswith("![answers by the score")
     assert draw_scores(judged.clear(), minimum_score=4) == "No answer was judged."
-    assert describe_rejected(tables.REJECTED_EXAMPLES.to_frame()) == "Nothing was rejected."
+    assert (
+        describe_rejected(tables.REJECTED_EXAMPLES.to_frame(), private_seeds=())
+        == "Nothing was rejected."
+    )
 
 
 def test_a_seed_and_its_paraphrases_share_a_split():

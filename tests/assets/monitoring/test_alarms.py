@@ -7,13 +7,15 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.automation import EVERY_NIGHT
 from assets.monitoring.agreement import measure_agreement
-from assets.monitoring.alarms import FAMILY_ALPHA, LOOKS_PER_WEEK, MONITORS, raise_alarms
+from assets.monitoring.alarms import FAMILY_ALPHA, MONITORS, WEEKLY_ALPHA, raise_alarms
 from assets.monitoring.assignment import measure_assignment
 from assets.monitoring.cold_starts import measure_cold_starts
 from assets.monitoring.comparing import compare_counts, compare_vectors, tell_apart
 from assets.monitoring.drift import METRICS, gather_drift, measure_drift
 from assets.monitoring.measurements import (
+    BOUND_ALPHA,
     MonitoringPlan,
     compare_interval,
     compare_number,
@@ -23,7 +25,7 @@ from assets.monitoring.measurements import (
 from assets.monitoring.probing import measure_fingerprints
 from assets.monitoring.reporting import render_alarms
 from assets.monitoring.sampling import measure_samples
-from assets.monitoring.separation import measure_separation
+from assets.monitoring.separation import TrainingSpan, measure_separation
 from assets.monitoring.slices import measure_slices
 from assets.monitoring.traffic import split_traffic
 from assets.statistics import wilson_interval
@@ -51,7 +53,6 @@ def test_one_small_p_in_a_large_family_is_chance():
     quiet = [examine(0.5, number=0.01) for _ in range(9)]
     assert status_of("traffic_drift", examine(p), others=quiet) == "ok"
     assert status_of("traffic_drift", examine(p / 10), others=quiet) == "alarm"
-    assert pytest.approx(0.05) == FAMILY_ALPHA * LOOKS_PER_WEEK
 
 
 def test_a_large_sample_s_small_difference_is_no_alarm():
@@ -86,7 +87,8 @@ def test_a_monitor_that_measured_nothing_is_inconclusive_and_there():
     assert frame.schema == tables.ALARMS
 
 
-def measure_everything(traffic):
+def measure_everything(traffic, spans=()):
+    """Measure all that chance plays a part in."""
     samples = {"stratified": traffic.asks}
     return [
         *measure_agreement(traffic),
@@ -95,8 +97,20 @@ def measure_everything(traffic):
         *measure_assignment(traffic),
         *measure_cold_starts(traffic, PLAN),
         *measure_samples(traffic, samples),
-        *(m for m in measure_separation(traffic, [], PLAN) if m.metric == "p99_ratio"),
+        *(m for m in measure_separation(traffic, spans, PLAN) if m.metric == "p99_ratio"),
     ]
+
+
+def test_a_week_of_nightly_looks_spends_no_more_than_its_five_percent(quiet):
+    """By the sum over looks, the family, and each bound that decides without a p-value."""
+    span = TrainingSpan(adapter="quiet", start=quiet.start, end=quiet.start + WEEK / 2)
+    found = [m for m in measure_everything(quiet, [span]) if m.outcome != "shown"]
+    bounds = {m.metric for m in found if m.p_value is None}
+    assert bounds == {"agreement_sprt", "p99_gap_ms", "p99_ratio"}
+    hour, *rest = EVERY_NIGHT.split()[1:]
+    assert (hour.isdigit(), rest) == (True, ["*", "*", "*"])
+    spent = 7 * (FAMILY_ALPHA + len(bounds) * BOUND_ALPHA)
+    assert spent == pytest.approx(WEEKLY_ALPHA)
 
 
 @pytest.mark.parametrize("hours", [0, 1])

@@ -1,6 +1,6 @@
 """The job over all monitors, on a home without traffic and on one whose week was served."""
 
-from datetime import UTC, datetime
+from datetime import timedelta
 
 import dagster as dg
 import numpy as np
@@ -11,8 +11,12 @@ from assets import keys, tables
 from assets.monitoring.alarms import MONITORS
 from assets.monitoring.curation import measure_curation
 from assets.monitoring.measurements import MonitoringPlan
+from assets.traces.deciding import Reviewer, decide_trace, find_trace, open_decisions
+from assets.traces.escalating import find_escalations
+from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.planting import PLANTS
 from orchestration.config import load_config
+from orchestration.curate_cli import compact
 from orchestration.definitions import build_defs
 from orchestration.jobs import NIGHTLY_MONITORING
 from serving.hashing import content_hash
@@ -20,6 +24,7 @@ from serving.home import Home
 from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
 from tests.assets.monitoring.judging import judge
 from tests.assets.monitoring.weeks import QUESTIONS, START, WEEK, serve_week
+from tests.assets.traces.served import make_keys, plan_days, serve_plan
 from tests.counting_embedder import CountingEmbedder
 
 EMBEDDER = CountingEmbedder("e0e0")
@@ -141,7 +146,8 @@ def seeds_of(*rows):
         [
             {"question_id": f"q{n}", "text": text, "source": "harvested", "source_trace_id": trace}
             for n, (text, trace) in enumerate(rows)
-        ]
+        ],
+        schema=dict.fromkeys(("question_id", "text", "source", "source_trace_id"), pl.String),
     )
 
 
@@ -170,17 +176,33 @@ def test_staging_s_questions_among_the_seeds_alarm(tmp_path):
     assert judge("curation_audit", found)["status"] == "alarm"
 
 
-def test_automation_that_closes_for_people_and_haste_alarm():
-    at = datetime(2026, 3, 2, 9, tzinfo=UTC)
-    decision = {name: None for name in tables.CURATION_DECISIONS.names()} | {
-        "escalation_id": "t9:contested_refusal", "reviewer_kind": "automation",
-        "shown_at": at, "decided_at": at,
-    }  # fmt: skip
-    decisions = pl.DataFrame([decision], schema=tables.CURATION_DECISIONS)
-    nothing = (seeds_of(("Asked by a user?", "t1")), ADMITTED)
-    asked = pl.DataFrame({"trace_id": ["t1"], "env": ["prod"], "question_hash": ["h"]})
-    found = measure_curation(*nothing, decisions, tables.ESCALATIONS.to_frame(), asked,
-                             PLANTS.to_frame())  # fmt: skip
-    outcomes = {m.metric: m.outcome for m in found}
+def test_automation_that_closes_what_users_contested_alarms_and_so_does_haste(tmp_path):
+    """The consumer's own automation writes the decisions, past the rule that refuses it."""
+    home = Home(tmp_path)
+    serve_plan(home.root, plan_days(1, 60), keys=make_keys(home.root, 12))
+    compact(home)
+    folder, journal = find_folder(home), open_decisions(home)
+    records = scan_hours(list_hours(folder))
+    waiting = find_escalations(records, journal.read())
+    for row in waiting.unique("trace_id").rows(named=True):
+        at = row["opened_at"] + timedelta(minutes=1)
+        line = decide_trace(
+            find_trace(folder, row["trace_id"]), verdict="rejected", reason_code="unclear",
+            reviewer=Reviewer(name="router", kind="human"), shown_at=at, decided_at=at,
+            escalation_id=row["escalation_id"],
+        )  # fmt: skip
+        journal.append(line | {"reviewer_kind": "automation"})
+    asked = records.select("trace_id", "env", "question_hash").collect()
+
+    def measure():
+        decisions = journal.read()
+        closed = find_escalations(records, decisions)
+        found = measure_curation(seeds_of(), ADMITTED, decisions, closed, asked, UNPLANTED)
+        return {m.metric: m.outcome for m in found}, judge("curation_audit", found)
+
+    outcomes, row = measure()
+    assert waiting.height > 1
     assert outcomes["closed_by_automation"] == outcomes["hasty_ratio"] == "past"
-    assert judge("curation_audit", found)["status"] == "alarm"
+    assert row["status"] == "alarm"
+    journal.path.unlink()
+    assert measure()[1]["status"] == "inconclusive"  # nothing was closed yet

@@ -45,9 +45,13 @@ SEEDS = pl.DataFrame(
     schema_overrides={"cluster_id": pl.Int32},
 )  # fmt: skip
 SPOTS = [
-    WeakSpot(seed_id="dep", text="How do I deploy a release?", asked_count=9, weak_count=8),
-    WeakSpot(seed_id="res", text="When must the server restart?", asked_count=9, weak_count=1),
-]
+    WeakSpot(
+        seed_id=seed_id, text=text, evidence="production", asked_count=9, weak_count=weak_count
+    )
+    for seed_id, text, weak_count in (
+        ("dep", "How do I deploy a release?", 8), ("res", "When must the server restart?", 1),
+    )
+]  # fmt: skip
 
 
 def embed_by_words(texts):
@@ -74,8 +78,9 @@ def records(tmp_path_factory):
 
 def rank(asks, *, is_taught=lambda _: True):
     return rank_weak_spots(
-        asks, SEEDS, embed_asks=embed_by_words, embed_seeds=embed_by_words, is_taught=is_taught
-    )
+        asks, SEEDS, evidence="production", embed_asks=embed_by_words, embed_seeds=embed_by_words,
+        is_taught=is_taught,
+    )  # fmt: skip
 
 
 def test_the_weakest_cluster_of_production_comes_first_by_its_own_handwritten_seed(records):
@@ -107,8 +112,10 @@ def test_nobody_steers_the_writing_by_injections_or_escalations(records):
 class Writer:
     """A teacher that writes new rewordings whenever it is asked with another seed."""
 
-    def __init__(self, folder, *, budget_usd: float = 1.0) -> None:
+    def __init__(self, folder, *, budget_usd: float = 1.0, repeats: bool = False) -> None:
         self.asked: list[str] = []
+        self.requests = []
+        self.repeats = repeats
         self.model = CachedChatModel(
             CannedChatModel("teacher-1", self._answer, PRICE), folder, budget_usd=budget_usd
         )
@@ -116,19 +123,25 @@ class Writer:
     def _answer(self, request) -> str:
         question = request.messages[-1]["content"].split("<question>\n")[1].split("\n<")[0]
         self.asked.append(question)
-        words = question.rstrip("?")
-        texts = [f"{words} number{request.seed} way{n}?" for n in "abcd"]
+        self.requests.append(request)
+        words, seed = question.rstrip("?"), 0 if self.repeats else request.seed
+        texts = [f"{words} number{seed} way{n}?" for n in "abcd"]
         # Numbers would be details that the question does not have.
         return json.dumps({"paraphrases": [t.translate(str.maketrans("0123456789", "qwertyuiop"))
                                            for t in texts]})  # fmt: skip
 
 
+def make_plan(*, maximum_questions, questions_per_spot):
+    return DreamPlan(
+        maximum_questions=maximum_questions, questions_per_spot=questions_per_spot,
+        temperature=0.9, concurrency=1, window_days=7, is_taught=lambda _: True,
+        read_misses=lambda: pl.DataFrame(),
+    )  # fmt: skip
+
+
 def dream(home, writer, *, now=NOW, **limits):
     journal = open_dreams(home)
-    plan = DreamPlan(
-        maximum_questions=limits.get("maximum_questions", 100), questions_per_spot=4,
-        temperature=0.9, concurrency=1, window_days=7, is_taught=lambda _: True,
-    )  # fmt: skip
+    plan = make_plan(maximum_questions=limits.get("maximum_questions", 100), questions_per_spot=4)
     night = asyncio.run(
         dream_questions(
             SPOTS, known=[(spot.seed_id, spot.text) for spot in SPOTS], dreams=journal.read(),
@@ -157,7 +170,21 @@ def test_the_next_night_writes_other_questions_about_the_same_spot(tmp_path):
     assert night.stopped_by == "spots"
     assert both.height == 2 * first.height == 16
     assert both["text"].is_unique().all()
-    assert both["generation"].unique().sort().to_list() == [1, 2]
+    assert both["generation"].n_unique() == 2
+    assert night.barren == []
+
+
+def test_a_spot_whose_rewordings_are_all_known_holds_up_no_other_and_is_asked_otherwise_next_night(
+    tmp_path,
+):
+    home, writer = Home(tmp_path), Writer(tmp_path / "cache", repeats=True)
+    dream(home, writer)
+    nights = [dream(home, writer, now=NOW + timedelta(days=day))[0] for day in (1, 2)]
+    assert [night.written_count for night in nights] == [0, 0]
+    assert [night.barren for night in nights] == [["dep", "res"]] * 2  # `res` had its turn too
+    asked_seeds = [request.seed for request in writer.requests]
+    assert len(asked_seeds) == 6
+    assert len(set(asked_seeds)) == 3, "a night that repeats the last one's draw learns nothing"
 
 
 def test_the_budget_stops_a_night_cleanly_and_what_was_bought_is_kept_and_not_bought_again(
@@ -190,10 +217,7 @@ def test_dreams_whose_seed_is_gone_or_that_became_a_seed_do_not_reach_the_guard(
 
 def test_the_check_counts_repeats_and_what_grew_from_users_texts(tmp_path):
     _, kept = dream(Home(tmp_path), Writer(tmp_path / "cache"))
-    plan = DreamPlan(
-        maximum_questions=1, questions_per_spot=1, temperature=0.9, concurrency=1, window_days=7,
-        is_taught=lambda _: True,
-    )  # fmt: skip
+    plan = make_plan(maximum_questions=1, questions_per_spot=1)
     seeds = SEEDS.select("question_id", "text", "source")
 
     def check(frame, seeds=seeds):

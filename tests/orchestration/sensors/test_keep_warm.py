@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -9,6 +10,7 @@ import pytest
 
 from orchestration.config import load_config
 from orchestration.sensors.keep_warm import (
+    ColdSpell,
     Probe,
     ServerColdError,
     build_warmth_sensor,
@@ -25,8 +27,8 @@ WARM = Probe(url="http://a", is_warm=True, told="status 200")
 COLD = Probe(url="http://b", is_warm=False, told="status 503")
 
 
-def judge(*probes, cold_since=None, now=NOW):
-    return judge_warmth(probes, cold_since=cold_since or {}, now=now, maximum=LIMIT)
+def judge(*probes, spells=None, now=NOW):
+    return judge_warmth(probes, spells=spells or {}, now=now, maximum=LIMIT)
 
 
 def test_every_skip_says_what_it_waits_for():
@@ -35,25 +37,25 @@ def test_every_skip_says_what_it_waits_for():
     assert "1 of 2 servers to become warm: http://b: status 503" in judge(WARM, COLD).reason
 
 
-def test_a_server_alarms_once_it_was_cold_for_too_long_and_not_before():
+def test_a_server_alarms_once_when_it_was_cold_for_too_long_and_not_before():
     first = judge(WARM, COLD)
-    assert first.cold_since == {"http://b": NOW}
-    later = judge(WARM, COLD, cold_since=first.cold_since, now=NOW + LIMIT)
+    assert first.spells == {"http://b": ColdSpell(since=NOW)}
+    later = judge(WARM, COLD, spells=first.spells, now=NOW + LIMIT)
     assert later.overdue == ()
-    late = judge(COLD, cold_since=later.cold_since, now=NOW + LIMIT + timedelta(seconds=1))
+    late = judge(COLD, spells=later.spells, now=NOW + LIMIT + timedelta(seconds=1))
     assert late.overdue == ("http://b since 2026-03-03 12:00:00 UTC (status 503)",)
+    assert judge(COLD, spells=late.spells, now=NOW + 2 * LIMIT).overdue == ()
 
 
 def test_a_server_that_was_warm_in_between_is_cold_anew():
-    warmed = judge(Probe(url="http://b", is_warm=True, told=""), cold_since={"http://b": NOW})
-    assert warmed.cold_since == {}
-    again = judge(COLD, cold_since=warmed.cold_since, now=NOW + 2 * LIMIT)
+    warmed = judge(
+        Probe(url="http://b", is_warm=True, told=""),
+        spells={"http://b": ColdSpell(since=NOW, is_alarmed=True)},
+    )
+    assert warmed.spells == {}
+    again = judge(COLD, spells=warmed.spells, now=NOW + 2 * LIMIT)
     assert again.overdue == ()
-
-
-def test_the_memory_survives_as_text():
-    assert read_memory(write_memory({"http://b": NOW})) == {"http://b": NOW}
-    assert read_memory(None) == {}
+    assert judge(COLD, spells=again.spells, now=NOW + 4 * LIMIT).overdue != ()
 
 
 @pytest.fixture
@@ -63,33 +65,46 @@ def nobody():
     return f"http://127.0.0.1:{port}"
 
 
-def tick(urls, *, cursor=None):
+def tick(home, urls):
+    """Evaluate the sensor once, as a daemon does."""
     config = load_config({})
     loop = config.loop.model_copy(update={"servers": urls})
-    sensor = build_warmth_sensor(config.model_copy(update={"loop": loop}))
-    with (
-        dg.instance_for_test() as instance,
-        dg.build_sensor_context(instance=instance, cursor=cursor) as context,
-    ):
+    sensor = build_warmth_sensor(config.model_copy(update={"loop": loop, "home": home}))
+    with dg.build_sensor_context() as context:
         return sensor.evaluate_tick(context)
 
 
-def test_a_running_server_is_warm_one_that_is_not_there_is_cold_and_alarms_in_time(
-    tmp_path, nobody
-):
+def make_old(home):
+    """Let a day pass since the servers were found cold."""
+    path = home / "sensors" / "servers_are_warm.json"
+    day = timedelta(days=1)
+    spells = read_memory(path)
+    write_memory(path, {url: replace(s, since=s.since - day) for url, s in spells.items()})
+
+
+def test_a_running_server_is_warm_and_one_that_is_not_there_is_cold(tmp_path, nobody):
     with listening(tmp_path / "home") as (url, _):
         probes = asyncio.run(probe_servers((f"{url}/", nobody)))
         assert [(probe.is_warm, probe.told) for probe in probes] == [
             (True, "status 200"), (False, "ConnectError"),
         ]  # fmt: skip
-        told = tick((url, nobody))
-        assert told.skip_message == (
-            f"waits for 1 of 2 servers to become warm: {nobody}: ConnectError"
-        )
-        assert list(read_memory(told.cursor)) == [nobody]
-        assert tick((url,), cursor=told.cursor).cursor == "{}"
-    old = write_memory({nobody: datetime.now(UTC) - timedelta(days=1)})
+        told = tick(tmp_path, (url, nobody))
+    assert told.skip_message == f"waits for 1 of 2 servers to become warm: {nobody}: ConnectError"
+
+
+def test_one_cold_spell_is_one_alarm_over_the_ticks_and_hides_no_other_server(tmp_path, nobody):
+    tick(tmp_path, (nobody,))
+    make_old(tmp_path)
     with pytest.raises(Exception, match="looking after the servers") as caught:
-        tick((nobody,), cursor=old)
+        tick(tmp_path, (nobody,))
     chain = caught.value, caught.value.__cause__
     assert any(isinstance(error, ServerColdError) for error in chain)
+    other = f"{nobody}/other"
+    for _ in range(2):
+        assert "servers to become warm" in tick(tmp_path, (nobody, other)).skip_message
+    make_old(tmp_path)
+    with pytest.raises(Exception, match="looking after the servers") as caught:
+        tick(tmp_path, (nobody, other))
+    told = str(caught.value.__cause__ or caught.value)
+    assert f"{other} since" in told
+    assert f"{nobody} since" not in told
