@@ -25,8 +25,8 @@ from serving.models.prompted_student import (
     load_prompted_student,
 )
 from serving.models.protocols import ChatModel, Embedder, Price, Progress
-from serving.models.refusing import RefusingStudent, read_rule
 from serving.models.remote import hash_remote_model
+from serving.models.student_rules import follow_rules
 from serving.pipeline.assembly import estimate_tokens
 
 if TYPE_CHECKING:
@@ -163,9 +163,10 @@ class Students:
             settings.local_engine,
             self.home.models,
         )
-        kept = self._keep_answers(model)
-        rule = read_rule(self.home.adapters / adapter["adapter"])
-        return kept if rule is None else RefusingStudent(kept, rule)
+        ruled: ChatModel = follow_rules(
+            self._keep_answers(model), self.home.adapters / adapter["adapter"]
+        )
+        return ruled
 
     def _load_prompted(self, adapter: dict[str, Any]) -> PromptedStudent:
         return load_prompted_student(

@@ -3,7 +3,7 @@
 The labels say of each question whether the teacher refused it, and how near its best source was.
 Where the one foretells the other, a student needs no model to refuse, and none of its capacity.
 Belongs here: fitting, measuring and certifying the rule. Does not belong here: applying it
-(`serving/models/refusing`), what it means for the training set (`assets/students`).
+(`serving/models/student_rules`), what it means for the training set (`assets/students`).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import polars as pl
 
 from assets import charts
 from assets.statistics import Interval, wilson_interval
-from serving.models.refusing import RefusalRule
+from serving.models.student_rules import RefusalRule
 
 FLOOR_RATIO = 0.7
 """What the lower bounds of both shares must reach: a rule that errs more often than that would

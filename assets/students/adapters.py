@@ -27,7 +27,7 @@ from serving.files import atomic_folder
 from serving.hashing import content_hash, file_sha256
 from serving.models.adapters import ADAPTER_WEIGHTS
 from serving.models.chat_tokens import invocation_tokens
-from serving.models.refusing import RefusalRule, read_rule
+from serving.models.student_rules import NO_RULES, StudentRules, read_rules
 
 ADAPTER_CONFIG = "adapter_config.json"
 DIVERGED = ".diverged"
@@ -65,7 +65,7 @@ def make_training_key(
     base_hash: str,
     logprobs_hash: str | None,
     teachers: Any = None,
-    refusal_rule: RefusalRule | None = None,
+    rules: StudentRules = NO_RULES,
 ) -> str:
     """Return the identity of a training: equal keys give equal adapters, so one is trained once.
 
@@ -74,8 +74,7 @@ def make_training_key(
     """
     return content_hash(
         recipe.fingerprint, data_hash, base_hash, logprobs_hash, teachers,
-        refusal_rule and refusal_rule.model_dump(), TRAINING_VERSION,
-        digits=32,
+        *_identify_rules(rules), TRAINING_VERSION, digits=32,
     )  # fmt: skip
 
 
@@ -107,7 +106,7 @@ def write_adapter(
     tokenizer: Any,
     *,
     provenance: Mapping[str, Any],
-    refusal_rule: RefusalRule | None = None,
+    rules: StudentRules = NO_RULES,
 ) -> Path:
     """Write the adapter as one folder, whole or not at all, and return it.
 
@@ -117,7 +116,7 @@ def write_adapter(
         recipe: the recipe it was trained with.
         tokenizer: of the base; its user-turn header is recorded for aLoRA loaders.
         provenance: facts and hashes, `training_key` among them; the run's own numbers are added.
-        refusal_rule: put beside the weights, where the student has one.
+        rules: put beside the weights, where the student has some.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
@@ -131,15 +130,15 @@ def write_adapter(
         hashlib.sha256(weights).hexdigest(),
         hashlib.sha256(config.encode()).hexdigest(),
         str(provenance["training_key"]),
-        refusal_rule,
+        rules,
     )
     target = adapters_folder / f"{recipe.student}@{sha}"
     set_aside_if_damaged(target, hash_adapter)
     with atomic_folder(target) as staging:
         (staging / ADAPTER_WEIGHTS).write_bytes(weights)
         (staging / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
-        if refusal_rule is not None:
-            refusal_rule.write(staging)
+        if rules != NO_RULES:
+            rules.write(staging)
         record = {**provenance, **describe_run(trained, recipe), "adapter_sha": sha}
         write_papers(staging, recipe, record)
         trained.curve.write_parquet(staging / "training_curve.parquet", compression="zstd")
@@ -164,7 +163,7 @@ def hash_adapter(folder: Path) -> str:
         file_sha256(folder / ADAPTER_WEIGHTS),
         file_sha256(folder / ADAPTER_CONFIG),
         read_key(folder),
-        read_rule(folder),
+        read_rules(folder),
     )
 
 
@@ -218,11 +217,16 @@ def describe_run(trained: TrainedAdapter, recipe: Recipe) -> dict[str, Any]:
 
 
 def _hash_parts(
-    weights_sha256: str, config_sha256: str, training_key: str, rule: RefusalRule | None
+    weights_sha256: str, config_sha256: str, training_key: str, rules: StudentRules
 ) -> str:
     """Join content and training key: equal weights of two trainings keep two provenances."""
-    rules = rule and rule.model_dump()
-    return content_hash(weights_sha256, config_sha256, training_key, rules, digits=12)
+    parts = [weights_sha256, config_sha256, training_key, *_identify_rules(rules)]
+    return content_hash(*parts, digits=12)
+
+
+def _identify_rules(rules: StudentRules) -> list[Any]:
+    """Return what the rules add to a hash: nothing where there are none."""
+    return [] if rules == NO_RULES else [rules.model_dump()]
 
 
 def _to_plain(value: Any) -> Any:

@@ -50,6 +50,7 @@ from assets.students.recipe import (
     load_recipe,
 )
 from assets.students.reporting import follow_reports
+from assets.students.taught import choose_taught
 from assets.students.train import make_command
 from assets.students.training_set import TrainingSet, build_training_set, choose_teachers
 from serving.aio import run_blocking
@@ -59,7 +60,7 @@ from serving.models.embedded import ResolvedModel
 from serving.models.engines import LocalEngine
 from serving.models.prompted_student import TRAINED_KINDS, OpenedBase
 from serving.models.protocols import ChatModel, Embedder, Progress
-from serving.models.refusing import RefusalRule
+from serving.models.student_rules import NO_RULES, StudentRules
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
@@ -123,6 +124,7 @@ def recipe_file(
     key=keys.TRAINING_SET,
     ins={
         "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
+        "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
         "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
         "refusal_rule": dg.AssetIn(key=keys.REFUSAL_RULE),
     },
@@ -134,6 +136,7 @@ def recipe_file(
 def training_set(
     context: dg.AssetExecutionContext,
     labelled_examples: pl.DataFrame,
+    teacher_answers: pl.DataFrame,
     seed_questions: pl.DataFrame,
     refusal_rule: pl.DataFrame,
     students: dg.ResourceParam[StudentBases],
@@ -150,9 +153,8 @@ def training_set(
     if isinstance(recipe, Recipe):
         ratio = recipe.maximum_harvested_ratio
         offered = cap_harvested(offered, seed_questions, maximum_ratio=ratio, seed=recipe.seed)
-    if _choose_rule(recipe, refusal_rule) is not None:
-        offered = offered.filter(~pl.col("refused"))
-    built = _build_set(recipe, offered, students)
+    taught = choose_taught(offered, teacher_answers, _choose_rules(recipe, refusal_rule))
+    built = _build_set(recipe, taught, students)
     frame = built.frame
     prompt_tokens = frame["prefix_ids"].list.len() + frame["suffix_ids"].list.len()
     return dg.MaterializeResult(
@@ -161,6 +163,7 @@ def training_set(
             "examples_by_split": dict(frame["split"].value_counts().sort("split").iter_rows()),
             "mean_prompt_tokens": float(prompt_tokens.mean() or 0),
             "refusal_ratio": built.refusal_ratio,
+            "left_to_rules_count": offered.height - taught.height,
             "too_long_count": len(built.too_long),
             "not_sampled_count": built.not_sampled,
             "other_teachers_count": built.other_teachers,
@@ -202,9 +205,9 @@ def student_adapter(
     labelled_examples = _choose_lane(recipe, labelled_examples, last_tables)
     facts = gather_facts(training_set, labelled_examples, vector_index.row(0, named=True), settings)
     if isinstance(recipe, Recipe):
-        rule = _choose_rule(recipe, refusal_rule)
+        rules = _choose_rules(recipe, refusal_rule)
         outcome = _train(
-            context, pipes, recipe, students=students, home=home, facts=facts, rule=rule
+            context, pipes, recipe, students=students, home=home, facts=facts, rules=rules
         )
     else:
         used = labelled_examples.join(training_set, on="example_id", how="semi")
@@ -241,11 +244,14 @@ def _choose_lane(
     return add_leak(labelled_examples, last_tables.read(keys.CONTAMINATED_EXAMPLES.path))
 
 
-def _choose_rule(recipe: AnyRecipe, refusal_rule: pl.DataFrame) -> RefusalRule | None:
-    """Return the rule that the recipe's student refuses by; None: it is taught to."""
-    if not isinstance(recipe, Recipe) or recipe.refuses_by == "model":
-        return None
-    return read_refusal_rule(refusal_rule.row(0, named=True))
+def _choose_rules(recipe: AnyRecipe, refusal_rule: pl.DataFrame) -> StudentRules:
+    """Return what is decided before the model of the recipe's student is asked."""
+    if not isinstance(recipe, Recipe):
+        return NO_RULES
+    rule = read_refusal_rule(refusal_rule.row(0, named=True))
+    return StudentRules(
+        refusal=rule if recipe.refuses_by == "retrieval" else None, sources=recipe.sources
+    )
 
 
 def _build_set(
@@ -274,7 +280,7 @@ def _train(
     students: StudentBases,
     home: Home,
     facts: dict[str, Any],
-    rule: RefusalRule | None,
+    rules: StudentRules,
 ) -> Any:
     """Train in a process of its own, and return what it says of its outcome."""
     base, engine = students.base(recipe.student), students.find(recipe.student).local_engine
@@ -293,7 +299,7 @@ def _train(
                     "prefix_engine": "openvino" if engine == "openvino" else "transformers",
                     "models_folder": str(home.models),
                     "facts": facts,
-                    "refusal_rule": rule and rule.model_dump(),
+                    "rules": rules.model_dump(),
                     "reports": str(reports),
                 }
             ),

@@ -13,7 +13,7 @@ import polars as pl
 from assets.students.recipe import AnyRecipe, Recipe, is_contaminated
 from serving.hashing import folder_sha256
 from serving.models.prompted_student import PROMPT_FILE, TRAINED_KINDS, VECTORS_FILE
-from serving.models.refusing import RULE_FILE
+from serving.models.student_rules import RULES_FILE
 
 COMMON_FILES = frozenset({"provenance.json", "recipe.yaml"})
 ADAPTER_FILES = frozenset(
@@ -21,7 +21,7 @@ ADAPTER_FILES = frozenset(
 )
 OPTIONAL_FILES = frozenset({VECTORS_FILE, "search.parquet"})
 """In the folder of a prompt: where the nearest examples are shown, where it was searched."""
-OPTIONAL_ADAPTER_FILES = frozenset({RULE_FILE})
+OPTIONAL_ADAPTER_FILES = frozenset({RULES_FILE})
 
 
 class PinnedBase(Protocol):

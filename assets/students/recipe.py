@@ -43,6 +43,7 @@ LATER_DEFAULTS = (
     ("lane", "clean"),
     ("maximum_harvested_ratio", 0.5),
     ("refuses_by", "model"),
+    ("sources", None),
 )
 
 ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
@@ -106,8 +107,9 @@ class Recipe(CommonKeys):
         top_k: how many of a teacher's stored logprobs are used.
         maximum_refusal_ratio: share of refusals in the sample above which refusals are left out; a
             small student refuses whatever it is unsure of when it has seen many. Null keeps all.
-        refuses_by: `retrieval`: by the rule of `labels/refusal_rule`, and no refusal is trained on;
-            without a certified rule, and with `model`, the student is taught to refuse.
+        refuses_by: `retrieval`: by the rule of `labels/refusal_rule`, and what it refuses is not
+            trained on; without a certified rule, and with `model`, the student is taught to refuse.
+        sources: how many of the retrieved the student reads, the best ones; null is all.
         max_steps: stop after this many optimizer steps; null is all epochs.
         patience: stop after so many epochs in a row without a lower validation loss; null is never.
         max_validation_examples: size of the seeded sample that is validated on after each epoch.
@@ -133,6 +135,7 @@ class Recipe(CommonKeys):
     epochs: Positive = 2
     maximum_refusal_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     refuses_by: RefusesBy = "retrieval"
+    sources: Positive | None = None
     maximum_harvested_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     lane: Lane = "clean"
     max_steps: Positive | None = None
@@ -165,6 +168,15 @@ class Recipe(CommonKeys):
             raise ValueError(
                 f"kind {self.kind} acts from {' or '.join(legal)}, not from {self.activation}; "
                 "lora acts on all, alora from question or answer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_what_was_scored(self) -> Self:
+        if self.sources is not None and self.alpha < 1:
+            raise ValueError(
+                f"soft targets (alpha {self.alpha}) are of a prompt with all sources, and this "
+                f"student reads {self.sources}; set sources: null, or alpha: 1.0"
             )
         return self
 

@@ -12,7 +12,7 @@ from assets.students.checkpoints import CHECKPOINT_SECONDS
 from assets.students.prefixes import PrefixEngine
 from assets.students.recipe import Recipe
 from serving.errors import InvalidInputError
-from serving.models.refusing import RefusalRule
+from serving.models.student_rules import NO_RULES, StudentRules
 
 
 class TrainingSpec(BaseModel):
@@ -23,7 +23,7 @@ class TrainingSpec(BaseModel):
         checkpoint_seconds: between two checkpoints; longer where writing one takes long.
         checkpoint_steps: write a checkpoint after every so many steps too.
         prefix_engine: who reads the frozen prefixes; what it compiles is kept in `models_folder`.
-        refusal_rule: what the student refuses by, unasked.
+        rules: what is decided before the student's model is asked.
         reports: a file that gets a JSON line now and then, for whoever follows the training.
     """
 
@@ -38,7 +38,7 @@ class TrainingSpec(BaseModel):
     facts: dict[str, Any]
     prefix_engine: PrefixEngine = "transformers"
     models_folder: Path | None = None
-    refusal_rule: RefusalRule | None = None
+    rules: StudentRules = NO_RULES
     checkpoint_seconds: NonNegativeFloat = CHECKPOINT_SECONDS
     checkpoint_steps: PositiveInt | None = None
     reports: Path | None = None

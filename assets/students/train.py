@@ -78,7 +78,7 @@ def run_training(spec: TrainingSpec, on_step: "OnStep" = lambda _report: None) -
         base_hash=spec.base_hash,
         logprobs_hash=logprobs_hash,
         teachers=[spec.facts["teacher_ids"], spec.facts["teacher_licenses"]],
-        refusal_rule=spec.refusal_rule,
+        rules=spec.rules,
     )
     provenance = spec.facts | {
         "base_hash": spec.base_hash,
@@ -246,7 +246,7 @@ def _train_and_write(
             spec.recipe,
             tokenizer,
             provenance=provenance,
-            refusal_rule=spec.refusal_rule,
+            rules=spec.rules,
         )
         checkpoints.clear()
         return _to_bytes(adapter)

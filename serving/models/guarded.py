@@ -96,7 +96,8 @@ class GuardedChatModel:
         try:
             async with asyncio.timeout(self._timeout_seconds) as clock:
                 completion = await ask()
-            has_failed = False
+            # Without a token nobody was asked: a rule before the model refused.
+            has_failed = False if completion.prompt_tokens or completion.completion_tokens else None
         except TimeoutError:
             if not clock.expired():
                 raise

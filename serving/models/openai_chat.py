@@ -217,7 +217,6 @@ def connect(
     """Return a model behind `base_url`; `name` is `model` unless it is given.
 
     `transport` is how bytes travel; by default over httpx's connections, one pool a loop.
-
     Nothing is read from the environment: no key, organisation or project of OpenAI's variables is
     sent to a server they were not meant for.
 

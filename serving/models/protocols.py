@@ -50,8 +50,8 @@ class ChatRequest:
     """Everything that decides what a model answers. `seed` and `temperature` are the sampling.
 
     `best_score` is that of the best source among the messages, where they hold any: a student may
-    refuse by it unasked (`models.refusing`). It is of the question and the sources, and so no part
-    of the key.
+    refuse by it unasked (`models.student_rules`). It is of the question and the sources, and so no
+    part of the key.
     """
 
     messages: tuple[Message, ...]

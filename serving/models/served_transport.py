@@ -8,11 +8,15 @@ Belongs here: requests and answers of one library in the words of the other, and
 are called. Does not belong here: which failures pass (`faults`), deadlines (`asking`).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import aiohttp
 import httpx2
+from aiohttp.client_proto import ResponseHandler
 
 from serving.models.transports import BoundedStream
 
@@ -33,6 +37,9 @@ class ServedTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._read_from: WeakKeyDictionary[ResponseHandler, aiohttp.StreamReader] = (
+            WeakKeyDictionary()
+        )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; the body of its answer is read as it comes."""
@@ -48,6 +55,7 @@ class ServedTransport(httpx2.AsyncBaseTransport):
                     sock_connect=patience.get("connect"), sock_read=patience.get("read")
                 ),
             )
+        self._watch(response)
         return httpx2.Response(
             response.status,
             headers=response.raw_headers,
@@ -58,6 +66,18 @@ class ServedTransport(httpx2.AsyncBaseTransport):
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+    def _watch(self, response: aiohttp.ClientResponse) -> None:
+        """Let the end of its connection end a body: a malformed chunk closes that and says no more.
+
+        Without it a reader that waits would do so until its deadline.
+        """
+        protocol = response.connection and response.connection.protocol
+        if not protocol:
+            return  # the body is there already
+        if protocol not in self._read_from and (closed := protocol.closed) is not None:
+            closed.add_done_callback(partial(_end_body, self._read_from, protocol))
+        self._read_from[protocol] = response.content
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -78,12 +98,32 @@ class _Body(httpx2.AsyncByteStream):
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _named_as_httpx_does():
-            async for part in self._response.content.iter_any():
-                yield part
+        parts = self._response.content.iter_any()
+        while True:
+            try:
+                with _named_as_httpx_does():
+                    part = await anext(parts, b"")
+            except httpx2.TransportError:
+                raise
+            except Exception as failure:  # a reader's of a connection that is gone
+                raise httpx2.ReadError(str(failure)) from failure
+            if not part:
+                return
+            yield part
 
     async def aclose(self) -> None:
         self._response.release()  # read to its end it is used again, else it is closed
+
+
+def _end_body(
+    read_from: "WeakKeyDictionary[ResponseHandler, aiohttp.StreamReader]",
+    protocol: ResponseHandler,
+    closed: "asyncio.Future[None]",
+) -> None:
+    failure = closed.exception()  # read once, or it is logged as lost
+    body = read_from.pop(protocol, None)
+    if body is not None and not body.is_eof() and body.exception() is None:
+        body.set_exception(aiohttp.ClientPayloadError(f"the connection was lost: {failure}"))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from serving.errors import IndexMismatchError, ReleaseError
 from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
 from serving.models.protocols import ChatModel, Embedder, Reranker
-from serving.models.refusing import RefusingStudent, read_rule
+from serving.models.student_rules import RuledStudent, follow_rules
 from serving.pipeline.assembly import estimate_tokens
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.skills import Skill
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from serving.models.prompted_student import OpenedBase, PromptedStudent
     from serving.models.shared_bases import SharedBases
 
-    ServedStudent = LocalStudent | PromptedStudent | RefusingStudent
+    ServedStudent = LocalStudent | PromptedStudent | RuledStudent
 
 Close = Callable[[], Awaitable[None]]
 _LOG = logging.getLogger(__name__)
@@ -166,9 +166,8 @@ def _load_student(
     began = time.perf_counter()
     student: ServedStudent
     if entry.is_trained:
-        student = _load_local(manifest, entry, settings.models_folder, folder, bases)
-        if (rule := read_rule(folder)) is not None:
-            student = RefusingStudent(student, rule)
+        local = _load_local(manifest, entry, settings.models_folder, folder, bases)
+        student = follow_rules(local, folder)
     else:
         student = load_prompted_student(
             folder,

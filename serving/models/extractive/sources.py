@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from serving.pipeline.prompt import CITATION_PATTERN
+from serving.pipeline.source_list import find_sources
 
 _SOURCES_HEADING = "Sources:\n"
-_LINE_LABEL = re.compile(rf"^{CITATION_PATTERN.pattern} ", re.MULTILINE)
 _REST_OF_A_HEADING = re.compile(
     r"(?:[^.!?:`]{1,80} > [^.!?:`]{1,80}|[a-z][^.!?:`]{0,60}): (?=[A-Z0-9`|*-])"
 )
@@ -43,35 +42,12 @@ def read_sources(text: str) -> tuple[Source, ...]:
     Unreadable text holds no sources, which callers answer with a refusal.
     """
     listed = text.partition(_SOURCES_HEADING)[2] or text
-    starts = _source_starts(listed)
+    starts = find_sources(listed)
     bounds = [*(start for start, _ in starts), len(listed)]
     return tuple(
         _read_source(label, listed[start:end].strip())
         for (_, label), (start, end) in zip(starts, pairwise(bounds), strict=True)
     )
-
-
-def _source_starts(listed: str) -> list[tuple[int, str]]:
-    """Find where each source begins.
-
-    Documentation about prompts quotes lines that look like sources, so a source must stand outside
-    code fences, bring the next id, and follow the closing id of the one before it (or the bare
-    heading of one without units).
-    """
-    starts: list[tuple[int, str]] = []
-    for match in _LINE_LABEL.finditer(listed):
-        label = match["id"]
-        before = listed[: match.start()].rstrip("\n ")
-        if before.count("```") % 2:
-            continue
-        is_next = not starts or (
-            label not in {known for _, known in starts}
-            and before.endswith((f"[{starts[-1][1]}]", ":"))
-            and (not label.isdigit() or int(label) == int(starts[-1][1]) + 1)
-        )
-        if is_next:
-            starts.append((match.start(), label))
-    return starts
 
 
 def _read_source(label: str, block: str) -> Source:

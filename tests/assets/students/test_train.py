@@ -34,7 +34,7 @@ from serving.models.causal_lm import hash_base_model
 from serving.models.chat_tokens import split_chat
 from serving.models.local_student import LocalStudent
 from serving.models.protocols import ChatRequest, Price
-from serving.models.refusing import RULE_FILE, RefusalRule, read_rule
+from serving.models.student_rules import RULES_FILE, StudentRules, read_rules
 from tests.tiny_student import make_labelled, make_messages, make_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -91,18 +91,18 @@ def test_the_folder_holds_what_the_contract_says(spec, tiny_base):
     assert list(spec.adapters_folder.iterdir()) == [folder], "nothing else is left behind"
 
 
-def test_a_refusal_rule_lies_in_the_folder_and_is_part_of_its_name(spec):
+def test_rules_lie_in_the_folder_and_are_part_of_its_name(spec):
     without = run_training(spec)
-    rules = [RefusalRule(intercept=10.0, weight=weight) for weight in (-20.0, -25.0)]
-    ruled = [run_training(spec.model_copy(update={"refusal_rule": rule})) for rule in rules]
+    several = [StudentRules(sources=count) for count in (1, 2)]
+    ruled = [run_training(spec.model_copy(update={"rules": rules})) for rules in several]
     assert len({without.adapter, *(outcome.adapter for outcome in ruled)}) == 3
-    for rule, outcome in zip(rules, ruled, strict=True):
+    for rules, outcome in zip(several, ruled, strict=True):
         folder = Path(outcome.adapter)
-        assert read_rule(folder) == rule
+        assert read_rules(folder) == rules
         assert folder.name == f"tiny@{hash_adapter(folder)}"
-    (folder / RULE_FILE).write_text('{"intercept": 9.0, "weight": -20.0}')
-    again = run_training(spec.model_copy(update={"refusal_rule": rules[1]}))
-    assert (again.is_reused, read_rule(Path(again.adapter))) == (False, rules[1]), "set aside"
+    (folder / RULES_FILE).write_text('{"sources": 3}')
+    again = run_training(spec.model_copy(update={"rules": several[1]}))
+    assert (again.is_reused, read_rules(Path(again.adapter))) == (False, several[1]), "set aside"
 
 
 def test_peft_loads_the_adapter_as_an_activated_lora_and_it_answers_alike(spec, tiny_base):

@@ -1,4 +1,4 @@
-"""A student that refuses by the score of its best source, before its model is asked."""
+"""A student that refuses by a score, and reads its best sources, before its model is asked."""
 
 import asyncio
 import math
@@ -7,7 +7,15 @@ import pytest
 
 from serving.errors import ReleaseError
 from serving.models.protocols import ChatModel, ChatRequest, Hit, Price
-from serving.models.refusing import RULE_FILE, RefusalRule, RefusingStudent, read_rule
+from serving.models.student_rules import (
+    NO_RULES,
+    RULES_FILE,
+    RefusalRule,
+    RuledStudent,
+    StudentRules,
+    follow_rules,
+    read_rules,
+)
 from serving.pipeline.confidence import read_signals
 from serving.pipeline.prompt import REFUSAL_WORD, PromptFormat
 from tests.serving.fakes import CannedChatModel
@@ -16,7 +24,7 @@ RULE = RefusalRule(intercept=10.0, weight=-20.0)  # even odds at a score of 0.5
 
 
 def ask(model, score, *, streamed=None):
-    student = RefusingStudent(model, RULE)
+    student = RuledStudent(model, StudentRules(refusal=RULE))
     request = ChatRequest(messages=({"role": "user", "content": "?"},), best_score=score)
     call = student.complete(request) if streamed is None else student.stream(request, streamed)
     return asyncio.run(call)
@@ -30,7 +38,7 @@ def test_a_question_without_a_near_source_costs_no_call(score, asked):
     assert (completion.text == REFUSAL_WORD) is (not asked)
     assert (completion.cost_usd == 0) is (not asked)
     assert completion.model == "tiny@1"
-    assert isinstance(RefusingStudent(model, RULE), ChatModel)
+    assert isinstance(RuledStudent(model, StudentRules(refusal=RULE)), ChatModel)
 
 
 def test_a_refusal_is_as_sure_as_the_rule():
@@ -61,15 +69,36 @@ def test_a_request_of_the_pipeline_says_how_near_its_best_source_is():
     assert unscored.content_key("m") == requests[0].content_key("m")
 
 
-def test_a_rule_is_read_as_it_was_written_and_a_folder_may_have_none(tmp_path):
-    assert read_rule(tmp_path) is None
-    RULE.write(tmp_path)
-    assert read_rule(tmp_path) == RULE
+def test_the_model_reads_the_best_sources_alone():
+    hits = [
+        Hit(chunk_id=f"docs:a/{n}", content_hash="h", text=f"Fact {n}.", title="T", url="u")
+        for n in range(1, 4)
+    ]
+    request = PromptFormat().write_request("What?", hits)
+    asked = []
+    for count in (1, 2, 5):
+        model = CannedChatModel("tiny@1")
+        asyncio.run(RuledStudent(model, StudentRules(sources=count)).complete(request))
+        asked.append(model.requests[0])
+    for count, found in zip((1, 2, 3), asked, strict=True):
+        expected = PromptFormat().write_request("What?", hits[:count])
+        assert found.messages == expected.messages
+        assert found.max_tokens == request.max_tokens
+
+
+def test_rules_are_read_as_they_were_written_and_a_folder_may_have_none(tmp_path):
+    student = CannedChatModel("tiny@1")
+    assert read_rules(tmp_path) == NO_RULES
+    assert follow_rules(student, tmp_path) is student
+    rules = StudentRules(refusal=RULE, sources=2)
+    rules.write(tmp_path)
+    assert read_rules(tmp_path) == rules
+    assert isinstance(follow_rules(student, tmp_path), RuledStudent)
     assert RULE.minimum_score == 0.5
 
 
-@pytest.mark.parametrize("text", ["{}", '{"intercept": 1, "weight": 2}', "no"])
-def test_a_broken_rule_is_refused(tmp_path, text):
-    (tmp_path / RULE_FILE).write_text(text)
-    with pytest.raises(ReleaseError, match="weight below 0"):
-        read_rule(tmp_path)
+@pytest.mark.parametrize("text", ['{"refusal": {}}', '{"sources": 0}', '{"score": 1}', "no"])
+def test_broken_rules_are_refused(tmp_path, text):
+    (tmp_path / RULES_FILE).write_text(text)
+    with pytest.raises(ReleaseError, match="reading the rules"):
+        read_rules(tmp_path)

@@ -1,15 +1,16 @@
-"""A student that refuses by how well retrieval did, before any model is asked.
+"""What is decided before a student's model is asked: whether it is, and how much it reads.
 
 A small model cannot tell a question its sources answer from one they leave open, while the score of
-the best source nearly can: the rule is learnt from what the teacher refused
-(`assets/labels/refusals`) and lies in the student's folder. Belongs here: the rule, its file, the
-student around which it stands. Does not belong here: fitting it, which questions the router keeps
-from students (`pipeline.router`).
+the best source nearly can; and it copies well from one source where it picks badly among three. The
+rules lie in the student's folder. Belongs here: the rules, their file, the student behind them.
+Does not belong here: fitting them (`assets/labels/refusals`), which questions the router keeps from
+students (`pipeline.router`).
 """
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from serving.models.protocols import (
     StreamingChatModel,
 )
 from serving.pipeline.prompt import REFUSAL_WORD
+from serving.pipeline.source_list import keep_sources
 
-RULE_FILE = "refusal.json"
+RULES_FILE = "rules.json"
 
 
 class RefusalRule(BaseModel):
-    """The teacher refuses with probability logistic(intercept + weight * best score).
+    """The odds that the teacher refuses are exp(intercept + weight * best score).
 
     Scores are 0-1 (`Hit.score`). The student refuses where that is the likelier outcome.
     """
@@ -49,25 +51,37 @@ class RefusalRule(BaseModel):
         """Return the log-odds that the teacher refuses."""
         return self.intercept + self.weight * best_score
 
+
+class StudentRules(BaseModel):
+    """What a student refuses by (None: its model decides), and how many sources it reads (all)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    refusal: RefusalRule | None = None
+    sources: int | None = Field(default=None, ge=1)
+
     def write(self, folder: Path) -> None:
-        """Write the rule into a student's folder."""
-        (folder / RULE_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Write the rules into a student's folder."""
+        (folder / RULES_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-class RefusingStudent:
-    """A `ChatModel` that refuses by a rule and asks its student the rest.
+NO_RULES = StudentRules()
+
+
+class RuledStudent:
+    """A `ChatModel` that follows its rules and asks its student the rest.
 
     A refusal by the rule costs nothing, and is as sure as the rule.
     """
 
-    def __init__(self, student: Any, rule: RefusalRule) -> None:
-        """Put the rule before a student, whatever runs it."""
+    def __init__(self, student: Any, rules: StudentRules) -> None:
+        """Put the rules before a student, whatever runs it."""
         self._student = student
-        self._rule = rule
+        self._rules = rules
 
     @property
     def name(self) -> str:
-        """The student's pinned identity: the rule is part of its folder."""
+        """The student's pinned identity: the rules are part of its folder."""
         return str(self._student.name)
 
     @property
@@ -92,28 +106,29 @@ class RefusingStudent:
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Refuse, or ask the student; raises what the student raises."""
-        started = time.perf_counter()
-        if (refusal := self._refuse(request, started)) is not None:
+        if (refusal := self._refuse(request)) is not None:
             return refusal
         model: ChatModel = self._student
-        return await model.complete(request)
+        return await model.complete(self._shorten(request))
 
     async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
         """Answer as `complete` does, handing pieces on as they come; whole where it does not."""
-        started = time.perf_counter()
-        if (refusal := self._refuse(request, started)) is not None:
-            on_text(refusal.text)
-            return refusal
-        if isinstance(self._student, StreamingChatModel):
-            return await self._student.stream(request, on_text)
+        if isinstance(self._student, StreamingChatModel) and self._refuse(request) is None:
+            return await self._student.stream(self._shorten(request), on_text)
         completion = await self.complete(request)
         on_text(completion.text)
         return completion
 
-    def _refuse(self, request: ChatRequest, started: float) -> Completion | None:
-        if request.best_score is None:
+    def _shorten(self, request: ChatRequest) -> ChatRequest:
+        if self._rules.sources is None:
+            return request
+        return replace(request, messages=keep_sources(request.messages, self._rules.sources))
+
+    def _refuse(self, request: ChatRequest) -> Completion | None:
+        started = time.perf_counter()
+        if self._rules.refusal is None or request.best_score is None:
             return None
-        logit = self._rule.find_logit(request.best_score)
+        logit = self._rules.refusal.find_logit(request.best_score)
         if logit <= 0:
             return None
         latency_ms = (time.perf_counter() - started) * 1000
@@ -132,22 +147,32 @@ class RefusingStudent:
         )
 
 
-def read_rule(folder: Path) -> RefusalRule | None:
-    """Return the rule in a student's folder; None: it has none.
+def read_rules(folder: Path) -> StudentRules:
+    """Return the rules in a student's folder; without a file it has none.
 
     Raises:
-        ReleaseError: the file is not a rule.
+        ReleaseError: the file does not hold rules.
     """
-    path = folder / RULE_FILE
+    path = folder / RULES_FILE
     if not path.is_file():
-        return None
+        return NO_RULES
     try:
-        return RefusalRule.model_validate_json(path.read_bytes())
+        return StudentRules.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ReleaseError(
-            f"reading the refusal rule of the student {folder}",
-            expected="an intercept and a weight below 0",
+            f"reading the rules of the student {folder}",
+            expected="`refusal` with an intercept and a weight below 0, `sources` of at least 1",
             found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
             next_step="materialize students/student_adapter again",
         ) from None
+
+
+def follow_rules(student: Any, folder: Path) -> Any:
+    """Return the student behind the rules of its folder, or itself where it has none.
+
+    Raises:
+        ReleaseError: the file does not hold rules.
+    """
+    rules = read_rules(folder)
+    return student if rules == NO_RULES else RuledStudent(student, rules)
