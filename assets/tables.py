@@ -827,7 +827,8 @@ EXPERIMENT_REPORT = pl.Schema(
 )
 """`against` is `recipe:arm`. `outcome`: confirmed, undecided, contradicted or unmeasured; it judges
 `predicted_delta`, which is what was registered before the student's first answers; `unpredicted`
-where it was declared later, or for another comparison. `declared_delta` is what the recipe or the config says today.
+where it was declared later, or for another comparison. `declared_delta` is what the recipe or the
+config says today.
 `registration`: `unchanged`, `changed` or `added` since it was registered, `withdrawn` from the
 config, `none` where nothing is registered of this student, `retired` where the whole experiment is
 declared no more: its row is the one last reported. `prediction_hash` identifies all that the

@@ -13,14 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from resources.erasing import erase_rows
+from resources.erasing import LOCK_SECONDS, erase_rows
 from serving.files import keep_private
 from serving.hashing import content_hash
 
 FILE_NAME = "answers.sqlite"
-LOCK_SECONDS = 60.0
-"""How long a writer waits for one of another process."""
-
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS answers "
     "(key TEXT PRIMARY KEY, answer TEXT NOT NULL, kept_at TEXT DEFAULT CURRENT_TIMESTAMP)",
@@ -29,7 +26,8 @@ _TABLES = (
     "(asked_hash TEXT, key TEXT REFERENCES answers ON DELETE CASCADE, "
     "PRIMARY KEY (asked_hash, key)) WITHOUT ROWID",
 )
-_Row = tuple[str, str, str]
+_Row = tuple[str, str | None, str]
+"""Key, answer and hash of what was asked; None: the answer is kept already."""
 
 
 class AnswerStore:
@@ -115,10 +113,34 @@ class AnswerStore:
         Raises:
             sqlite3.Error, OSError: the disk did not take it.
         """
+        await self._write((key, text, _hash_asked(asked)))
+
+    async def note_asked(self, key: str, *, asked: str) -> None:
+        """Return when the answer kept under a key can be forgotten by what it was asked.
+
+        One of an earlier version cannot; one that lies in a file of its own stays so.
+
+        Raises:
+            sqlite3.Error, OSError: the disk did not take it.
+        """
+        if self._lacks_note(key, _hash_asked(asked)):
+            await self._write((key, None, _hash_asked(asked)))
+
+    def _lacks_note(self, key: str, asked_hash: str) -> bool:
+        if self._reading is None:
+            return False
+        noted = "SELECT key FROM asked WHERE asked_hash = ?"
+        query = f"SELECT 1 FROM answers WHERE key = ? AND key NOT IN ({noted})"  # noqa: S608
+        try:
+            return self._reading.execute(query, (key, asked_hash)).fetchone() is not None
+        except sqlite3.OperationalError:
+            return True  # a store of an earlier version has no such table until it is written to
+
+    async def _write(self, row: _Row) -> None:
         kept: Future[None] = Future()
         kept.set_running_or_notify_cancel()  # who stops waiting does not stop the write
         with self._lock:
-            self._waiting.append(((key, text, _hash_asked(asked)), kept))
+            self._waiting.append((row, kept))
         self._writer.submit(self._flush)
         await asyncio.wrap_future(kept)
 
@@ -145,10 +167,11 @@ class AnswerStore:
         with self._writing:
             self._writing.executemany(
                 "INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)",
-                [(key, text) for key, text, _ in rows],
+                [(key, text) for key, text, _ in rows if text is not None],
             )
             self._writing.executemany(
-                "INSERT OR IGNORE INTO asked (asked_hash, key) VALUES (?, ?)",
+                "INSERT OR IGNORE INTO asked (asked_hash, key) "
+                "SELECT ?, key FROM answers WHERE key = ?",
                 [(asked_hash, key) for key, _, asked_hash in rows],
             )
 

@@ -7,6 +7,7 @@ patience with a server (`pacing`), prompts.
 
 import asyncio
 import json
+import logging
 import shutil
 import sqlite3
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from serving.errors import InvalidInputError, UnderstudyError
 from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, ChatRequest, Completion, Price
 
+_LOG = logging.getLogger(__name__)
 _Flights: TypeAlias = "dict[str, asyncio.Future[Completion | None]]"
 """The calls under way, by the key of their answer; None: the asker was cancelled."""
 
@@ -106,6 +108,7 @@ class CachedChatModel:
                 return replace(shared, is_cached=True)
         if (kept := self._find(key)) is not None:
             self.meter.reused_count += 1
+            await self._note_asked(request, key)
             return kept
         flight = flights[key] = asyncio.get_running_loop().create_future()
         try:
@@ -147,11 +150,18 @@ class CachedChatModel:
             completion = await self._pace.insist(attempt, name=self.name)
         try:
             # Escaped, since a token can be half of a character, which UTF-8 cannot say.
-            asked = request.messages[-1]["content"]
-            await self._store.keep(key, json.dumps(asdict(completion)), asked=asked)
+            text = json.dumps(asdict(completion))
+            await self._store.keep(key, text, asked=_read_asked(request))
         except (sqlite3.Error, OSError) as error:
             raise self._not_kept(completion, error) from error
         return completion
+
+    async def _note_asked(self, request: ChatRequest, key: str) -> None:
+        """Let a reused answer be forgotten by its question; a disk that is full loses no answer."""
+        try:
+            await self._store.note_asked(key, asked=_read_asked(request))
+        except (sqlite3.Error, OSError) as error:
+            _LOG.warning("what a kept answer of %s was asked was not noted: %s", self.name, error)
 
     def _find(self, key: str) -> Completion | None:
         """Read a kept answer; it costs what it would cost today, as a new one would."""
@@ -201,6 +211,10 @@ def _land_failure(flight: "asyncio.Future[Completion | None]", error: BaseExcept
         flight.exception()  # read once, so that a failure nobody waits for is not logged as lost
     else:
         flight.set_result(None)
+
+
+def _read_asked(request: ChatRequest) -> str:
+    return request.messages[-1]["content"]
 
 
 def _describe_free_space(path: Path) -> str:

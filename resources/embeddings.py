@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resources.erasing import erase_rows
+from resources.erasing import LOCK_SECONDS, erase_rows
 from serving.errors import InvalidInputError, UnderstudyError
 from serving.files import keep_private
 from serving.hashing import content_hash
@@ -24,7 +24,6 @@ WINDOW_TEXTS = 1024
 PAGE_BYTES = (
     16_384  # ten vectors of 384 numbers; SQLite's default of 4096 holds two, a quarter empty
 )
-LOCK_SECONDS = 60.0
 _TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
 UNIT_LENGTH_TOLERANCE = 1e-3
 

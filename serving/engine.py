@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from serving.errors import IndexMismatchError
+from serving.errors import IndexMismatchError, ModelError
 from serving.hashing import content_hash
 from serving.models.protocols import ChatModel, Embedder, Reranker
 from serving.pipeline.answer import AnswerPipeline
@@ -93,22 +93,39 @@ class ServingEngine:
         )
 
     async def warm_up(self) -> None:
-        """Answer once with every student in use, or the teacher; then check the golden prompts.
+        """Answer once with every model that is asked first; then check the golden prompts.
+
+        Of several only the general student must answer: the breaker of another one that is dead
+        keeps questions from it.
 
         Raises:
-            ModelError: one of them does not answer.
+            ModelError: the general student, or where none is routed to the teacher, is silent.
             IndexMismatchError: a golden prompt retrieves other chunks than it did at the build.
         """
+        needed, others = self._choose_warmed()
+        hits = await self.pipeline.retriever.retrieve(WARM_UP_QUESTION)
+        request = self.pipeline.prompt.write_request(WARM_UP_QUESTION, hits)
+        # Without a score no rule refuses it: what is to be warm is the model behind the rule.
+        request = replace(request, best_score=None)
+        await needed.complete(request)
+        for model in others:
+            try:
+                await model.complete(request)
+            except ModelError as error:
+                _LOG.warning("%s did not answer the warm-up question: %s", model.name, error)
+        await self._check_golden_prompts()
+
+    def _choose_warmed(self) -> tuple[ChatModel, list[ChatModel]]:
+        """Return the model a server cannot do without, and the others that are asked first."""
         pipeline = self.pipeline
-        models = [pipeline.teacher]
-        if pipeline.student is not None and self.phase in ROUTED_PHASES:
-            tiers = (*pipeline.tiers, *(skill.tier for skill in pipeline.skills))
-            models = list({tier.model.name: tier.model for tier in tiers}.values())
-        hits = await pipeline.retriever.retrieve(WARM_UP_QUESTION)
-        request = pipeline.prompt.write_request(WARM_UP_QUESTION, hits)
-        for model in models:
-            # Without a score no rule refuses it: what is to be warm is the model behind the rule.
-            await model.complete(replace(request, best_score=None))
+        if pipeline.student is None or self.phase not in ROUTED_PHASES:
+            return pipeline.teacher, []
+        asked = (skill.tier for skill in pipeline.skills if not skill.is_high_stakes)
+        models = {tier.model.name: tier.model for tier in (*pipeline.tiers, *asked)}
+        models.pop(pipeline.student.name, None)
+        return pipeline.student, list(models.values())
+
+    async def _check_golden_prompts(self) -> None:
         for golden in self.manifest.golden_prompts:
             hits = await self.pipeline.retriever.retrieve(golden.question)
             found = hash_retrieved([hit.chunk_id for hit in hits])

@@ -18,6 +18,8 @@ MAXIMUM_KEY_RATIO = 0.02  # of all seeds, hand-written ones included; at least o
 MINIMUM_KEYS = 10  # below it: nothing is admitted
 
 ADMITTED = ""
+KEY_LIMIT = "key_limit"
+TOO_FEW_KEYS = "too_few_keys"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,11 @@ def tabulate_admissions(admitted: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def count_candidates(admissions: pl.DataFrame) -> int:
+    """Return how many rows met every term about themselves; the limits count them all as seeds."""
+    return admissions.filter(pl.col("reason").is_in([ADMITTED, KEY_LIMIT, TOO_FEW_KEYS])).height
+
+
 def _limit_keys(judged: pl.DataFrame, handwritten_count: int) -> pl.DataFrame:
     is_open = pl.col("reason") == ADMITTED
     open_count = judged.select(is_open.sum()).item()
@@ -91,7 +98,7 @@ def _limit_keys(judged: pl.DataFrame, handwritten_count: int) -> pl.DataFrame:
     rank = is_open.cast(pl.Int64).cum_sum().over(key)
     limited = judged.with_columns(
         pl.when(is_open & (rank > limits.rows))
-        .then(pl.lit("key_limit"))
+        .then(pl.lit(KEY_LIMIT))
         .otherwise("reason")
         .alias("reason")
     )
@@ -99,5 +106,5 @@ def _limit_keys(judged: pl.DataFrame, handwritten_count: int) -> pl.DataFrame:
     if keys >= limits.keys:
         return limited
     return limited.with_columns(
-        pl.when(is_open).then(pl.lit("too_few_keys")).otherwise("reason").alias("reason")
+        pl.when(is_open).then(pl.lit(TOO_FEW_KEYS)).otherwise("reason").alias("reason")
     )

@@ -7,8 +7,8 @@ import polars as pl
 
 from assets import keys
 from assets.check_results import report_outcome
-from assets.traces.admission import MAXIMUM_ROWS_PER_KEY, MINIMUM_KEYS
-from assets.traces.assets import Traces
+from assets.traces.admission import KeyLimits, count_candidates
+from assets.traces.assets import SeedCount, Traces
 from assets.traces.compaction import find_miscounted
 from assets.traces.deciding import REASON_CODES, REVIEWER_KINDS, VERDICTS
 from assets.traces.escalating import HASTY_LIMIT_RATIO, MINIMUM_SECONDS, audit_loop
@@ -106,13 +106,16 @@ def every_decision_is_reviewed(curation_decisions: pl.DataFrame) -> dg.AssetChec
 
 @dg.asset_check(asset=keys.ADMISSIONS, blocking=True)
 def only_curated_production_is_admitted(
-    admissions: pl.DataFrame, home: dg.ResourceParam[Home]
+    admissions: pl.DataFrame,
+    home: dg.ResourceParam[Home],
+    seeds: dg.ResourceParam[SeedCount],
 ) -> dg.AssetCheckResult:
     """No admitted question's stored trace is from elsewhere, escalated, flagged or untrainable.
 
-    Nor has one key more of them than the limit, nor are they of too few keys. The stored traces are
-    read, and not what the decisions quote of them: a line that was written by another hand than the
-    curation's is found. A trace whose hours are gone cannot be compared and is counted.
+    Nor has one key more of them than so many seeds allow, nor are they of too few keys. The stored
+    traces are read, and not what the decisions quote of them: a line that was written by another
+    hand than the curation's is found. A trace whose hours are gone cannot be compared and is
+    counted.
     """
     admitted = admissions.filter("is_admitted")["trace_id"].to_list()
     stored = (
@@ -121,24 +124,21 @@ def only_curated_production_is_admitted(
         .select("trace_id", "env", "trainable", "escalation_requested", "is_injection")
         .collect()
     )
-    sound = (
-        (pl.col("env") == "prod")
-        & pl.col("trainable")
-        & ~pl.col("escalation_requested")
-        & ~pl.col("is_injection")
-    )
+    sound = (pl.col("env") == "prod") & pl.col("trainable")
+    sound &= ~pl.col("escalation_requested") & ~pl.col("is_injection")
     leaked = stored.filter(~sound.fill_null(value=False))
     by_key = admissions.filter("is_admitted")["key_id"].value_counts()
     most = int(by_key["count"].max() or 0)
-    is_shared = most <= MAXIMUM_ROWS_PER_KEY and (not admitted or by_key.height >= MINIMUM_KEYS)
+    limits = KeyLimits.of(len(seeds.read()) + count_candidates(admissions))
+    is_shared = most <= limits.rows and (not admitted or by_key.height >= limits.keys)
     return dg.AssetCheckResult(
         passed=leaked.is_empty() and is_shared,
         metadata={
             "admitted_count": len(admitted),
             "key_count": by_key.height,
-            "minimum_keys": MINIMUM_KEYS,
+            "minimum_keys": limits.keys,
             "most_of_one_key": most,
-            "maximum_rows_per_key": MAXIMUM_ROWS_PER_KEY,
+            "maximum_rows_per_key": limits.rows,
             "not_production_count": leaked.filter(pl.col("env").ne_missing("prod")).height,
             "leaked_traces": leaked["trace_id"].to_list()[:SHOWN],
             "without_a_stored_trace_count": len(set(admitted) - set(stored["trace_id"])),
@@ -218,9 +218,7 @@ def deleted_traces_are_gone(
     unfinished = find_unfinished(home)
     return dg.AssetCheckResult(
         passed=not stored and not unfinished,
-        description=f"interrupted: repeat `understudy curate forget {unfinished[0]}`"
-        if unfinished
-        else None,
+        description=f"interrupted: repeat `{unfinished[0]}`" if unfinished else None,
         metadata={
             "tombstone_count": deletions.height,
             "remains_by_place": stored,

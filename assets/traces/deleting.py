@@ -1,7 +1,8 @@
 """Deletions: which traces a tombstone names, and taking them out of segments, hours and tables.
 
 A tombstone names a trace, a conversation of a key, or a key (and then what was asked before the
-request): clients choose the ids of their conversations, so two of them may choose the same.
+request): clients choose the ids of their conversations, so two of them may choose the same. A
+shadow is a trace of its own that repeats the question of its parent, and goes with it.
 Belongs here: matching and removal. Does not belong here: the journal of requests (`journal`), what
 retrains afterwards (`seed_questions` loses the row, which makes what is downstream stale).
 """
@@ -24,6 +25,7 @@ COLUMN_OF_KIND: Mapping[TombstoneKind, str] = {
     "conversation": "conversation_id",
     "key": "key_id",
 }
+TRACE_COLUMNS = ("trace_id", "parent_trace_id")
 KINDS: tuple[TombstoneKind, ...] = get_args(TombstoneKind)
 
 
@@ -34,9 +36,13 @@ def match_deleted(tombstones: pl.DataFrame, columns: Collection[str]) -> pl.Expr
         tombstones: rows of `tables.DELETIONS`.
         columns: those of the table at hand; a kind whose column is not among them cannot match.
     """
-    named = [trace for traces in tombstones["trace_ids"].to_list() for trace in traces or ()]
-    matched = pl.col("trace_id").is_in(named) if "trace_id" in columns else pl.lit(value=False)
-    chosen = tombstones.select("kind", "value", "key_id", "requested_at")
+    named = [*list_named(tombstones)]
+    matched = pl.any_horizontal(
+        pl.lit(value=False),
+        *(pl.col(c).is_in(named).fill_null(value=False) for c in TRACE_COLUMNS if c in columns),
+    )
+    chosen = tombstones.filter(pl.col("kind") != "trace")
+    chosen = chosen.select("kind", "value", "key_id", "requested_at")
     for kind, value, key_id, requested_at in chosen.iter_rows():
         column = COLUMN_OF_KIND[kind]
         if column not in columns:
@@ -44,11 +50,17 @@ def match_deleted(tombstones: pl.DataFrame, columns: Collection[str]) -> pl.Expr
         is_named = pl.col(column) == value
         if kind == "conversation" and "key_id" in columns:
             is_named &= pl.col("key_id").eq_missing(pl.lit(key_id, pl.String))
-        if kind != "trace" and "asked_at" in columns:
+        if "asked_at" in columns:
             asked = pl.col("asked_at")
             is_named &= (asked <= requested_at).fill_null(value=True)
         matched |= is_named
     return matched.fill_null(value=False)
+
+
+def list_named(tombstones: pl.DataFrame) -> frozenset[str]:
+    """Return the ids of traces that tombstones name, whether or not they were found."""
+    found = tombstones["trace_ids"].explode().drop_nulls()
+    return frozenset({*found, *tombstones.filter(kind="trace")["value"]})
 
 
 def mark_deleted(rows: pl.DataFrame, tombstones: pl.DataFrame) -> pl.Series:
@@ -93,8 +105,7 @@ def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> int:
 
     A segment that its server still writes to is not among them: the next call finds it sealed.
     """
-    traces = tombstones["trace_ids"].explode().drop_nulls().to_list()
-    named = {*traces, *tombstones.filter(kind="trace")["value"]}
+    named = list_named(tombstones)
     total = 0
     for path in segments if named else ():
         frames = read_frames(path)

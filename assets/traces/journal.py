@@ -23,10 +23,14 @@ from serving.hashing import file_sha256
 
 @dataclass(frozen=True)
 class Journal:
-    """One append-only file; without it nothing was written yet."""
+    """One append-only file; without it nothing was written yet.
+
+    A line may lack the columns that are `late`: they are null.
+    """
 
     path: Path
     schema: pl.Schema
+    late: frozenset[str] = frozenset()
 
     def fingerprint(self) -> str:
         """Return the identity of what was written."""
@@ -87,9 +91,9 @@ class Journal:
             if is_last:
                 return None  # torn: its writer was never told that it is stored
             raise self._refuse(number, str(error)) from None
-        if not isinstance(row, dict) or not set(self.schema) <= set(row):
+        if not isinstance(row, dict) or not set(self.schema) - self.late <= set(row):
             raise self._refuse(number, f"{line[:80]!r}")
-        return {name: row[name] for name in self.schema}
+        return {name: row.get(name) for name in self.schema}
 
     def _refuse(self, number: int, found: str) -> InvalidInputError:
         return InvalidInputError(

@@ -6,6 +6,7 @@ whatever the tables say by then. Belongs here: that order. Does not belong here:
 (`deleting`), what grew from a trace (`forgetting`), printing (`orchestration/curate_cli`).
 """
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -35,14 +36,17 @@ Forget = Callable[[Descendants], int]
 UNFINISHED = tuple(name for name in FOUND if name != "trace_ids")
 TOMBSTONES = pl.Schema({**tables.DELETIONS, **dict.fromkeys(UNFINISHED, pl.List(pl.String()))})
 """A line of the journal: `tables.DELETIONS`, and what was found, null once all of it is gone."""
+LATE = frozenset({"key_id", "doubtful_adapters", *UNFINISHED})
+"""What a line may lack: every command reads this journal, and a refused one would stop them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeletionRequest:
     """What somebody wants forgotten.
 
-    `key_id` says whose conversation, "" one that was asked without a key; None: there is but one.
-    What is asked later than `requested_at` by the same key or conversation stays.
+    `key_id` says whose conversation, "" one that was asked without a key; None: there is but one,
+    or it is no conversation. What is asked later than `requested_at` by the same key or
+    conversation stays.
     """
 
     kind: str
@@ -55,7 +59,7 @@ class DeletionRequest:
 
 def open_deletions(home: Home) -> Journal:
     """Return the journal of tombstones."""
-    return Journal(find_folder(home) / "deletions.jsonl", TOMBSTONES)
+    return Journal(find_folder(home) / "deletions.jsonl", TOMBSTONES, LATE)
 
 
 def request_deletion(
@@ -78,21 +82,15 @@ def request_deletion(
         stores: each removes what it keeps of the descendants and returns how many entries.
 
     Raises:
-        InvalidInputError: the kind is unknown, nothing was ever stored under that name, or several
-            keys have a conversation of that name.
+        InvalidInputError: the kind is unknown or takes no key, nothing was ever stored under that
+            name, or several keys have a conversation of that name.
     """
     tombstone = _write_tombstone(home, request)
     journal = open_deletions(home)
     earlier = journal.read().filter(_is_same(tombstone))
     descendants, named = _find_reach(home, tombstone, earlier)
     if not named and request.kind == "trace":
-        raise InvalidInputError(
-            f"forgetting the trace {request.value!r}",
-            expected=f"a stored trace or a decision with this {COLUMN_OF_KIND['trace']}",
-            found="none",
-            next_step="take the id from the answer's trace_id; an open segment is compacted once "
-            "it is sealed",
-        )
+        raise _refuse_unknown(request.value)
     tainted = find_adapters(home, descendants, hash_training_set)
     whole = tombstone | {"trace_ids": sorted(named)} | _mark_adapters(tainted, earlier)
     journal.append(whole | {name: sorted(getattr(descendants, name)) for name in UNFINISHED})
@@ -126,12 +124,26 @@ def find_remains(home: Home) -> Mapping[str, int]:
 
 
 def find_unfinished(home: Home) -> list[str]:
-    """Return the requests that were interrupted, as the command line takes them again."""
+    """Return the commands that make interrupted requests again, safe to paste into a shell."""
     waiting = open_deletions(home).read().filter(pl.col("texts").is_not_null())
-    return [
-        f"{kind} {value} --key '{key_id or ''}'" if kind == "conversation" else f"{kind} {value}"
-        for kind, value, key_id in waiting.select("kind", "value", "key_id").iter_rows()
-    ]
+    return [_write_command(row) for row in waiting.iter_rows(named=True)]
+
+
+def _write_command(row: Mapping[str, Any]) -> str:
+    """Return the command of a tombstone, whose value a client chose: it may look like an option."""
+    key = ("--key", row["key_id"] or "") if row["kind"] == "conversation" else ()
+    told = ("--reviewer", row["requested_by"], "--reason", row["reason"], *key)
+    return shlex.join(("understudy", "curate", "forget", *told, "--", row["kind"], row["value"]))
+
+
+def _refuse_unknown(trace_id: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"forgetting the trace {trace_id!r}",
+        expected=f"a stored trace or a decision with this {COLUMN_OF_KIND['trace']}",
+        found="none",
+        next_step="take the id from the answer's trace_id; an open segment is compacted once "
+        "it is sealed",
+    )
 
 
 def _write_tombstone(home: Home, request: DeletionRequest) -> dict[str, Any]:
@@ -143,7 +155,15 @@ def _write_tombstone(home: Home, request: DeletionRequest) -> dict[str, Any]:
             found=repr(request.kind),
             next_step="name a trace, a conversation or a key",
         )
-    key_id = _resolve_key(home, request) if request.kind == "conversation" else None
+    is_conversation = request.kind == "conversation"
+    if request.key_id is not None and not is_conversation:
+        raise InvalidInputError(
+            f"forgetting the {request.kind} {request.value!r}",
+            expected="no key beside it: a key says whose conversation is meant",
+            found=f"the key {request.key_id!r}",
+            next_step="leave --key out; to forget all that a key asked, name the kind key",
+        )
+    key_id = _resolve_key(home, request) if is_conversation else None
     return {
         "deletion_id": content_hash(
             request.kind, request.value, key_id, request.requested_at.isoformat()
@@ -235,5 +255,5 @@ def _collect(tombstones: pl.DataFrame, column: str) -> frozenset[str]:
 
 
 def _finish(line: dict[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    is_same = all(line[name] == whole[name] for name in ("kind", "value", "key_id"))
+    is_same = all(line.get(name) == whole[name] for name in ("kind", "value", "key_id"))
     return line | dict.fromkeys(UNFINISHED) if is_same else line

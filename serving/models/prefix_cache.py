@@ -40,6 +40,7 @@ class PrefixCache:
                 self._states.move_to_end(prefix_ids)
                 return known
             is_read_already = prefix_ids in self._reading
+            self.hits += is_read_already
             reading = self._reading.setdefault(prefix_ids, Future())
         if is_read_already:
             return reading.result()

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import aiohttp
 import httpx2
@@ -21,7 +20,8 @@ from aiohttp.client_proto import ResponseHandler
 from serving.models.transports import BoundedStream
 
 _LONGEST_HEADER_BYTES = 64 * 1024
-_FAILURES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
+_Names = tuple[tuple[type[Exception], type[httpx2.TransportError]], ...]
+_FAILURES: _Names = (
     (aiohttp.ConnectionTimeoutError, httpx2.ConnectTimeout),
     (TimeoutError, httpx2.ReadTimeout),
     (aiohttp.ClientConnectorError, httpx2.ConnectError),
@@ -31,15 +31,18 @@ _FAILURES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
 )
 """The first that fits names a failure: a connection that was never opened is told from one lost."""
 
+_READ_FAILURES: _Names = (*_FAILURES, (Exception, httpx2.ReadError))
+"""Of a body: whatever else its reader raises, the connection is of no more use."""
+
+_Bodies = dict[ResponseHandler, aiohttp.StreamReader]
+
 
 class ServedTransport(httpx2.AsyncBaseTransport):
     """Sends over aiohttp. Opens its session with the first request, in the loop of that request."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
-        self._read_from: WeakKeyDictionary[ResponseHandler, aiohttp.StreamReader] = (
-            WeakKeyDictionary()
-        )
+        self._bodies: _Bodies = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; the body of its answer is read as it comes."""
@@ -68,16 +71,18 @@ class ServedTransport(httpx2.AsyncBaseTransport):
             await self._session.close()
 
     def _watch(self, response: aiohttp.ClientResponse) -> None:
-        """Let the end of its connection end a body: a malformed chunk closes that and says no more.
+        """Let the end of its connection end a body.
 
-        Without it a reader that waits would do so until its deadline.
+        After a malformed chunk aiohttp closes the connection and tells nobody who waits for more.
         """
-        protocol = response.connection and response.connection.protocol
-        if not protocol:
+        connection = response.connection
+        if connection is None or (protocol := connection.protocol) is None:
             return  # the body is there already
-        if protocol not in self._read_from and (closed := protocol.closed) is not None:
-            closed.add_done_callback(partial(_end_body, self._read_from, protocol))
-        self._read_from[protocol] = response.content
+        if protocol not in self._bodies:
+            if (closed := protocol.closed) is None:
+                return  # it is lost: who reads on is told
+            closed.add_done_callback(partial(_end_body, self._bodies, protocol))
+        self._bodies[protocol] = response.content
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -98,38 +103,26 @@ class _Body(httpx2.AsyncByteStream):
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        parts = self._response.content.iter_any()
-        while True:
-            try:
-                with _named_as_httpx_does():
-                    part = await anext(parts, b"")
-            except httpx2.TransportError:
-                raise
-            except Exception as failure:  # a reader's of a connection that is gone
-                raise httpx2.ReadError(str(failure)) from failure
-            if not part:
-                return
-            yield part
+        with _named_as_httpx_does(_READ_FAILURES):
+            async for part in self._response.content.iter_any():
+                yield part
 
     async def aclose(self) -> None:
         self._response.release()  # read to its end it is used again, else it is closed
 
 
-def _end_body(
-    read_from: "WeakKeyDictionary[ResponseHandler, aiohttp.StreamReader]",
-    protocol: ResponseHandler,
-    closed: "asyncio.Future[None]",
-) -> None:
-    failure = closed.exception()  # read once, or it is logged as lost
-    body = read_from.pop(protocol, None)
-    if body is not None and not body.is_eof() and body.exception() is None:
-        body.set_exception(aiohttp.ClientPayloadError(f"the connection was lost: {failure}"))
+def _end_body(bodies: _Bodies, protocol: ResponseHandler, closed: "asyncio.Future[None]") -> None:
+    failure = None if closed.cancelled() else closed.exception()  # unread it is logged as lost
+    body = bodies.pop(protocol)
+    if not body.is_eof() and body.exception() is None:
+        told = failure or "malformed, or closed too early"
+        body.set_exception(aiohttp.ClientPayloadError(f"the body did not end: {told}"))
 
 
 @contextmanager
-def _named_as_httpx_does() -> Iterator[None]:
+def _named_as_httpx_does(failures: _Names = _FAILURES) -> Iterator[None]:
     try:
         yield
-    except tuple(known for known, _ in _FAILURES) as failure:
-        name = next(name for known, name in _FAILURES if isinstance(failure, known))
+    except tuple(known for known, _ in failures) as failure:
+        name = next(name for known, name in failures if isinstance(failure, known))
         raise name(str(failure)) from failure

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from resources import answer_store
-from resources.answer_store import FILE_NAME, AnswerStore
+from resources.answer_store import FILE_NAME, AnswerStore, forget_answers
 from resources.chat_models import (
     AnswerNotKeptError,
     AnswersUnreadableError,
@@ -142,6 +142,32 @@ def test_an_answer_that_an_earlier_version_kept_as_a_file_is_found(tmp_path):
     path.write_text(answer, encoding="utf-8")
     again = asyncio.run(CachedChatModel(inner, tmp_path / "old", budget_usd=1).complete(ask("why")))
     assert (again.text, again.is_cached, inner.calls) == ("WHY", True, 1)
+
+
+@pytest.mark.parametrize("earlier", ["delete from asked", "drop table asked"])
+def test_an_answer_is_forgotten_by_a_question_that_was_noted_at_its_reuse(tmp_path, earlier):
+    inner = CountingModel()
+    asyncio.run(CachedChatModel(inner, tmp_path, budget_usd=1).complete(ask("why")))
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as store, store:
+        store.execute(earlier)  # as an earlier version kept it
+    again = CachedChatModel(inner, tmp_path, budget_usd=1)
+    assert asyncio.run(again.complete(ask("why"))).is_cached
+    again.close()
+    assert forget_answers(tmp_path, asked={"why"}, quotes=()) == 1
+    assert read_store(tmp_path) == {}
+
+
+def test_an_answer_is_reused_also_where_its_question_cannot_be_noted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(answer_store, "LOCK_SECONDS", 0.05)
+    inner = CountingModel()
+    asyncio.run(CachedChatModel(inner, tmp_path, budget_usd=1).complete(ask("why")))
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+        with other:
+            other.execute("delete from asked")
+        other.execute("begin immediate")
+        again = CachedChatModel(inner, tmp_path, budget_usd=1)
+        assert asyncio.run(again.complete(ask("why"))).is_cached
+    assert "locked" in caplog.text
 
 
 def label_in_a_process(folder: Path, first: int) -> None:

@@ -37,6 +37,14 @@ class Running:
     async def metrics(self) -> str:
         return (await self.client.get("/metrics")).text
 
+    async def wait_for_metric(self, line: str) -> str:
+        """Return the metrics once they hold a line; after five seconds, as they are."""
+        for _ in range(1000):
+            if line in (found := await self.metrics()):
+                break
+            await asyncio.sleep(0.005)
+        return found
+
     def traces(self) -> list[dict[str, Any]]:
         folder = self.home / "traces" / "segments"
         paths = sorted([*folder.glob("*.seg"), *folder.glob("*.seg.open")])

@@ -22,7 +22,8 @@ async def test_an_imposters_answers_are_traces_of_their_own(tmp_path: Path) -> N
         body = (await running.ask(conversation_id="c-1")).json()
         served, shadow = await running.wait_for_traces(2)
         release = (await running.client.get("/v1/release")).json()
-        metrics = await running.metrics()
+        answered = 'understudy_shadows_total{outcome="answered"} 1.0'
+        metrics = await running.wait_for_metric(answered)  # counted after the trace is written
     assert (body["served_by"], body["route_reason"]) == ("teacher", "phase")
     assert (served["trace_id"], served["phase"], release["phase"]) == (
         body["trace_id"],
@@ -37,7 +38,7 @@ async def test_an_imposters_answers_are_traces_of_their_own(tmp_path: Path) -> N
         h["chunk_id"] for h in served["retrieved"]
     ]
     assert served["cost_usd"] == pytest.approx(TEACHER_PRICE.cost_usd(100, 20))
-    assert 'understudy_shadows_total{outcome="answered"} 1.0' in metrics
+    assert answered in metrics
     assert 'understudy_cost_usd_total{role="shadow"}' in metrics
     heartbeat = next(
         line for line in metrics.splitlines()

@@ -5,8 +5,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from serving.errors import DeadlineExceededError
 from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
 from serving.models.openai_chat import OpenAIChatModel, connect
@@ -121,11 +123,17 @@ async def test_words_are_handed_on_before_the_answer_is_whole() -> None:
     assert completion.first_token_ms <= completion.latency_ms
 
 
-@pytest.mark.parametrize("fault", ["500", "reset", "half", "no_json"])
-async def test_a_stream_that_fails_says_what_a_call_would(fault: str) -> None:
+@pytest.mark.parametrize("transport", [None, ServedTransport])
+@pytest.mark.parametrize("fault", ["500", "reset", "half", "no_json", "bad_chunk"])
+async def test_a_stream_that_fails_says_what_a_call_would(
+    fault: str, transport: type[ServedTransport] | None
+) -> None:
     upstream = FaultyUpstream(fault)
     async with serve_upstream(upstream) as url:
-        model = connect(url, None, model="m", price=Price())
+        model = connect(
+            url, None, model="m", price=Price(), timeout_seconds=10, retries=0,
+            transport=transport and transport(),
+        )  # fmt: skip
         assert isinstance(model, OpenAIChatModel)
         errors = []
         for ask in (model.complete(REQUEST), model.stream(REQUEST, lambda _: None)):
@@ -134,6 +142,26 @@ async def test_a_stream_that_fails_says_what_a_call_would(fault: str) -> None:
             errors.append(raised.value)
         await model.close()
     assert [type(e).__module__ for e in errors] == ["serving.errors"] * 2
+    assert not [e for e in errors if isinstance(e, DeadlineExceededError)]
+
+
+@pytest.mark.parametrize("pause_seconds", [0, 0.1])
+@pytest.mark.parametrize("fault", ["half", "bad_chunk"])
+async def test_a_body_cut_short_is_a_read_error_whenever_it_is_read(
+    fault: str, pause_seconds: float
+) -> None:
+    """Before its connection is lost or after, and also a second time."""
+    async with serve_upstream(FaultyUpstream(fault)) as url:
+        transport = ServedTransport()
+        request = httpx2.Request("POST", url, content=b"{}")
+        response = await transport.handle_async_request(request)
+        await asyncio.sleep(pause_seconds)
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                with pytest.raises(httpx2.ReadError):
+                    [part async for part in response.stream]
+        await response.aclose()
+        await transport.aclose()
 
 
 async def test_no_malformed_model_output_becomes_a_body(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.serving.fakes import GOOD
 Fault = str
 FAULTS: tuple[Fault, ...] = (
     "429", "429-later", "500", "503", "reset", "hang", "drip", "endless", "half", "no_json",
+    "bad_chunk",
 )  # fmt: skip
 
 
@@ -51,7 +52,7 @@ class FaultyUpstream:
     async def _answer(self, writer: asyncio.StreamWriter, body: bytes) -> None:
         broken = {
             "reset": self._reset, "hang": self._hang, "endless": self._send_endlessly,
-            "drip": self._drip, "half": self._send_half,
+            "drip": self._drip, "half": self._send_half, "bad_chunk": self._send_bad_chunk,
         }  # fmt: skip
         if self.fault in broken:
             await broken[self.fault](writer)
@@ -91,6 +92,12 @@ class FaultyUpstream:
         writer.write(_head(200, f"content-length: {len(text)}") + text[: len(text) // 2])
         await writer.drain()
         writer.transport.abort()
+
+    async def _send_bad_chunk(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(_head(200, "transfer-encoding: chunked") + b'2\r\n{"\r\n')
+        await writer.drain()
+        await asyncio.sleep(0.01)  # the reader has the head and waits for more
+        writer.write(b"no size\r\n")
 
     def _send(self, writer: asyncio.StreamWriter, status: int, body: bytes, *more: str) -> None:
         fields = ("content-type: application/json", f"content-length: {len(body)}", *more)

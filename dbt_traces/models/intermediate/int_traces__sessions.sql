@@ -1,6 +1,7 @@
 -- One row per conversation of a key, since clients choose the ids: how long it went on, and how
 -- often it got nothing.
 select
+  key_id,
   conversation_id,
   env,
   min(asked_at) as started_at,

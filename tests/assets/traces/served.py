@@ -98,20 +98,27 @@ def serve_plan(
     env: str = "prod",
     seal_bytes: int = 64 * 1024 * 1024,
     feedback: Sequence[str] = (),
+    has_shadows: bool = False,
 ) -> list[str]:
-    """Ask one server everything in order, stop it, and return the trace ids it promised."""
-    return asyncio.run(_serve(home, plan, keys, env, seal_bytes, feedback))
+    """Ask one server everything in order, stop it, and return the trace ids it promised.
+
+    With `has_shadows` every answer has one, whose trace follows it.
+    """
+    return asyncio.run(_serve(home, plan, keys, env, seal_bytes, feedback, has_shadows))
 
 
-async def _serve(home, plan, keys, env, seal_bytes, feedback) -> list[str]:
-    settings = ServerSettings(env=env, home=home, auth="keys" if keys else "open")
+async def _serve(home, plan, keys, env, seal_bytes, feedback, has_shadows) -> list[str]:
+    settings = ServerSettings(
+        env=env, home=home, auth="keys" if keys else "open", shadow_ratio=1.0 * has_shadows
+    )
+    writer = SegmentWriter(settings.segments_folder, seal_bytes=seal_bytes)
     app = create_app(
         engine=make_engine(
             student=CannedChatModel("compact@3f9c0a1b2c4d", answer_as_student, STUDENT_PRICE),
             teacher=CannedChatModel("extractive-v1", answer_as_teacher, TEACHER_PRICE),
         ),
         settings=settings,
-        writer=SegmentWriter(settings.segments_folder, seal_bytes=seal_bytes),
+        writer=writer,
     )
     clock, stored = Clock(START), []
     transport = httpx2.ASGITransport(app=app)
@@ -132,6 +139,9 @@ async def _serve(home, plan, keys, env, seal_bytes, feedback) -> list[str]:
                 )
                 assert reply.headers["x-trace-persisted"] == "true", reply.text
                 stored.append(reply.headers["x-trace-id"])
+                async with asyncio.timeout(20):
+                    while has_shadows and writer.stored_count < 2 * len(stored):
+                        await asyncio.sleep(0.001)
         for comment in feedback:
             body = {"trace_id": stored[-1], "rating": "down", "comment": comment}
             reply = await client.post("/feedback", json=body, headers=authorise(keys, 0))

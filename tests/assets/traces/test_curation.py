@@ -1,10 +1,13 @@
 """Decisions, admission, escalations and deletions, over traces that the server itself wrote."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 
+import dagster as dg
 import polars as pl
 import pytest
 from typer.testing import CliRunner
@@ -20,6 +23,7 @@ from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.requesting import (
     DeletionRequest,
     find_remains,
+    find_unfinished,
     open_deletions,
     request_deletion,
 )
@@ -180,17 +184,25 @@ def test_the_check_reads_stored_traces_and_counts_keys(home):
             open_decisions(home).read(), open_deletions(home).read(), handwritten_count=5000
         )
     )
-    assert only_curated_production_is_admitted(table, home).passed
-    assert only_curated_production_is_admitted(table.clear(), home).passed
+
+    def check(admissions: pl.DataFrame, seeds: int = 5000) -> dg.AssetCheckResult:
+        counted = SimpleNamespace(read=lambda: range(seeds))
+        return only_curated_production_is_admitted(admissions, home, counted)
+
+    assert check(table).passed
+    assert check(table.clear()).passed
     strange = records(home).filter(pl.col("env") == "staging")["trace_id"][0]
     slipped = table.with_columns(trace_id=pl.lit(strange))
-    leaked = only_curated_production_is_admitted(slipped, home)
+    leaked = check(slipped)
     assert not leaked.passed
     assert leaked.metadata["leaked_traces"].value == [strange]
-    few = only_curated_production_is_admitted(table.head(9), home)
+    few = check(table.head(9))
     assert (few.passed, few.metadata["key_count"].value) == (False, 9)
     greedy = pl.concat([table, *[table.head(1)] * 20])
-    assert not only_curated_production_is_admitted(greedy, home).passed
+    assert not check(greedy).passed
+    twice = pl.concat([table, table.head(1)])
+    assert [check(twice, seeds).passed for seeds in (5000, 40)] == [True, False]
+    assert check(twice, 40).metadata["maximum_rows_per_key"].value == 1
 
 
 def test_canaries_of_staging_and_of_feedback_reach_no_training_row(home):
@@ -382,6 +394,48 @@ def test_forgetting_what_never_was_is_refused(home):
         forget(home, "trace", "x")
     with pytest.raises(InvalidInputError, match="what to forget"):
         forget(home, "planet", "x")
+
+
+@pytest.mark.parametrize("kind", ["trace", "key"])
+def test_a_key_beside_what_is_no_conversation_is_refused(tmp_path, kind):
+    with pytest.raises(InvalidInputError, match="leave --key out"):
+        forget(Home(tmp_path), kind, "x", key_id="k")
+
+
+def test_an_interrupted_request_is_told_as_a_command_that_is_safe_to_paste(tmp_path, monkeypatch):
+    home = Home(tmp_path / "home")
+    value = "--key=x'; touch pwned #"  # clients choose it
+
+    def refuse(_descendants: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    request = DeletionRequest(kind="conversation", value=value, key_id="", reason="it's due",
+        requested_by="ada l", requested_at=LATER)  # fmt: skip
+    with pytest.raises(OSError, match="space"):
+        request_deletion(home, request, hash_training_set=hash_training_set, stores=[refuse])
+    (command,) = find_unfinished(home)
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(home.root))
+    done = CliRunner().invoke(cli.app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    assert find_unfinished(home) == []
+    told = open_deletions(home).read().select("value", "key_id", "reason", "requested_by")
+    assert set(told.iter_rows()) == {(value, None, "it's due", "ada l")}
+
+
+def test_a_tombstone_that_lacks_a_later_column_stops_nobody(home):
+    trace_id = records(home)["trace_id"][0]
+    forget(home, "trace", trace_id)
+    path = open_deletions(home).path
+    row = json.loads(path.read_bytes())
+    early = {n: v for n, v in row.items() if n not in {"key_id", "doubtful_adapters", "texts"}}
+    path.write_text(json.dumps(early) + "\n")
+    assert open_deletions(home).read()["doubtful_adapters"].to_list() == [None]
+    assert compact(home).deleted_count == 1
+    assert forget(home, "trace", trace_id)["trace_ids"] == [trace_id]
+    del early["trace_ids"]
+    path.write_text(json.dumps(early) + "\n")
+    with pytest.raises(InvalidInputError, match="trace_ids"):
+        open_deletions(home).read()
 
 
 def test_the_command_line_lists_shows_decides_and_forgets(home, monkeypatch):

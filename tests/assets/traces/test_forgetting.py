@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from assets import tables
 from assets.paraphrases.rewriting import write_rewrite_request
 from assets.traces.checks import deleted_traces_are_gone, no_published_adapter_learned_from_deleted
 from assets.traces.deciding import Reviewer, decide_trace, find_trace, open_decisions
+from assets.traces.deleting import mark_deleted
 from assets.traces.forgetting import Descendants, find_descendants
 from assets.traces.hours import find_folder
 from assets.traces.requesting import find_remains, find_unfinished, open_deletions
@@ -145,7 +147,8 @@ def home(tmp_path_factory) -> Home:
     plan = plan_days(0.3, 40)
     plan[-1] = replace(plan[-1], question=ASKED)
     customers = make_keys(home.root, 12)
-    trace_id = serve_plan(home.root, plan, keys=customers, feedback=[f"{CANARY} is wrong"])[-1]
+    said = [f"{CANARY} is wrong"]
+    trace_id = serve_plan(home.root, plan, keys=customers, feedback=said, has_shadows=True)[-1]
     compact(home)
     now = datetime.now(UTC)
     trace = find_trace(find_folder(home), trace_id)
@@ -197,9 +200,13 @@ def find_canary(home: Home) -> set[str]:
 
 
 def ask_to_forget(home: Home, *arguments: str):
+    return run_command(home, "curate", "forget", *arguments, "--reviewer", "ada")
+
+
+def run_command(home: Home, *arguments: str):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDERSTUDY_HOME", str(home.root))
-        return CliRunner().invoke(cli.app, ["curate", "forget", *arguments, "--reviewer", "ada"])
+        return CliRunner().invoke(cli.app, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +233,16 @@ def test_the_canary_was_everywhere_and_is_nowhere(home, forgotten):
     assert run.success
     assert find_canary(home) == set()
     assert find_remains(home) == {}
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_shadow_of_a_question_goes_with_it(home):
+    (named,) = open_deletions(home).read()["trace_ids"]
+    (asked,) = {*open_decisions(home).read()["trace_id"]}
+    assert len(named) == 2
+    assert asked in named
+    late = pl.DataFrame({"trace_id": ["s", "t"], "parent_trace_id": [asked, None]})
+    assert mark_deleted(late, open_deletions(home).read()).to_list() == [True, False]
 
 
 def test_what_grew_from_it_is_gone_and_what_did_not_stays(home, forgotten):
@@ -296,9 +313,12 @@ def test_what_was_interrupted_is_completed_by_the_same_request(untouched, tmp_pa
     assert find_canary(home)
     is_requested = file in {"trace_records.parquet", "hour="}  # what is left is compaction's
     assert bool(find_unfinished(home)) is not is_requested
-    assert not deleted_traces_are_gone(open_deletions(home).read(), home).passed
+    tombstones = open_deletions(home).read()
+    assert not deleted_traces_are_gone(tombstones, home).passed
     compact(home)
-    again = ask_to_forget(home, "trace", trace_id)
+    told = find_unfinished(home) or [f"understudy curate forget trace {trace_id} --reviewer ada"]
+    assert is_requested or told[0] in str(deleted_traces_are_gone(tombstones, home).description)
+    again = run_command(home, *shlex.split(told[0])[1:])
     assert again.exit_code == 0, again.output
     assert find_canary(home) == set()
     assert (find_remains(home), find_unfinished(home)) == ({}, [])

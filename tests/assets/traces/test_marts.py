@@ -86,9 +86,12 @@ def test_candidates_and_sessions_are_what_a_person_should_see(built):
     assert not chosen["is_injection"].any()
     sessions = read(home, "unhappy_sessions")
     assert sessions.height > 0
-    counts = records.group_by("conversation_id").len()
-    joined = sessions.join(counts, on="conversation_id")
+    named = ["key_id", "conversation_id", "env"]
+    assert sessions.select(named).is_unique().all()
+    counts = records.group_by(named).len()
+    joined = sessions.join(counts, on=named, nulls_equal=True)
     assert joined["ask_count"].to_list() == joined["len"].to_list()
+    assert joined.height == sessions.height
 
 
 def test_duckdb_reads_marts_and_hours(built):

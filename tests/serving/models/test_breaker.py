@@ -1,6 +1,7 @@
 """A breaker opens when it should, lets one probe through, and never trips on what a client sent."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,8 +17,9 @@ from serving.errors import (
 )
 from serving.models.breaker import BreakerPolicy, CircuitBreaker
 from serving.models.guarded import GuardedChatModel
-from serving.models.protocols import ChatRequest
+from serving.models.protocols import ChatModel, ChatRequest
 from serving.models.retry_budget import RetryBudget
+from serving.models.student_rules import RefusalRule, RuledStudent, StudentRules
 from tests.serving.fakes import CannedChatModel
 
 REQUEST = ChatRequest(messages=({"role": "user", "content": "Where?"},))
@@ -34,7 +36,7 @@ def fail(kind: type[ModelError] = UpstreamError) -> ModelError:
     return kind("asking", expected="200", found="503", next_step="wait")
 
 
-def guard(model: CannedChatModel, clock: Clock, **options) -> GuardedChatModel:
+def guard(model: ChatModel, clock: Clock, **options) -> GuardedChatModel:
     breaker = CircuitBreaker(clock=clock)
     return GuardedChatModel(model, breaker=breaker, **({"timeout_seconds": 5} | options))
 
@@ -84,6 +86,23 @@ async def test_a_failed_probe_opens_it_again_and_no_second_one_goes_along():
         "UpstreamError"
     ]
     assert (len(inner.requests), model.breaker.opened_count) == (6, 2)
+
+
+async def test_a_refusal_by_rule_says_nothing_of_the_model_behind_it():
+    clock = Clock()
+    rules = StudentRules(refusal=RefusalRule(intercept=1.0, weight=-2.0))
+    inner = CannedChatModel("m", fail())
+    model = guard(RuledStudent(inner, rules), clock)
+    out_of_scope = replace(REQUEST, best_score=0.1)
+    await ask(model, 4, UpstreamError)
+    assert (await model.complete(out_of_scope)).text == "REFUSE"
+    await ask(model, 1, UpstreamError)
+    assert (model.breaker.state, len(inner.requests)) == ("open", 5)
+    clock.now += 5
+    assert (await model.complete(out_of_scope)).text == "REFUSE"
+    assert model.breaker.state == "probing"
+    await ask(model, 1, UpstreamError)
+    assert (model.breaker.state, model.breaker.opened_count) == ("open", 2)
 
 
 def test_half_of_twenty_in_ten_seconds_open_it():

@@ -196,16 +196,28 @@ async def test_a_skill_that_went_with_its_release_is_refused_by_name(tmp_path: P
     assert refused.value.headers["X-Trace-Persisted"] == "true"
 
 
-async def test_a_release_is_warm_when_each_of_its_students_has_answered():
-    small, shared, general = (CannedChatModel(name) for name in ("small", "shared", "general"))
-    skills = tuple(Skill(name=name, tier=Tier(model=shared)) for name in ("one", "two"))
+async def test_a_release_is_warm_when_its_general_student_has_answered(caplog):
+    """The others are warmed too, save those that routing never asks; one of them may be dead."""
+    names = ("small", "shared", "grave", "general")
+    small, shared, grave, general = (CannedChatModel(name) for name in names)
+    skills = (
+        *(Skill(name=name, tier=Tier(model=shared)) for name in ("one", "two")),
+        Skill(name="three", tier=Tier(model=grave), is_high_stakes=True),
+    )
     certified = make_calibration(thresholds=(RiskThreshold(risk_limit_ratio=0.05, threshold=0.5),))
     engine = make_engine(
         student=general, skills=skills, smaller=(Tier(model=small, calibration=certified),)
     )
     await engine.warm_up()
-    assert [len(model.requests) for model in (small, shared, general)] == [1, 1, 1]
-    shared.answer = UpstreamError("asking", expected="200", found="503", next_step="wait")
+    assert [len(m.requests) for m in (small, shared, grave, general)] == [1, 1, 0, 1]
+    assert small.requests[0].best_score is None
+    dead = UpstreamError("asking", expected="200", found="503", next_step="wait")
+    shared.answer = small.answer = dead
+    await engine.warm_up()
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [told.split()[0] for told in warned] == ["small", "shared"]
+    assert "503" in warned[0]
+    general.answer = dead
     with pytest.raises(UpstreamError):
         await engine.warm_up()
 
