@@ -94,15 +94,7 @@ def evaluate_suite(
     statements = tuple(str(expectation.description or "") for expectation in suite)
     if len({*statements} - {""}) != len(suite):
         raise ValueError(f"every expectation needs a description of its own, found {statements}")
-    found = {
-        str(result.expectation_config.description): result
-        for result in _validate(frame, suite, id_column)
-        if result.expectation_config is not None
-    }
-    for statement in statements:
-        _refuse_unevaluated(
-            statement, found[statement], shows_message=shows_values and not private_ids
-        )
+    found = _evaluate(frame, suite, id_column, shows_message=shows_values and not private_ids)
     return SuiteOutcome(
         row_count=frame.height,
         statements=statements,
@@ -167,6 +159,21 @@ def expect_own_ids(column: str, noun: str) -> "Expectation":
     return gxe.ExpectColumnValuesToBeUnique(
         column=column, description=f"every {noun} has an id of its own"
     )
+
+
+def _evaluate(
+    frame: pl.DataFrame, suite: Sequence["Expectation"], id_column: str, *, shows_message: bool
+) -> dict[str, "ExpectationValidationResult"]:
+    """Return what came of each statement, every one of which could be evaluated."""
+    found = {
+        str(result.expectation_config.description): result
+        for result in _validate(frame, suite, id_column)
+        if result.expectation_config is not None
+    }
+    for expectation in suite:
+        statement = str(expectation.description)
+        _refuse_unevaluated(statement, found[statement], shows_message=shows_message)
+    return found
 
 
 def _validate(

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from assets.monitoring.agreement import measure_agreement, pair_answers
+from assets.monitoring.agreement import measure_agreement, pair_questions
 from assets.monitoring.alarms import WEEKLY_ALPHA, judge_measurements
 from assets.monitoring.assignment import measure_assignment
 from assets.monitoring.clusters import cluster_pairs, judge_clusters, tabulate_clusters
@@ -199,7 +199,7 @@ def measure_night(
         for name, rows in found.items()
     }
     clusters = cluster_pairs(
-        pair_answers(traffic.asks, traffic.shadows),
+        pair_questions(traffic.asks, traffic.shadows),
         embedder,
         registered=np.zeros((0, embedder.dimension), dtype=np.float32),
         behaviours=(),

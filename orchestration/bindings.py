@@ -37,7 +37,7 @@ from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.requesting import open_deletions
 from orchestration.config import Config, RemoteSection, ScorerSection, read_secret
-from orchestration.misses import read_misses
+from orchestration.misses import date_misses, read_misses
 from resources.chat_models import CachedChatModel
 from resources.corpus import CorpusFolder
 from resources.embeddings import CachedEmbedder
@@ -363,6 +363,7 @@ class Bindings:
             window_days=self.config.monitoring.window_days,
             is_taught=lambda seed_id: choose_split(seed_id) == "train",
             read_misses=lambda: read_misses(self.home, self.config.default_recipe),
+            date_misses=lambda: date_misses(self.home, self.config.default_recipe),
         )
 
     @cached_property

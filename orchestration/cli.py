@@ -89,7 +89,7 @@ def demo(
     config = load_config()
     name = recipe or config.default_recipe
     started = time.monotonic()
-    if not (flywheel and has_unfinished_turn(config)):  # whose own step the chain is
+    if not (flywheel and has_unfinished_turn(config, name)):  # whose own step the chain is
         launch(config, recipe=name)
         show_outcome(config, name, seconds=time.monotonic() - started)
     if flywheel:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 import polars as pl
 
@@ -24,6 +25,15 @@ from serving.models.protocols import Progress
 CUSTOMERS = 24
 CONCURRENCY = 4
 LEAST_ANSWERED_RATIO = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Who was sent the plan, and when, as JSON holds it: what a failed try sent is not of it."""
+
+    release_id: str
+    began_at: str
+    ended_at: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +104,16 @@ def ask_server(
     return report.describe()
 
 
-def measure_leg(home: Home, release_id: str) -> Leg:
-    """Return what a release did with all production traffic it ever answered."""
+def measure_leg(home: Home, asking: Asking) -> Leg:
+    """Return what a release did with the production traffic of one asking."""
+    began, ended = (datetime.fromisoformat(at) for at in (asking.began_at, asking.ended_at))
     row = (
         scan_hours(list_hours(find_folder(home)))
         .filter(
             is_asked(),
             pl.col("env") == "prod",
-            pl.col("release_id") == release_id,
+            pl.col("release_id") == asking.release_id,
+            pl.col("asked_at").is_between(began, ended),
             pl.col("outcome") == "answered",
         )
         .select(
@@ -113,4 +125,4 @@ def measure_leg(home: Home, release_id: str) -> Leg:
         .collect()
         .row(0, named=True)
     )
-    return Leg(release_id=release_id, **row)
+    return Leg(release_id=asking.release_id, **row)

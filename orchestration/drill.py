@@ -22,13 +22,12 @@ from orchestration.config import Config
 from orchestration.curate_cli import compact
 from orchestration.customers import ask_server, customers
 from orchestration.live_server import running_server
-from orchestration.traffic import PlannedAsk
+from orchestration.traffic import DRILL_ENV, PlannedAsk
 from orchestration.turning import Announce
 from serving.errors import UnderstudyError
 from serving.home import Home
 from serving.models.protocols import Embedder, Progress
 
-DRILL_ENV = "drill"
 DRIFT = "traffic_drift"
 WEEK = timedelta(days=7)
 DAYS, ASKS_PER_DAY = 14, 55

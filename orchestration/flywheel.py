@@ -23,11 +23,11 @@ from assets.traces.escalating import find_escalations
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.config import Config, prepare_environment
 from orchestration.curate_cli import compact
-from orchestration.customers import CUSTOMERS, Leg, ask_server, customers, measure_leg
+from orchestration.customers import CUSTOMERS, Asking, Leg, ask_server, customers, measure_leg
 from orchestration.drill import DriftAlarm, drill_drift
 from orchestration.live_server import LiveServer, running_server
 from orchestration.running import run_chain
-from orchestration.sensors.deciding import Launch, decide_retraining
+from orchestration.sensors.deciding import Decision, GiveUp, Launch, Wait, decide_retraining
 from orchestration.sensors.facts import read_policy, read_retraining_facts
 from orchestration.traffic import PlannedAsk
 from orchestration.turning import Announce, TurnMemory, open_turn
@@ -40,6 +40,8 @@ RUBRIC = Reviewer(name="unattended", kind="automation")
 TAUGHT = ("fallback", "low_retrieval", "low_confidence", "long_context", "phase", "explore")
 """Why the teacher answered, where that is worth learning: refusals are left to people."""
 CURVE = "parity/router_curve"
+SERVE, CURATE = "2/6 serve", "3/6 curate"
+"""What a turn that is not due makes again: its next try needs other traffic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def turn_flywheel(
     )  # fmt: skip
     drift = steps.drill(drill)
     first = steps.serve()
-    accepted = steps.curate()
+    steps.curate()
     due = steps.decide(minimum_teacher_traces, drift)
     second = steps.retrain(due)
     before, now = pl.read_parquet(steps.kept_curve), _read_curve(home, recipe)
@@ -107,7 +109,7 @@ def turn_flywheel(
     turned = Turn(
         before=measure_leg(home, first),
         after=measure_leg(home, second),
-        accepted_count=accepted,
+        accepted_count=count_accepted(home, since=turn.began_at),
         drift=drift,
         reason=due.reason,
         ratchet=compare_curves(before, now),
@@ -143,36 +145,36 @@ class _Steps:
         told = f"{len(plan)} questions of two weeks whose topics shift, to a server of their own"
         return DriftAlarm(**self.turn.do("1/6 drill", told, run))
 
-    def serve(self) -> str:
-        def run() -> str:
+    def serve(self) -> Asking:
+        def run() -> dict[str, Any]:
             with self._serving() as (server, keys):
                 first = server.wait_until()
                 self.turn.announce(f"{first} serves")
-                self.turn.announce(ask_server(server, self.plan, keys, self.progress))
-            return first
+                return self._ask(server, keys, first)
 
         told = f"{len(self.plan)} questions of {CUSTOMERS} customers to the release in force"
-        return str(self.turn.do("2/6 serve", told, run))
+        return Asking(**self.turn.do(SERVE, told, run))
 
-    def curate(self) -> int:
+    def curate(self) -> None:
         compact(self.home)
         told = "answers of the teacher are accepted for training"
-        count = self.turn.do(
-            "3/6 curate", told, lambda: curate_unattended(self.home, now=datetime.now(UTC))
-        )
-        self.turn.announce(f"{count} {told}")
-        return int(count)
+        self.turn.do(CURATE, told, lambda: curate_unattended(self.home, now=datetime.now(UTC)))
+        self.turn.announce(f"{count_accepted(self.home, since=self.turn.began_at)} {told}")
 
     def decide(self, minimum: int, drift: DriftAlarm) -> Launch:
         def run() -> dict[str, Any]:
             shutil.copyfile(self.home.table(CURVE, self.recipe), self.kept_curve)
-            return asdict(_require_due(self.config, self.recipe, minimum, drift))
+            decision = _judge_due(self.config, self.recipe, minimum, drift)
+            if isinstance(decision, Launch):
+                return asdict(decision)
+            self.turn.drop(SERVE, CURATE)
+            raise _explain_not_due(decision, minimum, self.turn.path)
 
         due = Launch(**self.turn.do("4/6 decide", "whether a training is due", run))
         self.turn.announce(f"training is due: {due.reason}")
         return due
 
-    def retrain(self, due: Launch) -> str:
+    def retrain(self, due: Launch) -> Asking:
         """Train while a server goes on serving; let it load the result, and be asked again."""
         with self._serving() as (server, keys):
             server.wait_until()
@@ -183,15 +185,21 @@ class _Steps:
             told = "the chain from the seeds to the release, while a server goes on serving"
             second = str(self.turn.do("5/6 retrain", told, run))
 
-            def ask_again() -> bool:
+            def ask_again() -> dict[str, Any]:
                 server.wait_until(released=second)
                 self.turn.announce(f"{second} was loaded without a restart")
-                self.turn.announce(ask_server(server, self.plan, keys, self.progress))
-                return True
+                return self._ask(server, keys, second)
 
-            self.turn.do("6/6 serve again", "the same questions to the new release", ask_again)
+            told = "the same questions to the new release"
+            asked = Asking(**self.turn.do("6/6 serve again", told, ask_again))
         compact(self.home)
-        return second
+        return asked
+
+    def _ask(self, server: LiveServer, keys: Sequence[str], release_id: str) -> dict[str, Any]:
+        began = datetime.now(UTC).isoformat()
+        self.turn.announce(ask_server(server, self.plan, keys, self.progress))
+        ended = datetime.now(UTC).isoformat()
+        return asdict(Asking(release_id=release_id, began_at=began, ended_at=ended))
 
     @contextmanager
     def _serving(self) -> Iterator[tuple[LiveServer, list[str]]]:
@@ -229,21 +237,39 @@ def curate_unattended(home: Home, *, now: datetime) -> int:
     return candidates.height
 
 
-def _require_due(config: Config, recipe: str, minimum: int, drift: DriftAlarm) -> Launch:
+def count_accepted(home: Home, *, since: datetime) -> int:
+    """Return how many traces the rubric accepted since then, over however many tries."""
+    accepted = (
+        open_decisions(home)
+        .read()
+        .filter(
+            pl.col("decided_at") >= since,
+            decision="accepted",
+            reviewer=RUBRIC.name,
+            reviewer_kind=RUBRIC.kind,
+        )
+    )
+    return accepted["trace_id"].n_unique()
+
+
+def _judge_due(config: Config, recipe: str, minimum: int, drift: DriftAlarm) -> Decision:
     with dg.DagsterInstance.get() as instance:
         facts = read_retraining_facts(config, instance, recipe)
     facts = replace(facts, drifting=sorted({*facts.drifting, drift.monitor}))
     policy = replace(
         read_policy(config), minimum_teacher_traces=minimum, minimum_after_drift=minimum
     )
-    decision = decide_retraining(facts, policy)
-    if isinstance(decision, Launch):
-        return decision
-    raise InvalidInputError(
+    return decide_retraining(facts, policy)
+
+
+def _explain_not_due(decision: Wait | GiveUp, minimum: int, memory: Path) -> InvalidInputError:
+    return InvalidInputError(
         "turning the flywheel",
         expected=f"at least {minimum} curated questions that the teacher answered",
         found=decision.reason,
-        next_step="send more traffic; `traces/admissions` says why a decision admits nothing",
+        next_step="send more traffic and turn again: it is curated then, and "
+        f"`traces/admissions` says why a decision admits nothing; {memory} keeps the drill, and "
+        "without it a turn begins anew",
     )
 
 

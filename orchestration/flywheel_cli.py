@@ -14,9 +14,9 @@ from orchestration.console import CONSOLE, make_logger
 from orchestration.drill import ASKS_PER_DAY, DAYS
 from orchestration.flywheel import Turn, turn_flywheel
 from orchestration.status import read_release
-from orchestration.traffic import plan_traffic
+from orchestration.traffic import PlannedAsk, plan_traffic
 from orchestration.traffic_cli import read_topics
-from orchestration.turning import find_memory
+from orchestration.turning import is_unfinished
 from resources.input_files import SeedFile
 from resources.progress import LogProgress, RichProgress
 from serving.home import Home
@@ -28,9 +28,22 @@ MINIMUM_TEACHER_TRACES = 10  # a demonstration has one hour of traffic, not one 
 SEED = 7
 
 
-def has_unfinished_turn(config: Config) -> bool:
-    """Say whether an earlier try left something to go on with."""
-    return find_memory(Home(config.home)).is_file()
+def has_unfinished_turn(config: Config, recipe: str) -> bool:
+    """Say whether an earlier try with this recipe and these questions left something to go on with.
+
+    Raises:
+        InvalidInputError: there are no questions beside the seeds.
+    """
+    return is_unfinished(Home(config.home), recipe, _plan_turn(config))
+
+
+def _plan_turn(config: Config) -> tuple[list[PlannedAsk], list[PlannedAsk]]:
+    """Return what is asked before and after, and the drill."""
+    topics = read_topics(SeedFile(config.seeds.path.with_name(QUESTIONS)))
+    return (
+        plan_traffic(topics, days=1, asks_per_day=ASKS, seed=SEED, key_count=24),
+        plan_traffic(topics, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=SEED, key_count=24),
+    )
 
 
 def show_turn(config: Config, recipe: str) -> None:
@@ -39,10 +52,7 @@ def show_turn(config: Config, recipe: str) -> None:
     Raises:
         InvalidInputError: there are no questions beside the seeds, or they taught too little.
     """
-    questions = SeedFile(config.seeds.path.with_name(QUESTIONS))
-    topics = read_topics(questions)
-    plan = plan_traffic(topics, days=1, asks_per_day=ASKS, seed=SEED, key_count=24)
-    drill = plan_traffic(topics, days=DAYS, asks_per_day=ASKS_PER_DAY, seed=SEED, key_count=24)
+    plan, drill = _plan_turn(config)
     began = time.monotonic()
 
     def tell(line: str) -> None:

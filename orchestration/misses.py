@@ -5,11 +5,15 @@ over. Belongs here: reading it, in the columns that production's questions have.
 here: the golden set, which no training question may follow from.
 """
 
+from datetime import UTC, datetime
+
 import polars as pl
 
 from assets.students.agreement import compare_with_labels
 from assets.students.held_out import STUDENT
 from serving.home import Home
+
+HELD_OUT = "students/held_out_answers"
 
 
 def read_misses(home: Home, recipe: str) -> pl.DataFrame:
@@ -17,7 +21,7 @@ def read_misses(home: Home, recipe: str) -> pl.DataFrame:
 
     Weak is what does not agree with its label, or failed; without a student there is no row.
     """
-    path = home.table("students/held_out_answers", recipe)
+    path = home.table(HELD_OUT, recipe)
     if not path.is_file():
         return pl.DataFrame(
             schema={"question_hash": pl.String, "question": pl.String, "is_weak": pl.Boolean}
@@ -29,3 +33,9 @@ def read_misses(home: Home, recipe: str) -> pl.DataFrame:
         "question",
         (~pl.col("example_id").is_in(agreed.to_list())).alias("is_weak"),
     )
+
+
+def date_misses(home: Home, recipe: str) -> datetime | None:
+    """Return when a student was last asked its held-out questions; None: none ever was."""
+    path = home.table(HELD_OUT, recipe)
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None

@@ -16,11 +16,12 @@ from assets.traces.curating import find_candidates
 from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from orchestration.config import Config
-from orchestration.drill import DRILL_ENV
 from orchestration.phases import PhaseFacts, PhaseStep, assess_phases
 from orchestration.sensors.deciding import Decision, GiveUp, Launch, decide_retraining
 from orchestration.sensors.facts import ALARMS, read_policy, read_retraining_facts
 from orchestration.sensors.keep_warm import probe_servers
+from orchestration.traffic import DRILL_ENV
+from serving.errors import TraceError
 from serving.home import Home
 from serving.releases.bundle import CURRENT, load_current
 from serving.releases.signing import load_public_key
@@ -55,6 +56,8 @@ class TrafficStatus:
     """Other environments in which somebody asked, such as a server that was not told it is prod."""
     unsealed_count: int = 0
     """Traces of any kind that a server still holds open: they count for all else once sealed."""
+    damaged: tuple[str, ...] = ()
+    """Open segments that cannot be read to their end, in words."""
 
     @property
     def saved_ratio(self) -> float | None:
@@ -84,8 +87,8 @@ class Status:
 
     @property
     def is_fine(self) -> bool:
-        """Whether nothing asks for a person."""
-        return not self.problems
+        """Whether production is known to be fine: nothing asks for a person or is unknown."""
+        return not self.problems and not self.unknowns
 
     @property
     def unknowns(self) -> tuple[str, ...]:
@@ -173,6 +176,7 @@ def find_problems(
             f"{traffic.failed_ratio:.1%} of the asks ended without an answer "
             f"(limit {MAXIMUM_FAILED_RATIO:.0%}): look at `outcome` in traces/trace_records"
         )
+    problems += traffic.damaged
     problems += [f"the monitor {name} alarms: read monitoring/alarms" for name in alarms]
     if isinstance(decision, GiveUp):
         problems.append(f"training is given up: {decision.reason}")
@@ -223,17 +227,30 @@ def read_traffic(home: Home, *, since: datetime) -> TrafficStatus:
         .collect()
         .row(0, named=True)
     )
+    unsealed_count, damaged = count_unsealed(home)
     return TrafficStatus(
         **row,
         elsewhere=tuple(env for env in environments if env not in {"prod", DRILL_ENV}),
-        unsealed_count=count_unsealed(home),
+        unsealed_count=unsealed_count,
+        damaged=damaged,
     )
 
 
-def count_unsealed(home: Home) -> int:
-    """Return how many traces lie in segments that a server is still writing."""
-    paths = (home.traces / "segments").glob(f"*{OPEN_SUFFIX}")
-    return sum(1 for path in paths for _ in read_frames(path))
+def count_unsealed(home: Home) -> tuple[int, tuple[str, ...]]:
+    """Return how many traces lie in segments that a server is still writing, and what is damaged.
+
+    A segment that is sealed meanwhile has another name, and is passed over.
+    """
+    count, damaged = 0, []
+    for path in sorted((home.traces / "segments").glob(f"*{OPEN_SUFFIX}")):
+        try:
+            for _ in read_frames(path):
+                count += 1
+        except FileNotFoundError:
+            continue
+        except TraceError as error:
+            damaged.append(f"a trace segment is damaged: {error}")
+    return count, tuple(damaged)
 
 
 def _read_monitors(home: Home) -> pl.DataFrame | None:

@@ -50,7 +50,7 @@ def status(as_json: Json = False) -> None:
         sys.stdout.write(json.dumps(asdict(found) | saved, default=str) + "\n")
     else:
         _show(found)
-    if not found.is_fine:
+    if found.problems:
         raise typer.Exit(1)
 
 
@@ -67,7 +67,7 @@ def _show(found: "Status") -> None:
     for name, value in rows:
         table.add_row(f"[dim]{name}[/]", escape(value))
     mark = "[green]fine[/]" if found.is_fine else "[red]needs a person[/]"
-    if found.is_fine and found.unknowns:
+    if found.unknowns and not found.problems:
         mark = f"[yellow]no problem is known[/], but {' and '.join(found.unknowns)}"
     CONSOLE.print(f"Production: {mark}")
     CONSOLE.print(table)
@@ -87,14 +87,14 @@ def _describe_release(release: "ReleaseStatus | None") -> str:
 
 def _describe_traffic(traffic: "TrafficStatus") -> str:
     unsealed = f"{traffic.unsealed_count} traces are not sealed yet, look again in 5 minutes"
+    elsewhere = (
+        f"; others asked in {', '.join(traffic.elsewhere)}: UNDERSTUDY_SERVE_ENV names a server's "
+        "environment"
+    )
+    more = elsewhere if traffic.elsewhere else ""
     if not traffic.ask_count:
-        elsewhere = (
-            f" in prod, only in {', '.join(traffic.elsewhere)}: UNDERSTUDY_SERVE_ENV names a "
-            "server's environment"
-        )
-        nobody = "nobody asked in 7 days" + (elsewhere if traffic.elsewhere else "")
-        return unsealed if traffic.unsealed_count else nobody
-    more = f"; {unsealed}" if traffic.unsealed_count else ""
+        return (unsealed if traffic.unsealed_count else "nobody asked in prod in 7 days") + more
+    more += f"; {unsealed}" if traffic.unsealed_count else ""
     return (
         f"{traffic.ask_count} asks in 7 days, the last at "
         f"{traffic.last_asked_at:%Y-%m-%d %H:%M}; teacher {traffic.teacher_ratio or 0:.0%}, "

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from serving.hashing import content_hash
 from serving.home import Home
 
 Announce = Callable[[str], None]
+FORMAT = 2
+"""Of what steps find: a turn that another version remembers is not continued."""
 
 
 @dataclass
@@ -25,6 +28,8 @@ class TurnMemory:
 
     path: Path
     identity: str
+    began_at: datetime
+    """When its first try did."""
     announce: Announce
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -36,10 +41,20 @@ class TurnMemory:
         self.announce(f"{name}: {told} …")
         began = time.monotonic()
         self.found[name] = make()
-        text = json.dumps({"identity": self.identity, "found": self.found}, indent=1)
-        write_text_atomically(self.path, text)
+        self._write()
         self.announce(f"{name}: done in {time.monotonic() - began:.0f} s")
         return self.found[name]
+
+    def drop(self, *names: str) -> None:
+        """Forget steps, so that the next try makes them again."""
+        self.found = {name: value for name, value in self.found.items() if name not in names}
+        self._write()
+
+    def _write(self) -> None:
+        stored = {
+            "identity": self.identity, "began_at": self.began_at.isoformat(), "found": self.found
+        }  # fmt: skip
+        write_text_atomically(self.path, json.dumps(stored, indent=1))
 
     def forget(self) -> None:
         """End the turn: the next one begins anew."""
@@ -50,12 +65,20 @@ def open_turn(
     home: Home, recipe: str, plans: Sequence[Sequence[PlannedAsk]], announce: Announce
 ) -> TurnMemory:
     """Return the memory of a turn; one of another recipe or other questions is not continued."""
-    identity = content_hash(recipe, [[vars(ask) for ask in plan] for plan in plans])
-    stored = _read(find_memory(home))
-    found = stored["found"] if stored.get("identity") == identity else {}
+    stored = _read(home, recipe, plans)
+    began_at = stored.get("began_at")
     return TurnMemory(
-        path=find_memory(home), identity=identity, announce=announce, found=dict(found)
+        path=find_memory(home),
+        identity=_identify(recipe, plans),
+        began_at=datetime.fromisoformat(began_at) if began_at else datetime.now(UTC),
+        announce=announce,
+        found=dict(stored.get("found", {})),
     )
+
+
+def is_unfinished(home: Home, recipe: str, plans: Sequence[Sequence[PlannedAsk]]) -> bool:
+    """Say whether an earlier try of this very turn left something to go on with."""
+    return bool(_read(home, recipe, plans))
 
 
 def find_memory(home: Home) -> Path:
@@ -63,8 +86,14 @@ def find_memory(home: Home) -> Path:
     return home.root / "flywheel" / "turn.json"
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _identify(recipe: str, plans: Sequence[Sequence[PlannedAsk]]) -> str:
+    return content_hash(FORMAT, recipe, [[vars(ask) for ask in plan] for plan in plans])
+
+
+def _read(home: Home, recipe: str, plans: Sequence[Sequence[PlannedAsk]]) -> Mapping[str, Any]:
+    """Return what is remembered of this turn; nothing of another one."""
+    path = find_memory(home)
     if not path.is_file():
         return {}
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return stored
+    return stored if stored.get("identity") == _identify(recipe, plans) else {}

@@ -1,12 +1,11 @@
 """Agreement in shadow: how often student and teacher answer alike, on real questions.
 
-Alike means what confidence was calibrated for: a valid student answer with the teacher's decision
-to refuse and, where both answer, its citations. Belongs here: pairing, the bound, the sequential
-test, the fall since before. Does not belong here: what the disagreements are about (`clusters`).
+Alike means what the gate of a release means by it, and the limits are the gate's. Belongs here: the
+bound, the sequential test, the fall since before. Does not belong here: pairing
+(`assets/releases/pairing`), what the disagreements are about (`clusters`).
 """
 
 import math
-from typing import Any
 
 import polars as pl
 
@@ -19,78 +18,19 @@ from assets.monitoring.measurements import (
     show_share,
 )
 from assets.monitoring.traffic import Traffic, find_gap
+from assets.releases.pairing import pair_answers
+from assets.releases.shadow import AGREEMENT_RATIO, MINIMUM_PAIRS
 from assets.statistics import wilson_interval
-from assets.students.agreement import compare_row
 
-AGREEMENT_RATIO = 0.95  # lower bound at or above: the student may stand in
-MINIMUM_PAIRS = 500
 LOST_RATIO = 0.90  # what the sequential test tells the target from
 SEQUENTIAL_BETA = 0.05
 LARGEST_FALL = 0.03  # against the weeks before
 
-COMPARED = (
-    "served_by", "attempts", "refused", "citations", "answer", "conversation", "asked_at",
-    "question", "question_hash", "model", "topic",
-)  # fmt: skip
-"""What is read of both sides of a pair."""
 
-PAIRS = pl.Schema(
-    {
-        "parent_trace_id": pl.String(),
-        "conversation": pl.String(),
-        "asked_at": pl.Datetime("us", "UTC"),
-        "question": pl.String(),
-        "question_hash": pl.String(),
-        "model": pl.String(),
-        "topic": pl.String(),
-        "agrees": pl.Boolean(),
-    }
-)
-
-
-def pair_answers(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
-    """Return one row per question that both models answered, oldest first.
-
-    `model` is the student's, from whichever side of the pair it stands on. A question that was
-    answered by the same role twice (a fallback in between) is no pair.
-    """
-    joined = shadows.select("parent_trace_id", *COMPARED).join(
-        asks.select("trace_id", *COMPARED),
-        left_on="parent_trace_id",
-        right_on="trace_id",
-        suffix="_served",
-    )
-    rows = []
-    for row in joined.sort("asked_at_served").iter_rows(named=True):
-        sides = {row["served_by"]: "", row["served_by_served"]: "_served"}
-        if set(sides) == {"student", "teacher"}:
-            rows.append(_compare(row, student=sides["student"], teacher=sides["teacher"]))
-    return pl.DataFrame(rows, schema=PAIRS)
-
-
-def _compare(row: dict[str, Any], *, student: str, teacher: str) -> dict[str, Any]:
-    attempts = row[f"attempts{student}"] or []
-    compared = compare_row(
-        {
-            "verdict": attempts[-1]["verdict"] if attempts else None,
-            "refused": bool(row[f"refused{student}"]),
-            "label_refused": bool(row[f"refused{teacher}"]),
-            "citations": row[f"citations{student}"] or [],
-            "label_citations": row[f"citations{teacher}"] or [],
-            "answer": row[f"answer{student}"] or "",
-            "label_answer": row[f"answer{teacher}"] or "",
-        }
-    )
-    return {
-        "parent_trace_id": row["parent_trace_id"],
-        "conversation": row["conversation_served"],
-        "asked_at": row["asked_at_served"],
-        "question": row["question_served"],
-        "question_hash": row["question_hash_served"],
-        "model": row[f"model{student}"],
-        "topic": row["topic_served"],
-        "agrees": compared["agrees"],
-    }
+def pair_questions(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
+    """Return the pairs as the gate makes them, each with its question, question_hash and topic."""
+    asked = asks.select("trace_id", "question", "question_hash", "topic")
+    return pair_answers(asks, shadows).join(asked, on="trace_id", maintain_order="left")
 
 
 def measure_agreement(traffic: Traffic) -> list[Measurement]:
@@ -98,8 +38,8 @@ def measure_agreement(traffic: Traffic) -> list[Measurement]:
 
     Only the newest student is measured: another one's answers say nothing of it.
     """
-    pairs = _keep_newest(_take_first(pair_answers(traffic.asks, traffic.shadows)))
-    before = _take_first(pair_answers(traffic.before, traffic.shadows_before))
+    pairs = _keep_newest(_take_first(pair_questions(traffic.asks, traffic.shadows)))
+    before = _take_first(pair_questions(traffic.before, traffic.shadows_before))
     if pairs.is_empty():
         reason = (
             "no traffic in the window"
@@ -107,7 +47,7 @@ def measure_agreement(traffic: Traffic) -> list[Measurement]:
             else "no question was answered by both models: the shadow is off, or it failed"
         )
         return [leave_open("agreement", reason, relation="at least", limit=AGREEMENT_RATIO)]
-    before = before.filter(model=pairs["model"][0])
+    before = before.filter(student=pairs["student"][0])
     return [
         _bound(pairs),
         _test_in_sequence(pl.concat([before, pairs])),
@@ -122,7 +62,7 @@ def _take_first(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _keep_newest(pairs: pl.DataFrame) -> pl.DataFrame:
-    return pairs if pairs.is_empty() else pairs.filter(pl.col("model") == pairs["model"][-1])
+    return pairs if pairs.is_empty() else pairs.filter(pl.col("student") == pairs["student"][-1])
 
 
 def _bound(pairs: pl.DataFrame) -> Measurement:
@@ -139,7 +79,7 @@ def _bound(pairs: pl.DataFrame) -> Measurement:
         relation="at least",
         limit=AGREEMENT_RATIO,
         p_value=float(binomtest(hits, n, AGREEMENT_RATIO, alternative="less").pvalue),
-        detail=f"{hits} of {n} pairs of {pairs['model'][0]}, Wilson bound",
+        detail=f"{hits} of {n} pairs of {pairs['student'][0]}, Wilson bound",
     )
 
 
@@ -174,7 +114,9 @@ def _compare_with_before(pairs: pl.DataFrame, before: pl.DataFrame) -> Measureme
 
     n, m = pairs.height, before.height
     if min(n, m) < MINIMUM_PAIRS:
-        reason = f"{n} pairs now and {m} before of {pairs['model'][0]}, {MINIMUM_PAIRS} are needed"
+        reason = (
+            f"{n} pairs now and {m} before of {pairs['student'][0]}, {MINIMUM_PAIRS} are needed"
+        )
         return leave_open("agreement_fall", reason, n=n, relation="at most", limit=LARGEST_FALL)
     hits = [int(before["agrees"].sum()), int(pairs["agrees"].sum())]
     fall = hits[0] / m - hits[1] / n

@@ -13,7 +13,7 @@ import polars as pl
 
 from assets import keys
 from assets.eval_set.suites import BEHAVIOURS
-from assets.monitoring.agreement import measure_agreement, pair_answers
+from assets.monitoring.agreement import measure_agreement, pair_questions
 from assets.monitoring.alarms import MONITORS, raise_alarms
 from assets.monitoring.assignment import measure_assignment
 from assets.monitoring.clusters import (
@@ -65,7 +65,7 @@ def _declare_monitor(
         key=key,
         deps=[keys.HOURLY_RECORDS, *deps],
         kinds=kinds,
-        code_version="1",
+        code_version="2",
         description=description,
     )
     def monitor(
@@ -115,7 +115,7 @@ pool_separation = _declare_monitor(
     ins=_take(keys.EVAL_EMBEDDINGS),
     deps=[keys.HOURLY_RECORDS],
     kinds={"scikitlearn", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def disagreement_clusters(
     eval_embeddings: pl.DataFrame,
@@ -127,7 +127,7 @@ def disagreement_clusters(
     traffic = gather_traffic(home, monitoring_plan)
     registered, behaviours = read_registered(eval_embeddings, BEHAVIOURS)
     clusters = cluster_pairs(
-        pair_answers(traffic.asks, traffic.shadows),
+        pair_questions(traffic.asks, traffic.shadows),
         live_embedder,
         registered=registered,
         behaviours=behaviours,
@@ -147,7 +147,7 @@ def disagreement_clusters(
     key=keys.TRAFFIC_DRIFT,
     deps=[keys.HOURLY_RECORDS],
     kinds={"scipy", "scikitlearn", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def traffic_drift(
     home: dg.ResourceParam[Home],

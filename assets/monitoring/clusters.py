@@ -47,8 +47,8 @@ def tabulate_clusters(
     """Return one row per cluster, the largest first; texts stay in the traces that are named."""
     rows = []
     for cluster, pairs in clusters:
-        ids = pairs["parent_trace_id"].to_list()
-        medoid = pairs.filter(pl.col("question_hash") == cluster.medoid)["parent_trace_id"][0]
+        ids = pairs["trace_id"].to_list()
+        medoid = pairs.filter(pl.col("question_hash") == cluster.medoid)["trace_id"][0]
         rows.append(
             {
                 "cluster_id": content_hash(sorted(cluster.question_ids)),

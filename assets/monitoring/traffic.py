@@ -13,13 +13,14 @@ from pathlib import Path
 import polars as pl
 
 from assets.monitoring.measurements import MonitoringPlan
+from assets.parity.suitability import PAGE_PATTERN
+from assets.releases.pairing import name_conversation
+from assets.releases.shadow import MINIMUM_HOURS
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from serving.home import Home
 
-MINIMUM_HOURS = 24  # different hours with traffic: less is no day, whatever its volume
 MINIMUM_CONVERSATIONS = 300
 MINIMUM_REFERENCE_DAYS = 7
-TOPIC_PATTERN = r"^docs:(.*)/[0-9]+$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ def add_columns(records: pl.LazyFrame) -> pl.LazyFrame:
     """Add what every monitor groups by: `conversation` and `topic` (the best chunk's page)."""
     best = pl.col("retrieved").list.first().struct.field("chunk_id")
     return records.filter(pl.col("asked_at").is_not_null()).with_columns(
-        pl.coalesce("conversation_id", "trace_id").alias("conversation"),
-        best.str.extract(TOPIC_PATTERN).fill_null("").alias("topic"),
+        name_conversation(),
+        best.str.extract(PAGE_PATTERN).fill_null("").alias("topic"),
     )
 
 

@@ -19,7 +19,12 @@ from assets.paraphrases.dreaming import (
     open_dreams,
 )
 from assets.paraphrases.rewriting import REWRITE_PROMPT_VERSION
-from assets.paraphrases.weakness import choose_evidence, rank_weak_spots, select_asks
+from assets.paraphrases.weakness import (
+    choose_evidence,
+    leave_out_dreamed,
+    rank_weak_spots,
+    select_asks,
+)
 from assets.spending import describe_spending, read_spending
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from serving.aio import run_blocking
@@ -42,7 +47,7 @@ def dream_journal(dreams: dg.ResourceParam[Dreams]) -> dg.DataVersion:
     },
     deps=[keys.HOURLY_RECORDS],
     kinds={"openai", "polars"},
-    code_version=f"2+prompt.{REWRITE_PROMPT_VERSION}",
+    code_version=f"3+prompt.{REWRITE_PROMPT_VERSION}",
 )
 def dreamed_questions(
     seed_questions: pl.DataFrame,
@@ -71,6 +76,8 @@ def dreamed_questions(
         embed_seeds=embedder.embed,
         is_taught=dream_plan.is_taught,
     )
+    if evidence == "validation":
+        spots = leave_out_dreamed(spots, journal.read(), since=dream_plan.date_misses())
     before = read_spending(dreamer)
     known = [seed_questions, paraphrases]
     night = run_blocking(

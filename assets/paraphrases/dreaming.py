@@ -55,7 +55,8 @@ class DreamPlan:
     """What a night may write. What it may spend is the teacher's budget of that night.
 
     `is_taught` says of a seed's id whether what grows from it is trained on. `read_misses` says
-    where the student is weak while production cannot, in the columns of `select_asks`.
+    where the student is weak while production cannot, in the columns of `select_asks`, and
+    `date_misses` when that was measured.
     """
 
     maximum_questions: int
@@ -65,6 +66,7 @@ class DreamPlan:
     window_days: int
     is_taught: Callable[[str], bool]
     read_misses: Callable[[], pl.DataFrame]
+    date_misses: Callable[[], datetime | None]
 
 
 @dataclass

@@ -7,6 +7,7 @@ the seeds. Does not belong here: writing questions (`dreaming`), reading hours (
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 import numpy as np
@@ -131,3 +132,19 @@ def rank_weak_spots(
         if row["weak_count"]
     ]
     return sorted(spots, key=lambda spot: (-spot.weak_ratio, -spot.weak_count, spot.seed_id))
+
+
+def leave_out_dreamed(
+    spots: Sequence[WeakSpot], dreams: pl.DataFrame, *, since: datetime | None
+) -> list[WeakSpot]:
+    """Return the spots that no night has written around since a student was asked.
+
+    Validation misses stay as they are until another student is asked; production's asks do not.
+
+    Args:
+        spots: by validation misses.
+        dreams: what was written so far.
+        since: when the misses were measured; None where nothing was.
+    """
+    done = set() if since is None else set(dreams.filter(pl.col("dreamed_at") >= since)["seed_id"])
+    return [spot for spot in spots if spot.seed_id not in done]

@@ -101,6 +101,7 @@ def _measure(
         if frame is not None
     )
     found = compare_rows(metric, rows, baseline, DEFAULT_SETTINGS)
+    is_predicted = prediction.standing not in UNREGISTERED and not prediction.is_of_another
     limits = {name: found[name] for name in ("value", "lower", "upper", "n", "method")}
     return {
         "measured_delta": limits.pop("value"),
@@ -108,7 +109,7 @@ def _measure(
         "inconclusive_count": found["inconclusive_count"],
         "mcnemar_p": found.get("mcnemar_p"),
         "outcome": judge_prediction(
-            None if prediction.standing in UNREGISTERED else prediction.predicted,
+            prediction.predicted if is_predicted else None,
             found["lower"],
             found["upper"],
         ),

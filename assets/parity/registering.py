@@ -42,13 +42,14 @@ class Registration:
 class StandingPrediction:
     """A prediction of one metric: as registered (else as declared), as declared today, and both.
 
-    `predicted` is what is judged.
+    `predicted` is what is judged, unless it was said of another comparison (`is_of_another`).
     """
 
     metric: str
     predicted: float
     declared: float | None
     standing: Standing
+    is_of_another: bool = False
 
 
 def find_predictions(home: Home) -> Path:
@@ -97,11 +98,17 @@ def register_predictions(
     return [one.name for one in predicting]
 
 
-def hash_prediction(experiment: Experiment) -> str:
-    """Return the identity of all that an experiment predicts, and of what."""
+def hash_prediction(experiment: Experiment, predicted: Mapping[str, float] | None = None) -> str:
+    """Return the identity of all that an experiment predicts, and of what.
+
+    Args:
+        experiment: says what is compared.
+        predicted: of it, where that is not what the experiment declares.
+    """
     compared = [experiment.recipe, experiment.arm, experiment.against_recipe,
                 experiment.against_arm]  # fmt: skip
-    return content_hash(compared, sorted(experiment.predicted.items()))
+    said = experiment.predicted if predicted is None else predicted
+    return content_hash(compared, sorted(said.items()))
 
 
 def read_registrations(ledger: Path) -> dict[tuple[str | None, str], Registration]:
@@ -130,7 +137,10 @@ def read_registrations(ledger: Path) -> dict[tuple[str | None, str], Registratio
 def compare_with_registration(
     experiment: Experiment, registration: Registration | None
 ) -> list[StandingPrediction]:
-    """Return every metric predicted then or now, each judged by what was said then."""
+    """Return every metric predicted then or now, each judged by what was said then.
+
+    What was said of another comparison predicts nothing of this one, whatever its numbers.
+    """
     declared = experiment.predicted
     if registration is None:
         return [
@@ -138,12 +148,16 @@ def compare_with_registration(
             for metric, value in declared.items()
         ]
     then = registration.predicted
+    is_of_another = registration.prediction_hash != hash_prediction(experiment, then)
     return [
         StandingPrediction(
             metric=metric,
             predicted=then.get(metric, declared.get(metric, 0.0)),
             declared=declared.get(metric),
-            standing=_compare(then.get(metric), declared.get(metric)),
+            standing="changed"
+            if is_of_another
+            else _compare(then.get(metric), declared.get(metric)),
+            is_of_another=is_of_another,
         )
         for metric in dict.fromkeys([*then, *declared])
     ]

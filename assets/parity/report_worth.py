@@ -146,7 +146,7 @@ def describe_suitability(suitability: pl.DataFrame) -> ReportSection:
         anchor="suitability",
         title="Suitability",
         lead="Which kinds of question are worth distilling: frequent, repetitive ones whose "
-        "answers can be checked. Each kind is named by its most central question.",
+        "answers can be checked. Each kind is named by its most cited page.",
         tables=(
             TextTable(columns=("kind", "cost", "repeats", "checkable", "advice", "why"), rows=rows),
         ),
@@ -192,8 +192,9 @@ def describe_registration(row: Mapping[str, Any]) -> str:
         when = "not registered before the run"
     else:
         when = f"{row['registered_at'][:10]}, {row['prediction_hash'][:8]}"
+    changed = f"; changed since to {row['declared_delta'] or 0.0:+.3f}"
     since = {
-        "changed": f"; changed since to {row['declared_delta'] or 0.0:+.3f}",
+        "changed": "; of another comparison" if row["outcome"] == "unpredicted" else changed,
         "withdrawn": "; withdrawn since",
         "added": "; added after the run",
         "retired": "; retired since",

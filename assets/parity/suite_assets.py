@@ -16,7 +16,7 @@ from assets import keys, tables
 from assets.eval_set.suites import BEHAVIOURS, RATINGS, Suites
 from assets.labels.assets import LabellingPlan
 from assets.labels.rating import rate_answers
-from assets.parity.arms import BASELINE, CANDIDATE
+from assets.parity.arms import BASELINE, CANDIDATE, ArmPlan
 from assets.parity.baselines import StudentShelf
 from assets.parity.behaviours import (
     check_no_unregistered_cluster,
@@ -62,7 +62,7 @@ from serving.pipeline.validator import VALIDATOR_VERSION
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"3+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"4+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def suite_answers(
@@ -73,11 +73,15 @@ def suite_answers(
     student_adapter: pl.DataFrame,
     calibration: pl.DataFrame,
     pipeline_parts: dg.ResourceParam[PipelineParts],
+    arm_plan: dg.ResourceParam[ArmPlan],
     students: dg.ResourceParam[StudentShelf],
     home: dg.ResourceParam[Home],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The suites answered by teacher, base model, last release and candidate, in three wordings."""
+    """The suites answered by teacher, last release and candidate, in three wordings.
+
+    The base model is asked where `parity.arms` names it: it talks to its limit each time.
+    """
     adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
     index = vector_index["index_fingerprint"].item()
     cases = pl.concat([refusal_suite, over_refusal_suite, behaviour_registry])
@@ -91,12 +95,10 @@ def suite_answers(
             student=students.load(adapter),
             calibration=read_calibrator(fitted),
         )
-        base = students.open_base(adapter["student"]).model
-        pipelines = {
-            BASELINE: plain,
-            "base": await pipeline_parts.assemble(index, student=base),
-            CANDIDATE: routed,
-        }
+        pipelines = {BASELINE: plain, CANDIDATE: routed}
+        if "base" in arm_plan.arms:
+            base = students.open_base(adapter["student"]).model
+            pipelines["base"] = await pipeline_parts.assemble(index, student=base)
         if last:
             pipelines["last_release"] = await pipeline_parts.assemble(
                 index, student=students.load(last.adapter), calibration=last.calibration

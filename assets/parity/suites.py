@@ -41,6 +41,10 @@ MODES: Mapping[str, Mode] = {
     "last_release": "routed",
 }
 BASELINES = ("base", BASELINE, "last_release")
+NOT_ASKED: Mapping[str, str] = {
+    "base": "the base model is asked only where `parity.arms` names it",
+}
+"""Why a baseline has no answers, where the reason is not that there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +265,7 @@ def check_not_worse(
             number=None,
             limit=-margin,
             n=0,
-            detail=f"no answers of {baseline} to compare with"
+            detail=NOT_ASKED.get(baseline, f"no answers of {baseline} to compare with")
             if is_asked
             else describe_unmeasured("the suite"),
             is_gating=not is_asked and baseline == BASELINE,

@@ -217,7 +217,7 @@ def suitability(
     deps=[keys.ARM_ANSWERS, keys.GRADED_ANSWERS, keys.STUDENT_ADAPTER],
     ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
     kinds={"scipy", "polars"},
-    code_version="3",
+    code_version="4",
 )
 def experiment_report(
     golden_cases: pl.DataFrame,

@@ -49,7 +49,7 @@ GOLDEN_PROMPT_COUNT = 4
     ins={name: dg.AssetIn(key=getattr(keys, name.upper())) for name in TABLES},
     partitions_def=RECIPES,
     kinds={"polars", "html"},
-    code_version="5",
+    code_version="6",
 )
 def gate_verdict(
     context: dg.AssetExecutionContext,

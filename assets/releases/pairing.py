@@ -1,8 +1,8 @@
 """Pairs: what student and teacher answered to the same real question, and by which pipeline.
 
 Alike means what confidence was calibrated for: a valid student answer with the teacher's decision
-to refuse and, where both answer, its citations. Belongs here: pairing traces. Does not belong here:
-which pairs are evidence of whom, bounds (`shadow`).
+to refuse and, where both answer, its citations. Belongs here: pairing traces, whose conversation
+one is of. Does not belong here: which pairs are evidence of whom, bounds (`shadow`).
 """
 
 from typing import Any
@@ -16,10 +16,11 @@ COMPARED = (
     "prompt_version",
 )  # fmt: skip
 """What is read of both sides of a pair."""
-ASKED = ("trace_id", "asked_at", "conversation_id")
+ASKED = ("trace_id", "asked_at")
 
 PAIRS = pl.Schema(
     {
+        "trace_id": pl.String(),
         "asked_at": pl.Datetime("us", "UTC"),
         "conversation": pl.String(),
         "student": pl.String(),
@@ -31,13 +32,22 @@ PAIRS = pl.Schema(
 )
 
 
+def name_conversation() -> pl.Expr:
+    """Return whose conversation a trace is of; one of none is its own.
+
+    Clients choose the ids, so that those of two keys may be equal.
+    """
+    own = pl.concat_str(pl.col("key_id").fill_null(""), "conversation_id", separator="/")
+    return pl.coalesce(own, "trace_id").alias("conversation")
+
+
 def pair_answers(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
     """Return one row per question that both models answered, oldest first.
 
     Models, indexes and prompt versions are those of the two traces, which a release in between sets
     apart. A question that the same role answered twice (a fallback in between) is no pair.
     """
-    joined = asks.select(*ASKED, *COMPARED).join(
+    joined = asks.select(*ASKED, name_conversation(), *COMPARED).join(
         shadows.select("parent_trace_id", *COMPARED),
         left_on="trace_id",
         right_on="parent_trace_id",
@@ -65,8 +75,9 @@ def _compare(row: dict[str, Any], *, student: str, teacher: str) -> dict[str, An
         }
     )
     return {
+        "trace_id": row["trace_id"],
         "asked_at": row["asked_at"],
-        "conversation": row["conversation_id"] or row["trace_id"],
+        "conversation": row["conversation"],
         "student": row[f"model{student}"],
         "teacher": row[f"model{teacher}"],
         "indexes": [row["index_fingerprint"], row["index_fingerprint_shadow"]],

@@ -19,7 +19,7 @@ from serving.home import Home
 
 AGREEMENT_RATIO = 0.95  # lower Wilson bound at or above: the student may stand in
 MINIMUM_PAIRS = 500
-MINIMUM_HOURS = 24  # different hours with pairs: less is no day, whatever its volume
+MINIMUM_HOURS = 24  # different hours with traffic: less is no day, whatever its volume
 ALPHA = 0.05
 
 

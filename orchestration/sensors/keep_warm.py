@@ -125,8 +125,7 @@ def build_warmth_sensor(config: Config) -> dg.SensorDefinition:
             now=datetime.now(UTC),
             maximum=maximum,
         )
-        if config.loop.servers:
-            write_memory(memory, warmth.spells)
+        write_memory(memory, warmth.spells)
         if warmth.overdue:
             raise ServerColdError(
                 "looking after the servers",

@@ -17,7 +17,7 @@ from orchestration.bindings import Bindings
 from orchestration.config import read_config
 from orchestration.drill import ASKS_PER_DAY, DAYS, gather_drill, judge_drill
 from orchestration.flywheel import turn_flywheel
-from orchestration.misses import read_misses
+from orchestration.misses import date_misses, read_misses
 from orchestration.running import run_chain
 from orchestration.sensors.facts import read_attempts, read_retraining_facts
 from orchestration.status import read_release
@@ -96,14 +96,14 @@ def test_the_server_hot_loads_a_student_that_learnt_from_the_teachers_answers(tu
     assert not labels.filter(pl.col("seed_id").is_in(harvested["question_id"].to_list())).is_empty()
 
 
-def test_a_turn_that_failed_asks_nobody_twice_and_says_what_it_does(turned):
+def test_a_turn_that_was_not_due_keeps_its_drill_asks_anew_and_says_what_it_does(turned):
     config, _, _, (failed, told) = turned
     done = [line for line in failed if ": done in" in line]
     assert [line.split(":")[0] for line in done] == ["1/6 drill", "2/6 serve", "3/6 curate"]
     assert failed[-1].startswith("4/6 decide")
     again = [line.split(":")[0] for line in told if ": done before" in line]
-    assert again == ["1/6 drill", "2/6 serve", "3/6 curate"]
-    assert sum(": done in" in line for line in told) == 3
+    assert again == ["1/6 drill"]
+    assert sum(": done in" in line for line in told) == 5
     assert any("status 200" in line for line in told)
     assert not find_memory(Home(config.home)).exists()
 
@@ -183,6 +183,7 @@ def test_what_is_dreamed_without_weak_traffic_is_trained_on_and_says_where_it_is
     journal = open_dreams(home).read()
     assert journal.height > 0
     assert set(journal["evidence"]) == {"validation"}
+    assert date_misses(home, "tiny") < journal["dreamed_at"].min()  # so no night repeats these
     missed = read_misses(home, "tiny").filter("is_weak")["question"]
     labels = pl.read_parquet(home.table("labels/labelled_examples"))
     asked = labels.filter(pl.col("question").is_in(missed.to_list()))

@@ -47,7 +47,7 @@ def test_every_arm_answers_every_case_in_three_wordings(product):
     assert measured.succeeded, measured.failure
     answers = read(config, "parity/suite_answers", "tiny")
     assert dict(answers.group_by("arm").len().sort("arm").iter_rows()) == {
-        "base": 33, "routed": 33, "teacher": 33,
+        "routed": 33, "teacher": 33,
     }  # fmt: skip
     assert answers["error"].null_count() == answers.height
     assert answers.filter(arm="teacher", suite="refusal", wording=0)["question"].to_list() == list(

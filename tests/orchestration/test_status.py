@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -21,8 +23,9 @@ from orchestration.status import (
     read_status,
     read_traffic,
 )
+from orchestration.status_cli import _describe_traffic
 from serving.home import Home
-from serving.tracing.segments import SegmentWriter
+from serving.tracing.segments import OPEN_SUFFIX, SegmentWriter
 from tests.assets.traces.served import START, make_keys, plan_days, serve_plan
 from tests.orchestration.sensors.curated import (
     accept,
@@ -86,7 +89,7 @@ def test_old_traffic_is_out_of_the_window(config):
 def test_traces_of_other_environments_and_unsealed_ones_are_said_and_not_counted(tmp_path):
     home = Home(tmp_path)
     serve_plan(home.root, plan_days(0.1, 60)[:3], keys=make_keys(home.root, 12, env="staging"))
-    assert count_unsealed(home) == 0  # a server that ended has sealed its traces
+    assert count_unsealed(home) == (0, ())  # a server that ended has sealed its traces
     compact(home)
     writer = SegmentWriter(home.traces / "segments")
 
@@ -98,6 +101,46 @@ def test_traces_of_other_environments_and_unsealed_ones_are_said_and_not_counted
 
     told = asyncio.run(write())
     assert (told.ask_count, told.elsewhere, told.unsealed_count) == (0, ("staging",), 1)
+
+
+def test_a_segment_sealed_while_it_is_counted_is_passed_over_and_a_damaged_one_is_a_problem(
+    tmp_path,
+):
+    home = Home(tmp_path)
+    writer = SegmentWriter(home.traces / "segments")
+
+    async def write() -> Path:
+        for number in range(3):
+            await writer.append({"trace_id": f"t{number}"})
+        (path,) = (home.traces / "segments").glob(f"*{OPEN_SUFFIX}")
+        data = path.read_bytes()
+        await writer.close()
+        path.write_bytes(data)
+        return path
+
+    path = asyncio.run(write())
+    gone = path.with_name(f"gone{OPEN_SUFFIX}")
+    gone.symlink_to(path.with_suffix(".elsewhere"))  # listed, and nothing to open: as if renamed
+    assert count_unsealed(home) == (3, ())
+    data = bytearray(path.read_bytes())
+    data[data.index(b"t1")] ^= 1
+    path.write_bytes(data)
+    traffic = read_traffic(home, since=START)
+    assert traffic.unsealed_count == 1
+    (told,) = [
+        line
+        for line in find_problems(None, traffic, alarms=(), decision=Wait(reason="w"))
+        if "damaged" in line
+    ]
+    assert str(path) in told
+
+
+def test_what_is_not_known_is_not_fine_and_other_environments_are_always_named(found):
+    assert replace(found, problems=(), is_monitored=True).is_fine
+    assert not replace(found, problems=(), is_monitored=False).is_fine
+    for traffic in (QUIET, found.traffic):
+        told = _describe_traffic(replace(traffic, elsewhere=("staging",)))
+        assert "others asked in staging" in told
 
 
 def test_a_configured_server_that_is_not_ready_asks_for_a_person(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestration.traffic import plan_traffic
-from orchestration.turning import find_memory, open_turn
+from orchestration.turning import find_memory, is_unfinished, open_turn
 from serving.home import Home
 
 PLANS = (plan_traffic({"care": ["What is E4?"]}, days=1, asks_per_day=2, seed=1),)
@@ -45,3 +45,24 @@ def test_a_turn_of_other_questions_or_another_recipe_begins_anew(tmp_path):
     for changed in ({}, {"recipe": "other"}, {"plans": others, "recipe": "other"}):
         turn(home, made, **changed)
     assert made.count("asked") == 3
+
+
+def test_a_turn_is_unfinished_only_for_its_own_recipe_and_questions(tmp_path):
+    home = Home(tmp_path)
+    others = (plan_traffic({"care": ["What is E4?"]}, days=1, asks_per_day=2, seed=2),)
+    assert not is_unfinished(home, "tiny", PLANS)
+    *_, memory, _ = turn(home, [])
+    assert is_unfinished(home, "tiny", PLANS)
+    assert not is_unfinished(home, "other", PLANS)
+    assert not is_unfinished(home, "tiny", others)
+    memory.forget()
+    assert not is_unfinished(home, "tiny", PLANS)
+
+
+def test_a_dropped_step_is_made_again_and_the_turn_keeps_its_beginning(tmp_path):
+    home, made = Home(tmp_path), []
+    *_, first, _ = turn(home, made)
+    first.drop("1/2 ask")
+    *_, second, _ = turn(home, made)
+    assert made == ["asked", "trained", "asked"]
+    assert second.began_at == first.began_at

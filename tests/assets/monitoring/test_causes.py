@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from assets.monitoring.agreement import measure_agreement, pair_answers
+from assets.monitoring.agreement import measure_agreement, pair_questions
 from assets.monitoring.assignment import measure_assignment
 from assets.monitoring.clusters import cluster_pairs, judge_clusters, tabulate_clusters
 from assets.monitoring.cold_starts import measure_cold_starts
@@ -67,7 +67,7 @@ def test_a_student_that_never_was_good_enough_is_found_within_few_pairs(lapsed):
 
 
 def cluster(traffic, embedder, registered=None, behaviours=()):
-    pairs = pair_answers(traffic.asks, traffic.shadows)
+    pairs = pair_questions(traffic.asks, traffic.shadows)
     known = np.zeros((0, embedder.dimension), np.float32) if registered is None else registered
     clusters = cluster_pairs(pairs, embedder, registered=known, behaviours=behaviours)
     table = tabulate_clusters(clusters, start=traffic.start, end=traffic.end)

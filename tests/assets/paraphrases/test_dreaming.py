@@ -17,7 +17,7 @@ from assets.paraphrases.dreaming import (
     open_dreams,
 )
 from assets.paraphrases.rewriting import write_rewrite_request
-from assets.paraphrases.weakness import WeakSpot, rank_weak_spots, select_asks
+from assets.paraphrases.weakness import WeakSpot, leave_out_dreamed, rank_weak_spots, select_asks
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.curate_cli import compact
 from orchestration.traffic import PROFILES, plan_traffic
@@ -135,7 +135,7 @@ def make_plan(*, maximum_questions, questions_per_spot):
     return DreamPlan(
         maximum_questions=maximum_questions, questions_per_spot=questions_per_spot,
         temperature=0.9, concurrency=1, window_days=7, is_taught=lambda _: True,
-        read_misses=lambda: pl.DataFrame(),
+        read_misses=lambda: pl.DataFrame(), date_misses=lambda: None,
     )  # fmt: skip
 
 
@@ -172,6 +172,14 @@ def test_the_next_night_writes_other_questions_about_the_same_spot(tmp_path):
     assert both["text"].is_unique().all()
     assert both["generation"].n_unique() == 2
     assert night.barren == []
+
+
+def test_validation_misses_are_written_around_once_until_another_student_is_asked(tmp_path):
+    _, kept = dream(Home(tmp_path), Writer(tmp_path / "cache"), maximum_questions=3)
+    asked_before, asked_since = NOW - timedelta(hours=1), NOW + timedelta(hours=1)
+    assert leave_out_dreamed(SPOTS, kept, since=asked_before) == SPOTS[1:]
+    assert leave_out_dreamed(SPOTS, kept, since=asked_since) == SPOTS
+    assert leave_out_dreamed(SPOTS, kept, since=None) == SPOTS
 
 
 def test_a_spot_whose_rewordings_are_all_known_holds_up_no_other_and_is_asked_otherwise_next_night(

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import polars as pl
 import pytest
 
+from assets.parity.arms import ARM_NAMES
 from assets.parity.predictions import compare_predictions, keep_retired
 from assets.parity.registering import (
     find_predictions,
@@ -93,6 +95,38 @@ def test_a_prediction_edited_after_the_run_is_judged_as_it_was(ledger):
     ))  # fmt: skip
     assert section is not None
     assert section.tables[0].rows[0][3].endswith("changed since to +0.300")
+
+
+@pytest.mark.parametrize(
+    "edit", [{"arm": "routed"}, {"against_arm": "teacher"}, {"against_recipe": "contaminated"}]
+)
+def test_a_prediction_of_another_comparison_predicts_nothing_of_this_one(ledger, edit):
+    said = make_experiment(0.3)
+    register(ledger, said)
+    measured = {
+        recipe: pl.concat(rows.with_columns(arm=pl.lit(arm)) for arm in ARM_NAMES)
+        for recipe, rows in MEASURED.items()
+    }
+    found = compare_predictions(
+        [replace(said, **edit)], measured, {"leak": read_registrations(ledger)["leak", "a"]}
+    )
+    row = found.row(0, named=True)
+    assert row["predicted_delta"] == row["declared_delta"] == 0.3
+    assert (row["registration"], row["outcome"]) == ("changed", "unpredicted")
+    section = describe_experiments(found)
+    assert section is not None
+    assert section.tables[0].rows[0][3].endswith("of another comparison")
+
+
+def test_another_number_of_one_metric_leaves_the_other_as_it_was_registered(ledger):
+    said = replace(make_experiment(0.3), predicted={"exact_match": 0.3, "cite_coverage": 0.1})
+    register(ledger, said)
+    edited = replace(said, predicted={"exact_match": 0.3, "cite_coverage": 0.2})
+    found = {row["metric"]: row for row in report(ledger, edited)}
+    assert (found["exact_match"]["registration"], found["exact_match"]["outcome"]) == (
+        "unchanged", "confirmed",
+    )  # fmt: skip
+    assert found["cite_coverage"]["registration"] == "changed"
 
 
 def test_what_was_added_or_withdrawn_after_the_run_is_named(ledger):

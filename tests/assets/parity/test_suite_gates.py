@@ -121,8 +121,10 @@ def test_a_suite_that_was_not_measured_is_open_and_never_passes():
 
 def test_a_baseline_that_does_not_exist_is_shown_and_not_counted():
     gates = gates_of(GOOD, answer(BOTH, "routed"))
-    last = gates["refusal_vs_last_release"]
-    assert (last.outcome, last.is_gating, last.n) == ("INCONCLUSIVE", False, 0)
+    for name, told in (("last_release", "no answers of last_release"), ("base", "`parity.arms`")):
+        gate = gates[f"refusal_vs_{name}"]
+        assert (gate.outcome, gate.is_gating, gate.n) == ("INCONCLUSIVE", False, 0)
+        assert told in gate.detail
 
 
 def test_a_product_without_suites_has_no_gates_of_them():

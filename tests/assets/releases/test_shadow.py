@@ -7,17 +7,15 @@ import polars as pl
 import pytest
 
 from assets import tables
-from assets.monitoring import agreement, traffic
+from assets.monitoring.traffic import add_columns
 from assets.releases.shadow import (
     AGREEMENT_RATIO,
-    MINIMUM_HOURS,
-    MINIMUM_PAIRS,
     ShadowedPipeline,
     check_shadow_agreement,
     leave_out_others,
     read_pairs,
 )
-from assets.traces.hours import find_folder, name_hour
+from assets.traces.hours import find_folder, list_hours, name_hour, scan_hours
 from serving.home import Home
 
 PIPELINE = ShadowedPipeline(
@@ -90,14 +88,6 @@ def check(pairs: pl.DataFrame):
     return check_shadow_agreement(pairs, PIPELINE, days=DAYS)
 
 
-def test_the_limits_are_those_of_monitoring():
-    assert (AGREEMENT_RATIO, MINIMUM_PAIRS, MINIMUM_HOURS) == (
-        agreement.AGREEMENT_RATIO,
-        agreement.MINIMUM_PAIRS,
-        traffic.MINIMUM_HOURS,
-    )
-
-
 @pytest.mark.parametrize(("hits", "outcome"), [(590, "PASS"), (500, "FAIL"), (575, "INCONCLUSIVE")])
 def test_the_lower_bound_of_this_student_is_gated(tmp_path, hits, outcome):
     gate = check(serve(Home(tmp_path), hits, 600))
@@ -159,6 +149,16 @@ def test_who_asks_again_is_counted_once(tmp_path):
     rows = [row | {"conversation_id": "c"} for i in range(600) for row in answer_twice(i)]
     write_traces(Home(tmp_path), rows)
     assert check(read_pairs(Home(tmp_path), days=DAYS, until=UNTIL)).n == 1
+
+
+def test_conversations_of_two_keys_that_chose_one_id_are_two(tmp_path):
+    rows = [row | {"conversation_id": "c", "key_id": f"k{i % 2}"} for i in range(600)
+            for row in answer_twice(i)]  # fmt: skip
+    write_traces(Home(tmp_path), rows)
+    pairs = read_pairs(Home(tmp_path), days=DAYS, until=UNTIL)
+    assert check(pairs).n == 2
+    seen = add_columns(scan_hours(list_hours(find_folder(Home(tmp_path))))).collect()
+    assert seen["conversation"].n_unique() == 2
 
 
 def test_a_home_without_traces_has_no_pairs(tmp_path):

@@ -108,3 +108,10 @@ def test_one_cold_spell_is_one_alarm_over_the_ticks_and_hides_no_other_server(tm
     told = str(caught.value.__cause__ or caught.value)
     assert f"{other} since" in told
     assert f"{nobody} since" not in told
+
+
+def test_a_server_that_is_looked_after_no_more_is_forgotten_and_begins_anew(tmp_path, nobody):
+    tick(tmp_path, (nobody,))
+    make_old(tmp_path)
+    assert "names none" in tick(tmp_path, ()).skip_message
+    assert "servers to become warm" in tick(tmp_path, (nobody,)).skip_message
