@@ -238,7 +238,7 @@ def graded_answers(
     },
     partitions_def=RECIPES,
     kinds={"scipy", "polars"},
-    code_version="4",
+    code_version="5",
 )
 def parity_report(
     arm_answers: pl.DataFrame,

@@ -54,11 +54,14 @@ def _measure_time(arm_answers: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def price_answers(arm_answers: pl.DataFrame) -> pl.DataFrame:
-    """Return the first answers with their cost, null where it is 0: no model answers for nothing.
+    """Return the first answers with their cost, null where tokens were used and cost nothing.
 
-    A price that was left out of the configuration would make an arm look free.
+    A price that was left out of the configuration would make an arm look free. An answer without a
+    token, which a student's rules gave, is free.
     """
-    is_priced = pl.col("cost_usd") > 0
+    is_priced = (pl.col("cost_usd") > 0) | (
+        pl.col("prompt_tokens") + pl.col("completion_tokens") == 0
+    )
     return arm_answers.filter(repeat=0).with_columns(pl.when(is_priced).then("cost_usd"))
 
 

@@ -7,6 +7,7 @@ from assets import tables
 from assets.parity.comparison import build_parity_table, find_row
 from assets.parity.formatting import format_limits, format_value, render_parity_table_text
 from assets.parity.graders import grade_answers
+from assets.parity.measuring import price_answers
 from assets.parity.metrics import METRICS, SLICES
 from assets.statistics import mcnemar_exact, tango_interval, wilson_interval
 from serving.errors import InvalidInputError
@@ -52,6 +53,18 @@ def test_paired_difference_carries_tango_mcnemar_and_bootstrap(parity_report: pl
     assert (row["lower"], row["upper"]) == (tango.lower, tango.upper)
     assert row["mcnemar_p"] == mcnemar_exact(0, 5)
     assert row["bootstrap_lower"] < -0.1 < row["bootstrap_upper"]
+
+
+def test_an_answer_without_a_token_is_free_and_one_without_a_price_says_nothing() -> None:
+    answers = pl.DataFrame(
+        {
+            "repeat": [0, 0, 0, 0],
+            "prompt_tokens": [500, 0, 500, None],
+            "completion_tokens": [20, 0, 20, None],
+            "cost_usd": [0.002, 0.0, 0.0, None],
+        }
+    )
+    assert price_answers(answers)["cost_usd"].to_list() == [0.002, 0.0, None, None]
 
 
 def test_cost_and_latency_are_compared_with_the_teacher(parity_report: pl.DataFrame) -> None:
