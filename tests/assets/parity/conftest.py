@@ -75,6 +75,8 @@ def _answer(arm: str, case: dict[str, Any], number: int) -> dict[str, Any]:
         "verdict": "valid",
         "used_fallback": False,
         "model": f"{by}-1",
+        "prompt_tokens": 500,
+        "completion_tokens": 20,
         "cost_usd": 0.012 if by == "teacher" else 0.001,
         "latency_ms": (900.0 if by == "teacher" else 300.0) + number,
         "error": None,
