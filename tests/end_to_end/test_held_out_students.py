@@ -60,9 +60,10 @@ class CannedStudents:
         return SimpleNamespace(provider="local")
 
     def open_base(self, _student: str) -> SimpleNamespace:
-        return SimpleNamespace(model=self.base, dtype="float32")
+        return SimpleNamespace(model=self.base)
 
     def load(self, _adapter: dict) -> SayingStudent:
+        self.student.dtype = "float32"  # as a student says it that runs here
         return self.student
 
 

@@ -76,7 +76,9 @@ def eval_embeddings() -> pl.DataFrame:
 
 @pytest.fixture
 def seed_questions() -> pl.DataFrame:
-    return pl.DataFrame({"question_id": list(SEEDS), "text": list(SEEDS.values())})
+    texts = list(SEEDS.values())
+    sources = ["handwritten"] * len(texts)
+    return pl.DataFrame({"question_id": list(SEEDS), "text": texts, "source": sources})
 
 
 @pytest.fixture
@@ -128,21 +130,21 @@ def test_the_ui_shows_a_plot_and_the_nearest_pairs(guarded):
 
 def test_what_is_judged_and_kept_is_the_text_that_training_will_see(eval_embeddings):
     texts = ["How are an\u00adswers \uff23ited?", CASES["g1"].replace("limit", "li\u200bmit")]
-    seeds = pl.DataFrame({"question_id": ["s1", "s2"], "text": texts})
+    seeds = pl.DataFrame({"question_id": ["s1", "s2"], "text": texts, "source": "handwritten"})
     nothing = tables.PARAPHRASES.to_frame()
     made = guarded_questions(seeds, nothing, eval_embeddings, WordEmbedder(), NO_DREAMS).value
     assert made["text"].to_list() == [normalise_question(text) for text in texts]
     assert made.select("verdict", "reason").rows() == [("kept", ""), ("rejected", "same_text")]
 
 
-def test_nobodys_address_is_shown_with_the_nearest_pairs(eval_embeddings):
+def test_a_users_words_are_not_shown_with_the_nearest_pairs(eval_embeddings):
     text = "Does ada@example.com set the limit of the guard?"
-    seeds = pl.DataFrame({"question_id": ["s1"], "text": [text]})
+    seeds = pl.DataFrame({"question_id": ["s1"], "text": [text], "source": "harvested"})
     made = guarded_questions(
         seeds, tables.PARAPHRASES.to_frame(), eval_embeddings, WordEmbedder(), NO_DREAMS
     )
     shown = made.metadata["nearest_pairs"].md_str
-    assert "set the limit of the guard" in shown
+    assert "s1: a user's" in shown
     assert "ada@" not in shown
     assert made.value["text"].to_list() == [text]
 

@@ -15,6 +15,7 @@ from assets.students import reporting
 from assets.students.curve_chart import describe_speed, draw_curve
 from assets.students.student_folders import PROVENANCE
 from serving.home import Home
+from serving.models.student_rules import NO_RULES
 from tests.assets.students.training_cases import FACTS, make_frame, make_recipe
 
 
@@ -50,7 +51,7 @@ def test_while_it_trains_steps_are_observations_of_the_adapter(
                 base=lambda _: SimpleNamespace(path=tiny_base),
                 find=lambda _: SimpleNamespace(local_engine="transformers"),
             ),
-            home=home, facts=FACTS,
+            home=home, facts=FACTS, rules=NO_RULES,
         )  # fmt: skip
         return dg.MaterializeResult(metadata={"adapter": outcome["adapter"]})
 
