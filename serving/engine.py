@@ -99,7 +99,7 @@ class ServingEngine:
         keeps questions from it.
 
         Raises:
-            ModelError: the general student, or where none is routed to the teacher, is silent.
+            ModelError: the general student does not answer, or the teacher where it answers all.
             IndexMismatchError: a golden prompt retrieves other chunks than it did at the build.
         """
         needed, others = self._choose_warmed()

@@ -24,6 +24,10 @@ decide worse than a student that was taught refusals."""
 MINIMUM_CLASS_SEEDS = 15  # seeds with refusals, and with answers, below which nothing is fitted
 FOLDS = 5
 SCORE_EDGES = np.linspace(0, 1, 41)
+BEST_SCORE = (
+    pl.col("retrieved").list.eval(pl.element().struct.field("score")).list.max().fill_null(0.0)
+)
+"""Of teacher_answers: the score of a question's best source; 0 where nothing was retrieved."""
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -82,9 +86,8 @@ def learn_refusals(examples: pl.DataFrame, answers: pl.DataFrame) -> dict[str, A
 
 def gather_scores(examples: pl.DataFrame, answers: pl.DataFrame, split: str) -> Scored:
     """Return the labelled questions of a split, with the score of the best source of each."""
-    best = pl.col("retrieved").list.eval(pl.element().struct.field("score")).list.max()
     scored = examples.filter(pl.col("split") == split).join(
-        answers.select("question_id", best.fill_null(0.0).alias("best_score")), on="question_id"
+        answers.select("question_id", BEST_SCORE.alias("best_score")), on="question_id"
     )
     return Scored(
         scores=scored["best_score"].to_numpy().astype(np.float64),

@@ -19,13 +19,8 @@ DAMAGED = ".damaged"
 HashContent = Callable[[Path], str]
 """Returns the sha12 that a folder's content gives; it must be the one in its name."""
 
-_BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    ReleaseError,
-)  # what reading a damaged folder can raise
+# What reading a damaged folder can raise.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, ReleaseError)
 
 
 def find_folder(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from assets.labels.refusals import BEST_SCORE
 from serving.models.protocols import Message
 from serving.models.student_rules import StudentRules
 from serving.pipeline.prompt import CITATION_PATTERN, read_sources_text
@@ -29,7 +30,8 @@ def choose_taught(
         rules: of the student.
     """
     if rules.refusal is not None:
-        examples = _leave_out_refused(examples, answers, rules.refusal.minimum_score)
+        weak = answers.filter(rules.refusal.minimum_score > BEST_SCORE)
+        examples = examples.join(weak.select("question_id"), on="question_id", how="anti")
     if rules.sources is None:
         return examples
     shortened = [
@@ -40,16 +42,7 @@ def choose_taught(
     return pl.DataFrame(shortened, schema=examples.schema)
 
 
-def _leave_out_refused(
-    examples: pl.DataFrame, answers: pl.DataFrame, minimum_score: float
-) -> pl.DataFrame:
-    best = pl.col("retrieved").list.eval(pl.element().struct.field("score")).list.max()
-    weak = answers.filter(best.fill_null(0.0) < minimum_score)
-    return examples.join(weak.select("question_id"), on="question_id", how="anti")
-
-
 def cites_only_the_first(messages: Sequence[Message], completion: str, count: int) -> bool:
     """Return whether an answer cites none but the first `count` sources of its prompt."""
-    listed = read_sources_text([{"content": m["content"]} for m in messages[:1]])
-    legal = {label for _, label in find_sources(listed)[:count]}
+    legal = {label for _, label in find_sources(read_sources_text(messages))[:count]}
     return {match["id"] for match in CITATION_PATTERN.finditer(completion)} <= legal

@@ -177,7 +177,7 @@ class PromptedStudent:
 
     async def _write_turns(self, request: ChatRequest) -> tuple[Message, ...]:
         question = request.messages[-1]["content"]
-        sources = read_sources_text([{"content": m["content"]} for m in request.messages[:1]])
+        sources = read_sources_text(request.messages)
         rows = await self._choose(question)
         asked: Message = {"role": "user", "content": _ask(sources, question)}
         taken = self._fixed_size + self._measure([asked]) + request.max_tokens

@@ -34,7 +34,8 @@ RULES_FILE = "rules.json"
 class RefusalRule(BaseModel):
     """The odds that the teacher refuses are exp(intercept + weight * best score).
 
-    Scores are 0-1 (`Hit.score`). The student refuses where that is the likelier outcome.
+    Scores are 0-1 (`Hit.score`); the odds are those of traffic in which both outcomes are equally
+    common. The student refuses where that is the likelier one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -113,9 +114,12 @@ class RuledStudent:
 
     async def stream(self, request: ChatRequest, on_text: Callable[[str], None]) -> Completion:
         """Answer as `complete` does, handing pieces on as they come; whole where it does not."""
-        if isinstance(self._student, StreamingChatModel) and self._refuse(request) is None:
-            return await self._student.stream(self._shorten(request), on_text)
-        completion = await self.complete(request)
+        completion = self._refuse(request)
+        if completion is None:
+            shortened = self._shorten(request)
+            if isinstance(self._student, StreamingChatModel):
+                return await self._student.stream(shortened, on_text)
+            completion = await self._student.complete(shortened)
         on_text(completion.text)
         return completion
 

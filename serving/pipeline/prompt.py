@@ -115,13 +115,13 @@ def read_answer(raw: str, hits: Sequence[Hit], prompt: PromptFormat) -> DraftAns
     )
 
 
-def read_sources_text(messages: Sequence[Mapping[str, str]]) -> str:
+def read_sources_text(messages: Sequence[Mapping[str, object]]) -> str:
     """Return the numbered sources of a request, exactly as the model saw them.
 
     Raises:
         InvalidInputError: the first message lists no sources: `write_request` did not write it.
     """
-    system = messages[0]["content"] if messages else ""
+    system = str(messages[0]["content"]) if messages else ""
     _, heading, sources = system.partition(_SOURCES_HEADING)
     if not heading:
         raise InvalidInputError(

@@ -42,7 +42,7 @@ def keep_sources(messages: Sequence[Message], count: int) -> tuple[Message, ...]
     Raises:
         InvalidInputError: the first message lists no sources.
     """
-    listed = read_sources_text([{"content": m["content"]} for m in messages[:1]])
+    listed = read_sources_text(messages)
     starts = find_sources(listed)
     system = messages[0]["content"]
     if len(starts) > count:
