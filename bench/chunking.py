@@ -1,7 +1,8 @@
 """Chunking against its peers: how fast, and what each of them breaks.
 
 Run: `python bench/chunking.py [--folder DOCS ...] [--pages 24] [--kilobytes 25] [--rounds 3]
-[--json]`. Sites: a synthetic one whose generator knows every word, this repo's docs, and each
+[--json]`. With `--worst 50` the fifty chunks of ours that most need reading are printed instead.
+Sites: a synthetic one whose generator knows every word, this repo's docs, and each
 folder given. Arms, all with the embedder's tokenizer and the same maximum: ours; LangChain's
 Markdown header splitter followed by its recursive splitter; semantic-text-splitter's Markdown
 splitter (Rust). Arms are interleaved; times are of one process. One page is doubled three times.
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.chunking_sites import SitePage, read_site, squeeze, squeeze_row, write_site
+from bench.worst_chunks import print_worst, rank_chunks
 from orchestration.config import load_config
 from serving.models.embedder import SentenceEmbedder, load_embedder
 from serving.pipeline.chunking import chunk_page, parse_page
@@ -217,12 +219,20 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=24, help="pages of the synthetic site")
     parser.add_argument("--kilobytes", type=int, default=25, help="their average size")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worst", type=int, help="print so many chunks of each site, time nothing")
     parser.add_argument("--arms", nargs="+", default=["ours", "langchain", "semantic"])
     options = parser.parse_args()
     config = load_config()
     meter = Meter(
         load_embedder(config.embedder.model, config.embedder.revision, config.home / "models")
     )
+    if options.worst:
+        for folder in options.folder or [ROOT / "docs"]:
+            ranked = rank_chunks(
+                read_site(folder), target=TARGET, maximum=MAXIMUM, count_tokens=meter
+            )
+            print_worst(str(folder), ranked, options.worst)
+        return
     meter(["the model is loaded before any clock runs"])
     arms = {name: split for name, split in make_arms(meter).items() if name in options.arms}
     figures: dict[str, Any] = {

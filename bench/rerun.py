@@ -2,8 +2,10 @@
 
 Run: `python bench/rerun.py [--config config/understudy.yaml] [--seeds 60] [--latency 0 2]`.
 Everything happens in a temporary home on copies of the corpus and the seeds, each run in a process
-of its own as `understudy run` would be, up to judged and selected labels. Counted are the calls
-that reached a model (what is kept is not bought), the texts really embedded, and seconds.
+of its own as `understudy run` would be, up to selected labels and their soft targets. Counted are
+the calls that reached a model (what is kept is not bought), the texts really embedded, the answers
+really scored, and seconds. Answers are scored if the configuration names a scorer, or with
+`--scorer`, which scores with the first local student's own base.
 
 `--latency` names one or more regimes, each measured from a full run on: with 0 the calls take what
 the configured models take (the embedded ones a few milliseconds), with 2 each bought call takes two
@@ -39,8 +41,9 @@ from orchestration.config import DEFAULT_CONFIG, Config, prepare_environment, re
 SELECTION = (
     "corpus", "seeds", "eval_set", "paraphrases",
     "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
+    "labels/teacher_logprobs",
 )  # fmt: skip
-COUNTS = ("paraphrasing", "answering", "judging", "embedded")
+COUNTS = ("paraphrasing", "answering", "judging", "embedded", "scored")
 LIMIT_RATIO = 0.03
 
 
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--latency", type=float, nargs="+", default=[0.0], help="seconds added to bought calls"
     )
+    parser.add_argument("--scorer", action="store_true", help="score answers with the base model")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
@@ -64,7 +68,12 @@ def main() -> None:
     regimes = []
     for latency in options.latency:
         with tempfile.TemporaryDirectory(prefix="understudy-rerun-") as folder:
-            path = copy_product(read_config(options.config.resolve()), Path(folder), options.seeds)
+            path = copy_product(
+                read_config(options.config.resolve()),
+                Path(folder),
+                options.seeds,
+                with_scorer=options.scorer,
+            )
             regimes.append(
                 compare(path, share=options.share, rounds=options.rounds, latency=latency)
             )
@@ -73,7 +82,9 @@ def main() -> None:
         sys.stdout.write(json.dumps(regimes) + "\n")
 
 
-def copy_product(config: Config, folder: Path, seed_limit: int | None) -> Path:
+def copy_product(
+    config: Config, folder: Path, seed_limit: int | None, *, with_scorer: bool
+) -> Path:
     """Copy what will be edited, link what is prepared, and return the copy's config file."""
     shutil.copytree(config.product.corpus.path, folder / "corpus")
     lines = config.seeds.path.read_text(encoding="utf-8").splitlines()
@@ -86,6 +97,9 @@ def copy_product(config: Config, folder: Path, seed_limit: int | None) -> Path:
     values["home"] = str(folder / "home")
     values["product"]["corpus"]["path"] = str(folder / "corpus")
     values["seeds"]["path"] = str(folder / "seeds.jsonl")
+    if with_scorer:
+        local = next(s for s in config.students.values() if s.provider == "local")
+        values["scorer"] = {"model": local.base_model, "revision": local.revision}
     path = folder / "understudy.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
@@ -180,6 +194,7 @@ def measure_here(path: Path, *, force: bool, latency: float) -> None:
     counts: Counter[str] = Counter()
     count_calls(counts, judge=config.judge.model, latency=latency)
     count_embedded(counts)
+    count_scored(counts)
     outcome = run_chain(
         config,
         progress=NoProgress(),
@@ -238,6 +253,19 @@ def count_embedded(counts: Counter[str]) -> None:
     wrap(SentenceEmbedder)
 
 
+def count_scored(counts: Counter[str]) -> None:
+    """Count every answer whose scores landed rather than were found among the kept ones."""
+    from resources.scores import ScoreStore
+
+    keep = ScoreStore.keep
+
+    def counted(self: Any, key: str, scores: Any) -> None:
+        counts["scored"] += 1
+        keep(self, key, scores)
+
+    ScoreStore.keep = counted  # type: ignore[method-assign]
+
+
 def sum_calls(run: dict[str, Any]) -> int:
     """Return the calls a run bought from teacher and judge."""
     return sum(run["counts"].get(name, 0) for name in COUNTS[:3])
@@ -268,12 +296,19 @@ def print_figures(figures: dict[str, Any]) -> None:
             "embedded texts": [
                 run["counts"].get("embedded", 0) / full["counts"]["embedded"] for run in made
             ],
+            "scored answers": [
+                run["counts"].get("scored", 0) / full["counts"]["scored"] for run in made
+            ]
+            if full["counts"].get("scored")
+            else [],
             "seconds": [run["seconds"] / full["seconds"] for run in made],
             "seconds beyond the fixed": [
                 (run["seconds"] - idle["seconds"]) / beyond for run in made
             ],
         }
         for quantity, ratios in rows.items():
+            if not ratios:
+                continue
             spread = f"({min(ratios):.1%} to {max(ratios):.1%})"
             print(f"{name:>16}  {quantity:<26}{statistics.median(ratios):>7.1%} {spread}")
     show_steps(runs)

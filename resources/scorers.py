@@ -17,7 +17,7 @@ from serving.aio import map_bounded, run_blocking
 from serving.errors import InvalidInputError, ModelError, UpstreamRejectedError
 from serving.hashing import content_hash
 from serving.models.asking import explain_failure, explain_status, explain_timeout
-from serving.models.protocols import NoProgress, ScoreRequest, TokenScores
+from serving.models.protocols import KeepScores, NoProgress, ScoreRequest, TokenScores
 from serving.models.transports import TransportPerLoop
 
 UNKNOWN_LOGPROB = -9999.0
@@ -73,7 +73,9 @@ class VLLMScorer:
         """Not said by the server."""
         return "unknown"
 
-    def score(self, requests: Iterable[ScoreRequest], *, top_k: int) -> Iterator[TokenScores]:
+    def score(
+        self, requests: Iterable[ScoreRequest], *, top_k: int, keep: KeepScores | None = None
+    ) -> Iterator[TokenScores]:
         """Yield the scores of each request's answer, in order; a few calls ahead at a time.
 
         Raises:
@@ -82,14 +84,20 @@ class VLLMScorer:
         """
         waiting = iter(requests)
         while batch := tuple(itertools.islice(waiting, 4 * self.pace.concurrency)):
-            yield from run_blocking(self._score_batch(batch, top_k))
+            yield from run_blocking(self._score_batch(batch, top_k, keep))
 
     async def _score_batch(
-        self, batch: Sequence[ScoreRequest], top_k: int
+        self, batch: Sequence[ScoreRequest], top_k: int, keep: KeepScores | None
     ) -> Sequence[TokenScores]:
+        async def score(request: ScoreRequest) -> TokenScores:
+            scores = await self._score_one(client, request, top_k)
+            if keep is not None:
+                keep(request, scores)
+            return scores
+
         async with httpx2.AsyncClient(transport=self.transport) as client:
             return await map_bounded(
-                lambda request: self._score_one(client, request, top_k),
+                score,
                 batch,
                 concurrency=self.pace.concurrency,
                 progress=NoProgress(),  # the caller counts answers over all batches

@@ -5,6 +5,7 @@ answers are kept (`chat_models`).
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from serving.models.protocols import ChatRequest, Price
 
 TOKENS_PER_MESSAGE = 16
 """Room for what a chat template puts around a message: role and end markers, 3 to 7 tokens each."""
+
+TOKENS_PER_SCHEMA = 512
+"""Room for what a provider tells its model about a schema: none says how long that is."""
 
 
 @dataclass
@@ -104,9 +108,11 @@ def estimate_most_usd(request: ChatRequest, price: Price) -> float:
     """Return the most a call can cost: a byte-level tokenizer makes no more tokens than bytes.
 
     English has about four bytes a token, other scripts down to one; a limit that must hold in all
-    of them takes one.
+    of them takes one. A schema that the answer has to keep to is billed as part of the prompt.
     """
     prompt_tokens = sum(
         len(message["content"].encode()) + TOKENS_PER_MESSAGE for message in request.messages
     )
+    if request.response_format is not None:
+        prompt_tokens += len(json.dumps(request.response_format)) + TOKENS_PER_SCHEMA
     return price.cost_usd(prompt_tokens, request.max_tokens)

@@ -13,6 +13,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
 from assets.eval_set.ledger import record_read
 from assets.labels.answering import (
     ANSWERING_VERSION,
@@ -48,6 +49,7 @@ from assets.labels.selection import (
     select_examples,
     take_unguarded,
 )
+from assets.labels.separation import measure_nearness
 from assets.labels.soft_targets import gather_soft_targets
 from assets.labels.teacher_tokens import KeptAnswers
 from assets.losses import UNANSWERED
@@ -56,7 +58,7 @@ from assets.seeds.harvesting import list_private_seeds
 from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.home import Home
-from serving.models.protocols import ChatModel, Progress
+from serving.models.protocols import ChatModel, Embedder, Progress
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
@@ -205,15 +207,20 @@ def judged_answers(
         "judged_answers": dg.AssetIn(key=keys.JUDGED_ANSWERS),
     },
     kinds={"polars"},
-    code_version="2",
+    code_version=f"3+limit.{LEAKAGE_COSINE_LIMIT}",
 )
 def labelled_examples(
     teacher_answers: pl.DataFrame,
     judged_answers: pl.DataFrame,
     labelling_plan: dg.ResourceParam[LabellingPlan],
+    embedder: dg.ResourceParam[Embedder],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The answers worth learning from, split by seed: no paraphrase validates its sibling."""
-    selection = _select(teacher_answers, judged_answers, labelling_plan)
+    """The answers worth learning from, split by seed: no paraphrase validates its sibling.
+
+    A training question that rewords a held-out one of another seed is left out.
+    """
+    selection = _select(teacher_answers, judged_answers, labelling_plan, embedder)
+    nearest = measure_nearness(selection.examples, embedder)["held_out_cosine"]
     frame = selection.examples
     splits = dict(frame["split"].value_counts().sort("split").iter_rows())
     return dg.MaterializeResult(
@@ -223,6 +230,8 @@ def labelled_examples(
             "examples_by_split": splits,
             "refused_ratio": float(frame["refused"].mean() or 0.0),
             "rejected_by_reason": selection.rejected_by_reason,
+            "largest_held_out_cosine": float(nearest.max() or 0.0),
+            "limit": LEAKAGE_COSINE_LIMIT,
         },
     )
 
@@ -235,16 +244,17 @@ def labelled_examples(
         "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
     },
     kinds={"polars"},
-    code_version="2",
+    code_version=f"3+limit.{LEAKAGE_COSINE_LIMIT}",
 )
 def rejected_examples(
     teacher_answers: pl.DataFrame,
     judged_answers: pl.DataFrame,
     seed_questions: pl.DataFrame,
     labelling_plan: dg.ResourceParam[LabellingPlan],
+    embedder: dg.ResourceParam[Embedder],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The answers that teach nothing, each with the reason, the lowest axis and the judge's why."""
-    selection = _select(teacher_answers, judged_answers, labelling_plan)
+    selection = _select(teacher_answers, judged_answers, labelling_plan, embedder)
     frame = selection.rejected
     scores = draw_scores(judged_answers, minimum_score=labelling_plan.minimum_score)
     worst = describe_rejected(frame, private_seeds=list_private_seeds(seed_questions))
@@ -260,13 +270,16 @@ def rejected_examples(
     )
 
 
-def _select(answers: pl.DataFrame, judged: pl.DataFrame, plan: LabellingPlan) -> Selection:
+def _select(
+    answers: pl.DataFrame, judged: pl.DataFrame, plan: LabellingPlan, embedder: Embedder
+) -> Selection:
     return select_examples(
         answers,
         judged,
         minimum_score=plan.minimum_score,
         terms=plan.terms,
         ruler=plan.ruler,
+        embedder=embedder,
     )
 
 

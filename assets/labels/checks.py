@@ -104,31 +104,6 @@ def every_answer_is_judged_on_every_axis(
     )
 
 
-@dg.asset_check(asset=keys.LABELLED_EXAMPLES, blocking=True)
-def splits_share_no_seed(labelled_examples: pl.DataFrame) -> dg.AssetCheckResult:
-    """No seed has examples in two splits, and train and validation have some.
-
-    Calibration may be empty: nothing reads it yet, and a split is drawn by seed, so a small product
-    can miss one.
-    """
-    splits = labelled_examples.group_by("seed_id").agg(pl.col("split").n_unique())
-    shared = splits.filter(pl.col("split") > 1)["seed_id"].to_list()
-    present = sorted(labelled_examples["split"].unique())
-    absent = [split for split in ("train", "validation") if split not in present]
-    return dg.AssetCheckResult(
-        passed=not shared and not absent,
-        description=f"no examples in {' and '.join(absent)}: add seed questions whose answers are "
-        "kept; a hash of its id gives each seed a split, about one in seven validates"
-        if absent
-        else None,
-        metadata={
-            "seed_count": splits.height,
-            "seeds_in_two_splits": shared[:20],
-            "splits_present": present,
-        },
-    )
-
-
 @dg.asset_check(
     asset=keys.LABELLED_EXAMPLES,
     additional_ins={

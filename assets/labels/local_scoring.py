@@ -18,7 +18,7 @@ from serving.models.causal_lm import (
     read_prefix,
     run_decoder,
 )
-from serving.models.protocols import ScoreRequest, TokenScores
+from serving.models.protocols import KeepScores, ScoreRequest, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,18 @@ class LocalScorer:
         """The weights' dtype, such as bfloat16."""
         return str(self.model.dtype).removeprefix("torch.")
 
-    def score(self, requests: Iterable[ScoreRequest], *, top_k: int) -> Iterator[TokenScores]:
+    def score(
+        self, requests: Iterable[ScoreRequest], *, top_k: int, keep: KeepScores | None = None
+    ) -> Iterator[TokenScores]:
         """Yield the scores of each answer; a prefix that follows itself is read once."""
         last: tuple[tuple[int, ...], PrefixStates] | None = None
         for request in requests:
             if last is None or last[0] != request.prefix_ids:
                 last = (request.prefix_ids, read_prefix(self.model, request.prefix_ids))
-            yield self._score_one(last[1], request, top_k)
+            scores = self._score_one(last[1], request, top_k)
+            if keep is not None:
+                keep(request, scores)
+            yield scores
 
     def _score_one(self, prefix: PrefixStates, request: ScoreRequest, top_k: int) -> TokenScores:
         import torch

@@ -5,6 +5,7 @@ Belongs here: the rules. Does not belong here: how answers are scored (`scoring`
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -12,7 +13,9 @@ import polars as pl
 from serving.errors import InvalidInputError
 from serving.models.chat_tokens import defuse_special_tokens
 
-MINIMUM_MEAN_PROBABILITY = 0.02  # of the realised tokens; below: rows are shifted or foreign
+MINIMUM_MEAN_PROBABILITY = 0.05
+"""Of the realised tokens; below: rows are shifted or foreign. SmolLM2-135M gives the embedded
+teacher's answers .74, and .01 to .02 to the tokens before and after each."""
 MAXIMUM_MEAN_PROBABILITY = 0.9999  # of a teacher's own tokens; above: tempered towards 0
 SUM_TOLERANCE = 2e-3  # float16 rounds each probability by up to 5e-4 of itself
 PER_TOKEN = (
@@ -36,13 +39,14 @@ def check_logprob_rows(
     Refused: row counts that differ within an example, duplicate ids in a row, groups that overlap,
     probabilities that sum over 1 (groups and their tail: to anything but 1) or ascend, a
     temperature other than 1, tokens that do not decode to the completion, and for each source a
-    mean probability of the realised tokens under the floor (rows shifted by one show there) or, of
-    a teacher's own tokens, next to 1 (a server that sends what it sampled from).
+    mean probability of the realised tokens under the floor or under that of the tokens before or
+    after them (rows shifted by one show there) or, of a teacher's own tokens, next to 1 (a server
+    that sends what it sampled from).
 
     Raises:
         InvalidInputError: names the example and the rule.
     """
-    totals: dict[str, list[float]] = {}
+    means: dict[str, _Means] = {}
     for row in frame.iter_rows(named=True):
         problem = _find_problem(row)
         if problem is None and completions is not None:
@@ -54,13 +58,58 @@ def check_logprob_rows(
                 found=problem[1],
                 next_step="score the answers again; if it stays, the scorer's tokenizer differs",
             )
-        known = [y for y, ok in zip(row["y_logp"], row["soft_ok"], strict=True) if ok]
-        total = totals.setdefault(row["source"], [0.0, 0])
-        total[0] += sum(map(math.exp, known))
-        total[1] += len(known)
-    for source, (mass, count) in totals.items():
-        if count:
-            _check_mean(source, mass / count, int(count), minimum_mean_probability)
+        means.setdefault(row["source"], _Means()).add(row)
+    for source, found in means.items():
+        if found.count:
+            _check_mean(source, found.own, found.count, minimum_mean_probability)
+            _check_places(source, found)
+
+
+@dataclass
+class _Means:
+    """What the rows of a source give the tokens of their own places and of the places beside."""
+
+    count: int = 0
+    own_mass: float = 0.0
+    exact_count: int = 0
+    exact_mass: float = 0.0
+    before_mass: float = 0.0
+    after_mass: float = 0.0
+
+    @property
+    def own(self) -> float:
+        return self.own_mass / self.count
+
+    def add(self, row: dict[str, Any]) -> None:
+        ids = row["token_ids"]
+        for j in (j for j, ok in enumerate(row["soft_ok"]) if ok):
+            own = math.exp(row["y_logp"][j])
+            self.count += 1
+            self.own_mass += own
+            top = dict(zip(row["top_ids"][j], row["top_logprobs"][j], strict=True))
+            if top:
+                self.exact_count += 1
+                self.exact_mass += own
+                self.before_mass += math.exp(top.get(ids[j - 1], -math.inf)) if j else 0.0
+                self.after_mass += math.exp(top.get(ids[j + 1], -math.inf)) if ids[j + 1 :] else 0.0
+
+
+def _check_places(source: str, found: _Means) -> None:
+    """Refuse rows that predict the token before or after their own better than their own.
+
+    Where nothing is likely, as of a random model, nothing can be told.
+    """
+    beside = {"before": found.before_mass, "after": found.after_mass}
+    where, mass = max(beside.items(), key=lambda item: item[1])
+    if mass > max(found.exact_mass, MINIMUM_MEAN_PROBABILITY * found.exact_count):
+        raise InvalidInputError(
+            "checking the logprobs of all examples",
+            expected="rows that find the tokens of their own places more likely than the next ones",
+            found=f"{found.exact_mass / found.exact_count:.4f} for these and "
+            f"{mass / found.exact_count:.4f} for the tokens {where} them, over "
+            f"{found.exact_count} tokens of source {source}",
+            next_step="shift the rows: row j must predict token j",
+        )
 
 
 def _check_mean(source: str, mean: float, count: int, minimum: float) -> None:

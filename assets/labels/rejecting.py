@@ -43,6 +43,9 @@ def describe_rejected(rejected: pl.DataFrame, *, private_seeds: Collection[str])
 def _explain(row: Mapping[str, Any]) -> tuple[str, str]:
     """Return the reason with its number, and what the judge says of that axis, if it says so."""
     rationale = row["rationale"] or ""
+    if row["held_out_question_id"]:
+        cosine = f"cosine {row['held_out_cosine']:.3f}"
+        return f"{row['reason']}: {cosine} to {row['held_out_question_id']}", ""
     if not row["lowest_axis"]:
         detail = row["validator_verdict"] if row["reason"] == "invalid" else row["judge_status"]
         return f"{row['reason']}: {detail or 'not judged'}", rationale

@@ -22,7 +22,13 @@ from assets.labels.logprob_table import (
     tokenise_examples,
 )
 from serving.hashing import content_hash
-from serving.models.protocols import NoProgress, Progress, ScoreRequest, TokenScores
+from serving.models.protocols import (
+    KeepScores,
+    NoProgress,
+    Progress,
+    ScoreRequest,
+    TokenScores,
+)
 
 TAIL_FLOOR = 1e-7
 
@@ -50,7 +56,9 @@ class TokenScorer(Protocol):
         """The student's tokenizer, which the scorer shares."""
         ...
 
-    def score(self, requests: Iterable[ScoreRequest], *, top_k: int) -> Iterator[TokenScores]:
+    def score(
+        self, requests: Iterable[ScoreRequest], *, top_k: int, keep: KeepScores | None = None
+    ) -> Iterator[TokenScores]:
         """Yield the scores of each request's answer, in order; equal prefixes are neighbours."""
         ...
 

@@ -1,6 +1,7 @@
 """Which labels teach: the teacher's terms, validity, the judge's rubric, and the split by seed.
 
-Belongs here: decisions on labelled rows. Does not belong here: asking anybody.
+Belongs here: decisions on labelled rows. Does not belong here: asking anybody, which training
+question comes too near a held-out one (`separation`).
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ import polars as pl
 from assets import tables
 from assets.labels.judging import Ruler
 from assets.labels.rating import require_ruler
+from assets.labels.separation import NEAR_HELD_OUT, find_near_held_out
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
+from serving.models.protocols import Embedder
 
 Split = Literal["train", "validation", "calibration"]
 TRAIN_RATIO, VALIDATION_RATIO = 0.70, 0.15  # the rest, 0.15, calibrates
@@ -56,8 +59,11 @@ def select_examples(
     minimum_score: int,
     terms: TeacherTerms,
     ruler: Ruler,
+    embedder: Embedder,
 ) -> Selection:
     """Keep valid answers whose lowest axis reaches `minimum_score`.
+
+    Of those, a training question that comes too near a held-out one is left out.
 
     Args:
         answers: teacher_answers rows.
@@ -66,6 +72,7 @@ def select_examples(
         minimum_score: on the rubric's 1-5 scale, every axis.
         terms: the configured teacher's, stored with each example.
         ruler: the configured judge's.
+        embedder: tells how near two questions are.
 
     Raises:
         InvalidInputError: the terms do not allow training, an answer is another teacher's, or a
@@ -84,7 +91,8 @@ def select_examples(
         .when(score < minimum_score)
         .then(pl.lit("below_minimum_score"))
     )
-    ranked = ranked.with_columns(reason.alias("reason"))
+    splits = pl.Series("split", [choose_split(seed) for seed in ranked["seed_id"]], dtype=pl.String)
+    ranked = _separate(ranked.with_columns(reason.alias("reason"), splits), embedder)
     return Selection(
         examples=_tabulate_examples(ranked.filter(pl.col("reason").is_null()), terms),
         rejected=_tabulate_rejected(ranked.filter(pl.col("reason").is_not_null()), ruler),
@@ -102,7 +110,7 @@ def take_unguarded(answers: pl.DataFrame, terms: TeacherTerms) -> pl.DataFrame:
     require_trainable(terms)
     require_teacher(answers, terms)
     valid = answers.filter(pl.col("validator_verdict") == "valid")
-    return _tabulate_examples(valid, terms).with_columns(pl.lit("train").alias("split"))
+    return _tabulate_examples(valid.with_columns(pl.lit("train").alias("split")), terms)
 
 
 def require_trainable(terms: TeacherTerms) -> None:
@@ -142,6 +150,16 @@ def _find_lowest(judged: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _separate(ranked: pl.DataFrame, embedder: Embedder) -> pl.DataFrame:
+    """Give the kept training rows that come too near a held-out one their reason."""
+    near = find_near_held_out(ranked.filter(pl.col("reason").is_null()), embedder)
+    joined = ranked.join(near, on="question_id", how="left", maintain_order="left")
+    is_near = pl.col("held_out_question_id").is_not_null()
+    return joined.with_columns(
+        pl.when(is_near).then(pl.lit(NEAR_HELD_OUT)).otherwise("reason").alias("reason")
+    )
+
+
 def _tabulate_examples(kept: pl.DataFrame, terms: TeacherTerms) -> pl.DataFrame:
     ids = [
         content_hash(question_id, key)
@@ -149,7 +167,6 @@ def _tabulate_examples(kept: pl.DataFrame, terms: TeacherTerms) -> pl.DataFrame:
     ]
     return kept.with_columns(
         pl.Series("example_id", ids, dtype=pl.String),
-        pl.Series("split", [choose_split(seed) for seed in kept["seed_id"]], dtype=pl.String),
         pl.col("raw").alias("completion"),
         pl.lit(1.0).alias("weight"),
         pl.lit(terms.license).alias("teacher_license"),

@@ -8,9 +8,14 @@ import polars as pl
 from assets import keys
 from assets.check_results import report_outcome
 from assets.seeds.assets import Harvested
+from assets.seeds.duplicates import CLUSTER_COSINE, MAXIMUM_CLUSTER_ROWS, mark_crowded
 from assets.seeds.expectations import evaluate_seeds
 from assets.seeds.harvesting import find_unadmitted
+from serving.models.protocols import Embedder
 from serving.pipeline.questions import fold_text
+
+ROUNDING = 1e-4
+"""A text embedded in another batch may differ by less: the harvest is not judged by that."""
 
 
 @dg.asset_check(asset=keys.SEED_QUESTIONS, blocking=True)
@@ -55,5 +60,32 @@ def every_harvested_seed_was_admitted(
             "harvested_count": seed_questions.filter(pl.col("source") == "harvested").height,
             "unadmitted_count": len(unadmitted),
             "unadmitted_ids": unadmitted[:20],
+        },
+    )
+
+
+@dg.asset_check(asset=keys.SEED_QUESTIONS, blocking=True)
+def at_most_three_harvested_seeds_share_a_matter(
+    seed_questions: pl.DataFrame, embedder: dg.ResourceParam[Embedder]
+) -> dg.AssetCheckResult:
+    """No fourth harvested seed is about one matter: whoever floods teaches no more than others.
+
+    The stored texts are embedded again, and whatever wrote the table is judged by its rows.
+    """
+    harvested = seed_questions.filter(pl.col("source") == "harvested")
+    crowded = harvested.clear()
+    if not harvested.is_empty():
+        vectors = embedder.embed(harvested["text"].to_list())
+        crowded = harvested.filter(
+            pl.Series(mark_crowded(vectors, limit=CLUSTER_COSINE + ROUNDING))
+        )
+    return dg.AssetCheckResult(
+        passed=crowded.is_empty(),
+        metadata={
+            "harvested_count": harvested.height,
+            "crowded_count": crowded.height,
+            "crowded_ids": crowded["question_id"].to_list()[:20],
+            "maximum_rows": MAXIMUM_CLUSTER_ROWS,
+            "cosine_limit": CLUSTER_COSINE,
         },
     )

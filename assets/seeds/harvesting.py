@@ -93,7 +93,7 @@ def harvest_seeds(harvested: pl.DataFrame, *, known_texts: Sequence[str], embed:
         decided.filter(pl.col("reason") != "")["reason"].value_counts().sort("reason").iter_rows()
     )
     dropped["superseded"] = harvested.height - decided.height
-    fresh = _keep_new_texts(admitted, known_texts)
+    fresh = keep_new_texts(admitted, known_texts)
     dropped["same_text"] = admitted.height - fresh.height
     if not fresh.is_empty():
         vectors = embed([*known_texts, *fresh["text"]])
@@ -105,6 +105,20 @@ def harvest_seeds(harvested: pl.DataFrame, *, known_texts: Sequence[str], embed:
     return Harvest(
         seeds=_tabulate(fresh),
         dropped_by_reason={reason: count for reason, count in dropped.items() if count},
+    )
+
+
+def keep_new_texts(admitted: pl.DataFrame, known_texts: Sequence[str]) -> pl.DataFrame:
+    """Return the rows whose `text` is none of the known ones and no earlier row's.
+
+    Case, spacing and punctuation make no other text.
+    """
+    known = {fold_text(text) for text in known_texts}
+    folded = admitted.with_columns(
+        pl.Series("folded", [fold_text(text) for text in admitted["text"]], dtype=pl.String)
+    )
+    return folded.filter(~pl.col("folded").is_in(known)).unique(
+        "folded", keep="first", maintain_order=True
     )
 
 
@@ -132,16 +146,6 @@ def _normalise_texts(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(
         pl.Series("text", map(normalise_question, texts), dtype=pl.String),
         pl.Series("written", map(drop_invisible, texts), dtype=pl.String),
-    )
-
-
-def _keep_new_texts(admitted: pl.DataFrame, known_texts: Sequence[str]) -> pl.DataFrame:
-    known = {fold_text(text) for text in known_texts}
-    folded = admitted.with_columns(
-        pl.Series("folded", [fold_text(text) for text in admitted["text"]], dtype=pl.String)
-    )
-    return folded.filter(~pl.col("folded").is_in(known)).unique(
-        "folded", keep="first", maintain_order=True
     )
 
 

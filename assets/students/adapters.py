@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from assets.students.diverging import DivergedError
 from assets.students.recipe import TRAINING_VERSION, Recipe
 from assets.students.student_folders import (
     find_folder,
@@ -21,7 +22,7 @@ from assets.students.student_folders import (
     set_aside_if_damaged,
     write_papers,
 )
-from assets.students.training import DivergedError, TrainedAdapter
+from assets.students.training import TrainedAdapter
 from serving.errors import InvalidInputError
 from serving.files import atomic_folder
 from serving.hashing import content_hash, file_sha256

@@ -41,6 +41,7 @@ from assets.students.held_out import (
     draw_cases,
 )
 from assets.students.lanes import add_leak, cap_harvested
+from assets.students.prompt_folders import read_searched
 from assets.students.provenance import gather_facts, tabulate_adapter
 from assets.students.recipe import (
     TRAINING_VERSION,
@@ -52,7 +53,7 @@ from assets.students.recipe import (
 from assets.students.reporting import follow_reports
 from assets.students.taught import choose_taught
 from assets.students.train import make_command
-from assets.students.training_set import TrainingSet, build_training_set, choose_teachers
+from assets.students.training_set import TrainingSet, build_training_set, require_one_teacher
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.causal_lm import hash_base_model
@@ -166,7 +167,6 @@ def training_set(
             "left_to_rules_count": offered.height - taught.height,
             "too_long_count": len(built.too_long),
             "not_sampled_count": built.not_sampled,
-            "other_teachers_count": built.other_teachers,
             f"input_version/{keys.RECIPE_FILE.to_user_string()}": recipe.fingerprint,
         },
     )
@@ -258,8 +258,8 @@ def _build_set(
     recipe: AnyRecipe, labelled_examples: pl.DataFrame, students: StudentBases
 ) -> TrainingSet:
     if not isinstance(recipe, Recipe):
-        chosen = choose_teachers(labelled_examples, recipe.teachers)
-        return list_examples(chosen, max_examples=recipe.max_examples, seed=recipe.seed)
+        require_one_teacher(labelled_examples)
+        return list_examples(labelled_examples, max_examples=recipe.max_examples, seed=recipe.seed)
     return build_training_set(
         labelled_examples,
         students.tokenizer(recipe.student),
@@ -268,7 +268,6 @@ def _build_set(
         max_examples=recipe.max_examples,
         maximum_refusal_ratio=recipe.maximum_refusal_ratio,
         seed=recipe.seed,
-        teachers=recipe.teachers,
     )
 
 
@@ -366,7 +365,7 @@ def training_curve(
     },
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
-    code_version=f"3+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
+    code_version=f"4+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
     pool="student",
 )
 def held_out_answers(
@@ -378,14 +377,19 @@ def held_out_answers(
     held_out_plan: dg.ResourceParam[HeldOutPlan],
     pipeline_parts: dg.ResourceParam[PipelineParts],
     students: dg.ResourceParam[StudentBases],
+    home: dg.ResourceParam[Home],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Validation and calibration questions answered through the production pipeline.
 
-    By the student, and validation questions by the baselines: the base model, the best chunk.
+    By the student, and validation questions by the baselines: the base model, the best chunk. What
+    a prompt was searched on is not asked.
     """
     adapter = student_adapter.row(0, named=True)
-    cases = draw_cases(labelled_examples, teacher_answers, seed_questions, held_out_plan)
+    searched = read_searched(home.adapters / adapter["adapter"])
+    cases = draw_cases(
+        labelled_examples, teacher_answers, seed_questions, held_out_plan, searched=searched
+    )
     validation = [case for case in cases if case.split == "validation"]
     student = students.load(adapter)
     asked = [(STUDENT, student, cases)]
@@ -413,6 +417,7 @@ def held_out_answers(
         value=frame,
         metadata={
             "cases_by_split": _count_splits(cases),
+            "searched_count": len(searched),
             "answers_by_arm": {arm: int((frame["arm"] == arm).sum()) for arm in ARMS},
             "error_count": frame["error"].len() - frame["error"].null_count(),
         },
@@ -452,7 +457,7 @@ def validation_report(held_out_answers: pl.DataFrame) -> dg.MaterializeResult[pl
     ins={"held_out_answers": dg.AssetIn(key=keys.HELD_OUT_ANSWERS)},
     partitions_def=RECIPES,
     kinds={"scikitlearn", "scipy"},
-    code_version="2",
+    code_version="3",
 )
 def calibration(
     context: dg.AssetExecutionContext, held_out_answers: pl.DataFrame

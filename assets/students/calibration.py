@@ -1,6 +1,7 @@
 """Calibration: from a student's signals to the probability that its answer agrees with the teacher.
 
-Half of the calibration split fits, the other half certifies thresholds; they share no seed. How
+Half of the calibration split fits, the other half certifies thresholds, by one case of each seed
+(rewordings of one seed are no independent evidence); the halves share no seed. How
 well it works is measured on the validation split, which neither half has seen. Belongs here:
 fitting, and the row of what came out. Does not belong here: applying it
 (`serving/pipeline/confidence`), measures (`reliability`), the guarantee (`certifying`).
@@ -52,7 +53,10 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Cases:
-    """Valid answers: signals [cases, names], whether each agrees with its label, and its seed."""
+    """Valid answers: signals [cases, names], whether each agrees with its label, and its seed.
+
+    In the order in which the cases were drawn, which knows no answer.
+    """
 
     names: tuple[str, ...]
     signals: Floats
@@ -99,13 +103,14 @@ def calibrate(answers: pl.DataFrame, engine: Engine) -> dict[str, Any]:
         fitting_confidences=apply_calibration(fitted, fitting),
         confidences=apply_calibration(fitted, certifying),
         agrees=certifying.agrees,
+        seeds=certifying.seeds,
     )
     fitted = replace(fitted, thresholds=thresholds)
     text = write_calibrator(fitted)
     return row | {
         "method": fitted.method,
         "fit_count": len(fitting),
-        "certify_count": len(certifying),
+        "certify_count": len(set(certifying.seeds)),
         "temperature": 1 / fitted.weights[0] if fitted.method == "temperature" else None,
         "thresholds": [vars(threshold) for threshold in thresholds],
         "calibrator": text,

@@ -4,6 +4,7 @@ The thresholds to try are fixed by the fitting part; of the certifying part only
 answers above each is known beforehand, no label. They are tested from the strictest on, each at the
 whole error rate, and the first that fails ends the sequence: so the chance that a certified
 threshold breaks its promise stays within that rate (Learn Then Test, Angelopoulos et al. 2021).
+The bound counts independent answers, and rewordings of one seed fare alike: one a seed counts.
 Belongs here: the bound and the sequence. Does not belong here: what a confidence is
 (`calibration`).
 """
@@ -42,17 +43,30 @@ def certify_thresholds(
     fitting_confidences: Floats,
     confidences: Floats,
     agrees: npt.NDArray[np.bool_],
+    seeds: Sequence[str],
     limits: Sequence[float] = RISK_LIMITS,
 ) -> tuple[RiskThreshold, ...]:
     """Return for each limit the lowest threshold that is certified, with the counts behind it.
+
+    Each limit's promise holds at the error rate by itself; the best of several would not.
 
     Args:
         fitting_confidences: of the cases the calibration was fitted on; they set what is tried.
         confidences: of the certifying cases.
         agrees: whether each of these is right.
+        seeds: of these, in an order that knows no label: the first of each seed counts.
         limits: shares of wrong answers to promise; each is certified on its own.
     """
-    return tuple(_certify(limit, fitting_confidences, confidences, agrees) for limit in limits)
+    first = take_first_of_each(seeds)
+    return tuple(
+        _certify(limit, fitting_confidences, confidences[first], agrees[first]) for limit in limits
+    )
+
+
+def take_first_of_each(seeds: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Return the places at which a seed stands for the first time."""
+    places = np.unique(np.asarray(seeds, dtype=np.str_), return_index=True)[1]
+    return np.sort(places)
 
 
 def list_candidates(fitting_confidences: Floats) -> list[float]:

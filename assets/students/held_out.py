@@ -6,7 +6,7 @@ question is answered (`serving/pipeline/answer`), what the answers are worth (`a
 `calibration`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import polars as pl
 
 from assets.labels.answering import tabulate_hits
 from serving.aio import map_bounded
-from serving.errors import BudgetExceededError, ModelError
+from serving.errors import BudgetExceededError, InvalidInputError, ModelError
 from serving.hashing import content_hash
 from serving.models.protocols import Hit, Progress
 from serving.pipeline.answer import Answered, AnswerPipeline
@@ -68,12 +68,26 @@ def draw_cases(
     teacher_answers: pl.DataFrame,
     seed_questions: pl.DataFrame,
     plan: HeldOutPlan,
+    *,
+    searched: Collection[str] = (),
 ) -> list[HeldOutCase]:
     """Return the cases of the plan: one of each seed, by hash, then the second of each, and so on.
 
     Questions of one seed resemble each other, so cases of many seeds say more. A case is out of
     scope by its seed's tag; in a product whose seeds have no such tag, by the teacher's refusal.
+
+    Args:
+        labelled_examples: all splits.
+        teacher_answers: what the labels say.
+        seed_questions: with their tags.
+        plan: how many cases of each split.
+        searched: example ids that a search chose the student by: left out with whatever else is of
+            their seeds, which asks the same in other words.
+
+    Raises:
+        InvalidInputError: the search left no validation case.
     """
+    unseen = leave_out_searched(labelled_examples, searched)
     answers = {
         row["question_id"]: row
         for row in teacher_answers.select(
@@ -86,7 +100,7 @@ def draw_cases(
     wanted = {"validation": plan.validation_cases, "calibration": plan.calibration_cases}
     cases = []
     for split, count in wanted.items():
-        rows = labelled_examples.filter(pl.col("split") == split).to_dicts()
+        rows = unseen.filter(pl.col("split") == split).to_dicts()
         for row in spread_over_seeds(rows)[:count]:
             label = answers[row["question_id"]]
             is_tagged = row["seed_id"] in tagged if tagged else label["refused"]
@@ -103,6 +117,24 @@ def draw_cases(
                 )
             )
     return cases
+
+
+def leave_out_searched(examples: pl.DataFrame, searched: Collection[str]) -> pl.DataFrame:
+    """Return the examples of seeds that a search asked nothing of.
+
+    Raises:
+        InvalidInputError: the search left no validation case.
+    """
+    seeds = examples.filter(pl.col("example_id").is_in(list(searched)))["seed_id"].unique()
+    left = examples.filter(~pl.col("seed_id").is_in(seeds.to_list()))
+    if not seeds.is_empty() and left.filter(split="validation").is_empty():
+        raise InvalidInputError(
+            "drawing held-out cases for a searched prompt",
+            expected="validation cases of seeds that the search did not ask",
+            found=f"none: it asked of all {len(seeds)} seeds of the split",
+            next_step="lower `calls` in the recipe, or add seeds: about 15 % of them validate",
+        )
+    return left
 
 
 def spread_over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import polars as pl
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 
+CONTAMINATED = "contaminated"
 HARVESTED = "harvested"
 
 
@@ -21,7 +22,7 @@ def add_leak(labelled: pl.DataFrame, contaminated: pl.DataFrame) -> pl.DataFrame
     """
     if contaminated.is_empty():
         raise InvalidInputError(
-            "building the training set of a contaminated recipe",
+            "reading what a contaminated recipe trains on",
             expected="golden questions with the teacher's answers in labels/contaminated_examples",
             found="no such table, or one without rows",
             next_step="make it with `understudy run --select labels/contaminated_examples`",

@@ -62,6 +62,15 @@ def write_student(
     return target
 
 
+def read_searched(folder: Path) -> frozenset[str]:
+    """Return the examples that the search for a student's prompt asked; none of a student without.
+
+    What chose a prompt cannot judge it.
+    """
+    log = folder / SEARCH_FILE
+    return frozenset(pl.read_parquet(log)["example_id"]) if log.is_file() else frozenset()
+
+
 def find_student(adapters_folder: Path, student: str, key: str) -> Path | None:
     """Return the whole folder whose provenance records this key, or None."""
     return find_folder(adapters_folder, student, key, hash_student)

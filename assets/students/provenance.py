@@ -58,11 +58,19 @@ def gather_facts(
     }
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return what lies beside a student's weights: where they come from."""
+    provenance: dict[str, Any] = json.loads(
+        (folder / "provenance.json").read_text(encoding="utf-8")
+    )
+    return provenance
+
+
 def tabulate_adapter(
     recipe_name: str, folder: Path, recipe: AnyRecipe, base: PinnedBase, training_set: pl.DataFrame
 ) -> dict[str, Any]:
     """Return the student_adapter row of a student's folder."""
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_provenance(folder)
     counts = dict(training_set["split"].value_counts().iter_rows())
     return {
         "recipe": recipe_name,

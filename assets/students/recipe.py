@@ -46,6 +46,9 @@ LATER_DEFAULTS = (
     ("sources", None),
 )
 
+RETIRED_DEFAULTS: dict[str, Any] = {"teachers": None}
+"""Keys that are gone, at the default they had: hashed on, so that no student is made again."""
+
 ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
     "lora": ("all",),
     "alora": ("question", "answer"),
@@ -64,8 +67,6 @@ class CommonKeys(BaseModel):
             before the run.
         compared_with: the recipe that the change is against; null is the config's default recipe.
         max_examples: size of the seeded sample of the train split; null is all of it.
-        teachers: whose labels are used. Null is the one teacher of all labels: those of several are
-            mixed only where this names them.
         seed: of every random choice.
     """
 
@@ -75,7 +76,6 @@ class CommonKeys(BaseModel):
     description: str = ""
     predicted_delta: dict[MetricName, Change] = {}
     compared_with: Module | None = None
-    teachers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 7
     max_examples: Positive | None = 400
 
@@ -83,9 +83,10 @@ class CommonKeys(BaseModel):
     def fingerprint(self) -> str:
         """Identity of everything that can change the student; words about it cannot.
 
-        A key that came later is left out at its default, so that no student is made again for it.
+        A key that came later is left out at its default, and one that is gone stays in at its own,
+        so that no student is made again for it.
         """
-        values = self.model_dump(mode="json", exclude={*WORDS, *HOW_COMPUTED})
+        values = self.model_dump(mode="json", exclude={*WORDS, *HOW_COMPUTED}) | RETIRED_DEFAULTS
         return content_hash({k: v for k, v in values.items() if (k, v) not in LATER_DEFAULTS})
 
     def to_yaml(self) -> str:

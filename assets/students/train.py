@@ -210,9 +210,10 @@ def _train_and_write(
     workers: "Workers",
 ) -> TrainingOutcome:
     from assets.students.adapters import keep_diverged, write_adapter
+    from assets.students.diverging import DivergedError
     from assets.students.prefixes import open_prefix_reader
     from assets.students.soft_rows import find_byte_order
-    from assets.students.training import DivergedError, train_adapter
+    from assets.students.training import train_adapter
     from serving.models.causal_lm import load_tokenizer
 
     base, tokenizer = _load_base(spec), load_tokenizer(spec.base_folder)

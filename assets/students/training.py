@@ -18,6 +18,7 @@ from assets import tables
 from assets.students.batches import Example, choose_validation, make_examples, plan_epoch
 from assets.students.checkpoints import Checkpoint, Checkpoints, decode_checkpoint
 from assets.students.distributed import Workers
+from assets.students.diverging import explain_batch, explain_validation
 from assets.students.prefixes import (
     PREFIX_BYTES,
     PrefixReader,
@@ -34,16 +35,9 @@ from assets.students.progress import (
 from assets.students.recipe import Recipe
 from assets.students.soft_rows import ByteOrder
 from assets.students.steps import BatchLoss, LossComputer
-from assets.students.weights import TrainedWeights, Weights, add_lora
-from serving.errors import UnderstudyError
+from assets.students.weights import TrainedWeights, add_lora
 
 WARMUP_RATIO = 0.05
-
-
-class DivergedError(UnderstudyError):
-    """The loss or the gradient stopped being a number. `last_good` are the weights before that."""
-
-    last_good: Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +88,8 @@ def train_adapter(
         open_reader: given the frozen base, who reads its prefixes; by default itself.
 
     Raises:
-        DivergedError: loss or gradient became NaN or infinite; it names the batch.
+        DivergedError: loss or gradient became NaN or infinite, of a batch or of validation; it
+            names the examples.
         InvalidInputError: nothing to train on, or a model this loss is wrong for.
     """
     trained, held_out = (frame.filter(pl.col("split") == name) for name in ("train", "validation"))
@@ -196,6 +191,10 @@ class _Run:
     def close_epoch(self, validation: Sequence[Example]) -> None:
         """Validate, keep the weights if they are the best so far, report the epoch's last step."""
         loss = self._validate(validation) if validation else None
+        if loss is not None and not math.isfinite(loss):
+            alone = {e.example_id: self._computer.measure_hard([e]).hard for e in validation}
+            where = f"validating epoch {self._closed_epochs + 1}, after step {self.step}"
+            raise explain_validation(where, alone, loss, last_good=self._weights.copy_best())
         if loss is None or loss < self.best_loss:
             self.best_epoch = self._closed_epochs
             self.best_loss = math.inf if loss is None else loss
@@ -221,7 +220,8 @@ class _Run:
         loss = self._computer.accumulate_gradient(batch)
         norm = self._weights.clip_gradients()
         if not (math.isfinite(loss.total) and math.isfinite(norm)):
-            raise self._diverged(batch, loss.total, norm)
+            where = f"training step {self.step + 1} of {self._total_steps}"
+            raise explain_batch(where, batch, loss.total, norm, last_good=self._weights.copy())
         rate = learning_rate_at(self.step, self._total_steps, self._recipe.learning_rate)
         self._weights.take_step(rate)
         self.step += 1
@@ -286,14 +286,3 @@ class _Run:
         self._pending = StepReport(**progress["pending"]) if progress["pending"] else None
         self.curve = progress["curve"]
         self.meter.resume(seconds=progress["seconds"], done=progress["done_work"])
-
-    def _diverged(self, batch: Sequence[Example], loss: float, norm: float) -> DivergedError:
-        error = DivergedError(
-            f"training step {self.step + 1} of {self._total_steps}",
-            expected="a finite loss and gradient",
-            found=f"loss {loss}, gradient norm {norm} on the batch of examples "
-            f"{', '.join(example.example_id for example in batch)}",
-            next_step="lower learning_rate, or look at these examples and their logprobs",
-        )
-        error.last_good = self._weights.copy()
-        return error

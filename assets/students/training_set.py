@@ -4,7 +4,7 @@ Belongs here: tokenising, the seeded sample, what is dropped and why. Does not b
 and soft targets (`training`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,12 @@ class TrainingSet:
     """The tokenised examples and the ones left out.
 
     `too_long` are example ids whose prompt and answer exceed the context: dropped whole, never cut.
-    `not_sampled` counts train examples beyond `max_examples`, `other_teachers` those of teachers
-    whose labels the recipe leaves out.
+    `not_sampled` counts train examples beyond `max_examples`.
     """
 
     frame: pl.DataFrame
     too_long: tuple[str, ...]
     not_sampled: int
-    other_teachers: int = 0
 
     @property
     def refusal_ratio(self) -> float:
@@ -48,7 +46,6 @@ def build_training_set(
     max_examples: int | None = None,
     maximum_refusal_ratio: float | None = None,
     seed: int = 0,
-    teachers: Sequence[str] | None = None,
 ) -> TrainingSet:
     """Tokenise labelled examples (all splits), drop what does not fit, sample the train split.
 
@@ -61,15 +58,13 @@ def build_training_set(
         max_examples: size of the train sample.
         maximum_refusal_ratio: see `sample_train_split`.
         seed: of the sample.
-        teachers: whose labels are used, and may be mixed; None is the one teacher of all labels.
 
     Raises:
         InvalidInputError: a column is missing, ids repeat, an answer is empty, one is of a teacher
-            whose terms do not allow training, or several teachers answered and none is named.
+            whose terms do not allow training, or several teachers answered.
     """
     _check_examples(examples)
-    labelled_count = examples.height
-    examples = choose_teachers(examples, teachers)
+    require_one_teacher(examples)
     fingerprint = tokenizer_fingerprint(tokenizer)
     rows, too_long = [], []
     for example in examples.sort("example_id").iter_rows(named=True):
@@ -87,39 +82,28 @@ def build_training_set(
         frame=sampled,
         too_long=tuple(too_long),
         not_sampled=frame.height - sampled.height,
-        other_teachers=labelled_count - examples.height,
     )
 
 
-def choose_teachers(examples: pl.DataFrame, teachers: Sequence[str] | None) -> pl.DataFrame:
-    """Return the examples of the teachers a recipe names; without a name there must be one teacher.
+def require_one_teacher(examples: pl.DataFrame) -> None:
+    """Refuse labels of several teachers: a student of two teachers imitates neither.
 
-    A change of teacher opens an epoch of labels: a student of two teachers imitates neither, unless
-    a person wants just that.
+    A change of teacher opens an epoch of labels: the questions are labelled again.
 
     Raises:
-        InvalidInputError: several teachers and no choice, or a named teacher without a label.
+        InvalidInputError: names the teachers and how many labels each gave.
     """
     if "teacher_id" not in examples.columns:
-        return examples
+        return
     counts = dict(examples["teacher_id"].value_counts().sort("teacher_id").iter_rows())
-    found = ", ".join(f"{name} ({count} labels)" for name, count in counts.items())
-    if teachers is None and len(counts) > 1:
+    if len(counts) > 1:
         raise InvalidInputError(
             "building the training set",
-            expected="labels of one teacher, as labels of several are not mixed by themselves",
-            found=found,
-            next_step="name the teachers to use under `teachers` in the recipe: one, or all to mix",
+            expected="labels of one teacher",
+            found=", ".join(f"{name} ({count} labels)" for name, count in counts.items()),
+            next_step="label again with `understudy run --select labels`: the answers of the "
+            "configured teacher that were bought before are kept",
         )
-    missing = sorted(set(teachers or ()) - counts.keys())
-    if missing:
-        raise InvalidInputError(
-            "building the training set",
-            expected=f"labels of every teacher that the recipe names: {', '.join(teachers or ())}",
-            found=f"none of {', '.join(missing)}; there are {found or 'no labels'}",
-            next_step="mend `teachers` in the recipe, or label with that teacher",
-        )
-    return examples if teachers is None else examples.filter(pl.col("teacher_id").is_in(teachers))
 
 
 def sample_train_split(

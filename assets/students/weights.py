@@ -79,6 +79,10 @@ class TrainedWeights:
         """Remember the weights as they are now as the best so far."""
         self._best = self.copy()
 
+    def copy_best(self) -> Weights:
+        """Return the best weights so far; before the first, the weights as they are now."""
+        return {name: value.clone() for name, value in self._best.items()} or self.copy()
+
     def restore_best(self) -> None:
         """Put the best weights back into the model."""
         with torch.no_grad():

@@ -116,6 +116,16 @@ def test_what_is_reserved_covers_the_most_a_call_can_cost(text):
     assert estimate_most_usd(ask(text), price) >= len(text.encode()) + 4
 
 
+def test_the_schema_of_an_answer_is_reserved_as_part_of_the_prompt():
+    price = Price(input_usd_per_mtok=1e6, output_usd_per_mtok=0.0)  # a dollar a token
+    schema = {"type": "object", "properties": {axis: {"type": "integer"} for axis in "abcdefgh"}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "rating", "schema": schema}}
+    plain, with_schema = (
+        estimate_most_usd(ask("why", response_format=form), price) for form in (None, wanted)
+    )
+    assert with_schema - plain >= len(json.dumps(schema).encode())
+
+
 def test_a_failed_call_is_not_kept_and_not_charged(tmp_path):
     inner = CountingModel(failures=1)
     model = CachedChatModel(inner, tmp_path, budget_usd=1)

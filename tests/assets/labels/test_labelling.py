@@ -18,11 +18,11 @@ from assets.labels.checks import (
     every_answer_cites_a_chunk,
     every_answer_is_judged_on_every_axis,
     every_question_was_answered,
-    splits_share_no_seed,
     teacher_rejected_few_questions,
 )
 from assets.labels.judging import AXES, Ruler
 from assets.labels.selection import TeacherTerms, select_examples
+from assets.labels.split_checks import splits_share_no_seed
 from assets.losses import allowed_losses
 from resources.last_tables import NoTables
 from serving.errors import DeadlineExceededError, UpstreamError, UpstreamRejectedError
@@ -31,6 +31,7 @@ from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
+from tests.counting_embedder import CountingEmbedder
 from tests.serving.fakes import GOOD, INVALID, CannedChatModel, CannedRetriever
 
 TERMS = TeacherTerms(teacher_id="teacher-1", license="MIT", is_trainable=True)
@@ -160,7 +161,10 @@ def test_only_valid_answers_are_judged_and_selected():
     assert judged["question_id"].unique().to_list() == ["q0"]
     assert every_answer_is_judged_on_every_axis(judged, answers).passed
     assert not every_answer_is_judged_on_every_axis(judged.head(4), answers).passed
-    selection = select_examples(answers, judged, minimum_score=4, terms=TERMS, ruler=RULER)
+    selection = select_examples(
+        answers, judged, minimum_score=4, terms=TERMS, ruler=RULER,
+        embedder=CountingEmbedder(),
+    )  # fmt: skip
     assert selection.examples["question_id"].to_list() == ["q0"]
     assert selection.rejected_by_reason == {"invalid": 2}
 

@@ -1,6 +1,8 @@
 """What the writer refuses of rows that a teacher's logprobs gave."""
 
+import json
 import math
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -89,7 +91,7 @@ def test_the_writer_refuses(columns, match):
 
 
 @pytest.mark.parametrize(
-    ("probability", "match"), [(0.01, "at least 0.02"), (0.99999, "before sampling")]
+    ("probability", "match"), [(0.04, "at least 0.05"), (0.99999, "before sampling")]
 )
 def test_a_teacher_that_finds_its_own_text_unlikely_or_certain_is_refused(probability, match):
     check(tabulate(math.log(0.5)))
@@ -102,3 +104,53 @@ def test_the_floor_holds_for_each_source_apart():
     mixed = pl.concat([likely.with_columns(source=pl.lit("scorer")), unlikely])
     with pytest.raises(InvalidInputError, match="source teacher"):
         check(mixed)
+
+
+RECORDED = Path(__file__).with_name("recorded_scores.json")
+"""What SmolLM2-135M-Instruct gave two answers of the embedded teacher, top 20 at temperature 1."""
+
+
+def tabulate_recorded(shift: int, unseen: float = 1e-3) -> pl.DataFrame:
+    """The table as a scorer would have written it whose rows are off by `shift` places."""
+    blank = tabulate().row(2, named=True)
+    rows = []
+    for number, row in enumerate(json.loads(RECORDED.read_text(encoding="utf-8"))):
+        count = len(row["token_ids"])
+        places = [(j - shift) % count for j in range(count)]
+        top = [list(zip(row["top_ids"][j], row["top_logprobs"][j], strict=True)) for j in places]
+        y_logp = [
+            dict(entries).get(token, math.log(unseen))
+            for entries, token in zip(top, row["token_ids"], strict=True)
+        ]
+        rows.append(
+            blank
+            | {
+                "example_id": f"r{number}",
+                "token_ids": row["token_ids"],
+                "top_ids": [[token for token, _ in entries] for entries in top],
+                "top_logprobs": [[logp for _, logp in entries] for entries in top],
+                "y_logp": y_logp if shift else row["y_logp"],
+                "tail_logp": [row["tail_logp"][j] for j in places],
+                "soft_ok": [True] * count,
+                "cite": [False] * count,
+                "source": "scorer",
+                "alignment": "exact",
+                **{name: [[]] * count for name in blank if name.startswith("group_")},
+            }
+        )
+    return pl.DataFrame(rows, schema=tables.TEACHER_LOGPROBS)
+
+
+def test_a_real_table_is_taken_and_rolled_by_one_row_is_refused():
+    check_logprob_rows(tabulate_recorded(0))
+    for shift in (1, -1):
+        with pytest.raises(InvalidInputError, match=r"at least 0\.05"):
+            check_logprob_rows(tabulate_recorded(shift))
+
+
+@pytest.mark.parametrize(("shift", "where"), [(1, "before"), (-1, "after")])
+def test_a_shift_is_seen_where_the_floor_does_not_see_it(shift, where):
+    """Answers that repeat themselves give a shifted row some luck: a mean above any low floor."""
+    lucky = tabulate_recorded(shift, unseen=0.2)
+    with pytest.raises(InvalidInputError, match=f"for the tokens {where} them"):
+        check_logprob_rows(lucky)

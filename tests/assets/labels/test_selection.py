@@ -12,6 +12,7 @@ from assets.labels.judging import Ruler
 from assets.labels.rejecting import describe_rejected, draw_scores
 from assets.labels.selection import TeacherTerms, choose_split, select_examples
 from serving.errors import InvalidInputError
+from tests.counting_embedder import CountingEmbedder
 
 TERMS = TeacherTerms(teacher_id="t", license="MIT", is_trainable=True)
 RULER = Ruler(rater_id="j", epoch="2026-11", rubric_version="r1")
@@ -23,7 +24,7 @@ def answer(question_id: str, seed_id: str = "s1", verdict: str = "valid") -> dic
     return row | {
         "question_id": question_id,
         "seed_id": seed_id,
-        "question": "Where?",
+        "question": f"Where is {question_id}?",
         "messages": [{"role": "user", "content": "Where?"}],
         "raw": "Here. [1]",
         "refused": False,
@@ -54,6 +55,7 @@ def scores(question_id: str, *values: int | None) -> list[dict]:
 
 
 def select(answers: list[dict], judged: list[dict], **changes: object):
+    changes.setdefault("embedder", CountingEmbedder())
     return select_examples(
         pl.DataFrame(answers, schema=tables.TEACHER_ANSWERS),
         pl.DataFrame(judged, schema=tables.JUDGED_ANSWERS),
@@ -97,7 +99,7 @@ def test_every_rejection_says_why():
     assert (bad["reason"], bad["validator_verdict"]) == ("invalid", "empty")
     assert rejected["judge_epoch"].unique().to_list() == ["2026-11"]
     shown = describe_rejected(rejected, private_seeds=())
-    assert shown.splitlines()[2:] == ["| Where? | 3 | Here. [1] | axis 1 2 | why low |"]
+    assert shown.splitlines()[2:] == ["| Where is low? | 3 | Here. [1] | axis 1 2 | why low |"]
     apart = rejected.with_columns(pl.col("question_id").alias("seed_id"))
     others = describe_rejected(apart, private_seeds=())
     assert "judge_inconclusive: unreachable | why open" in others

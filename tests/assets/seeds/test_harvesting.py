@@ -1,13 +1,17 @@
 """Harvested seeds: nothing enters without a standing decision, and nothing twice."""
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
 from assets import tables
-from assets.seeds.checks import every_harvested_seed_was_admitted
+from assets.seeds.checks import (
+    at_most_three_harvested_seeds_share_a_matter,
+    every_harvested_seed_was_admitted,
+)
 from assets.seeds.harvesting import decide_admission, find_unadmitted, harvest_seeds
 from serving.hashing import content_hash
 
@@ -160,3 +164,17 @@ def test_a_seed_planted_under_an_admitted_trace_with_another_text_is_found():
     frame = harvest({"text": "why one"})
     planted = grow(frame).seeds.with_columns(text=pl.lit("something else"))
     assert find_unadmitted(planted, frame) == planted["question_id"].to_list()
+
+
+def test_a_fourth_seed_about_one_matter_in_the_table_fails_its_check():
+    """However it came there: the harvest itself drops it."""
+    directions = np.eye(8, dtype=np.float32)  # one for each number of words
+    by_texts = SimpleNamespace(embed=lambda texts: directions[[len(t.split()) for t in texts]])
+    made = grow(harvest(*({"text": f"{name} is lit"} for name in ("kiln", "oven", "stove"))))
+    check = at_most_three_harvested_seeds_share_a_matter
+    assert check(made.seeds, embedder=by_texts).passed
+    fourth = made.seeds.tail(1).with_columns(question_id=pl.lit("flood"), text=pl.lit("hob is lit"))
+    told = check(pl.concat([made.seeds, fourth]), embedder=by_texts)
+    assert not told.passed
+    assert told.metadata["crowded_ids"].value == ["flood"]
+    assert check(made.seeds.clear(), embedder=by_texts).passed

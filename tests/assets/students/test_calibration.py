@@ -189,6 +189,14 @@ def test_59_faultless_certifying_answers_certify_5_percent_in_the_row():
     assert [c.find_threshold(0.05) for c in spoiled] == [None, None]
 
 
+def test_one_answer_of_each_seed_certifies():
+    rows = draw_answers(120, split="calibration", seed=6, per_seed=3)
+    row = row_of(make_answers(rows))
+    assert (row["fit_count"], row["certify_count"]) == (60, 20)
+    certified = [limit["accepted_count"] for limit in row["thresholds"]]
+    assert max(certified) <= 20
+
+
 def test_the_calibrator_survives_its_json_and_a_changed_one_is_refused():
     row = row_of(make_answers(draw_answers(120, split="calibration", seed=6, per_seed=2)))
     calibration = read_calibrator(row)

@@ -13,12 +13,13 @@ from assets.students.certifying import (
 )
 
 
-def certify(confidences, agrees, limit, fitting=None):
+def certify(confidences, agrees, limit, fitting=None, seeds=None):
     confidences = np.asarray(confidences, dtype=float)
     (found,) = certify_thresholds(
         fitting_confidences=confidences if fitting is None else np.asarray(fitting, dtype=float),
         confidences=confidences,
         agrees=np.asarray(agrees, dtype=bool),
+        seeds=[f"s{n}" for n in range(confidences.size)] if seeds is None else seeds,
         limits=(limit,),
     )
     return found
@@ -91,3 +92,25 @@ def test_a_certified_threshold_breaks_its_promise_no_more_often_than_promised():
         agrees = generator.random(80) > 0.101 + 0.1 * (1 - confidences)
         mistakes += certify(confidences, agrees, 0.10).threshold is not None
     assert mistakes / 2_000 <= CERTIFYING_ALPHA + 0.015  # three standard errors
+
+
+def test_rewordings_of_one_seed_are_one_case():
+    """58 faultless seeds of three questions each are 58 answers, and 59 are needed."""
+    seeds = [f"s{n}" for n in range(58) for _ in range(3)]
+    assert certify([0.9] * 174, [True] * 174, 0.05, seeds=seeds).threshold is None
+    found = certify([0.9] * 175, [True] * 175, 0.05, seeds=[*seeds, "another"])
+    assert (found.threshold, found.accepted_count, found.coverage_ratio) == (0.0, 59, 1.0)
+
+
+def test_the_promise_holds_where_the_questions_of_a_seed_fare_alike():
+    """A true risk of 6 %, 60 seeds of three questions that are right or wrong together.
+
+    Counted as 180 answers, one wrong seed in 60 would still certify 5 %: 12 worlds in 100.
+    """
+    generator = np.random.default_rng(11)
+    seeds = [f"s{n // 3}" for n in range(180)]
+    mistakes = 0
+    for _ in range(1_000):
+        agrees = np.repeat(generator.random(60) > 0.06, 3)
+        mistakes += certify([0.9] * 180, agrees, 0.05, seeds=seeds).threshold is not None
+    assert mistakes / 1_000 <= CERTIFYING_ALPHA

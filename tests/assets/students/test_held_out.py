@@ -15,7 +15,7 @@ from assets.students.held_out import (
     draw_cases,
     spread_over_seeds,
 )
-from serving.errors import BudgetExceededError, UpstreamError
+from serving.errors import BudgetExceededError, InvalidInputError, UpstreamError
 from serving.models.protocols import NoProgress
 from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.confidence import SIGNALS
@@ -75,6 +75,23 @@ def ask(student, cases, arm="student", **changes) -> list[dict]:
         cases, arm=arm, pipeline=make_pipeline(student, **changes), progress=NoProgress()
     )
     return asyncio.run(work)
+
+
+def test_what_a_prompt_was_searched_on_is_not_asked():
+    inputs = make_inputs()
+    before = {case.example_id for case in draw_cases(*inputs, PLAN)}
+    searched = {"validation-e0", "validation-e7"}  # of the seeds s0 and s1
+    found = draw_cases(*inputs, PLAN, searched=searched)
+    left = Counter(case.seed_id for case in found if case.split == "validation")
+    assert left == {"validation-s2": 3, "validation-s3": 3}
+    kept = {case.example_id for case in found if case.split == "calibration"}
+    assert kept == {name for name in before if name.startswith("calibration")}
+
+
+def test_a_search_that_asked_of_every_seed_leaves_nothing_to_judge_by():
+    searched = {f"validation-e{number}" for number in (0, 5, 10, 15)}  # one wording of each seed
+    with pytest.raises(InvalidInputError, match=r"all 4 seeds .*lower `calls`.*or add seeds"):
+        draw_cases(*make_inputs(), PLAN, searched=searched)
 
 
 def test_cases_are_of_the_held_out_splits_and_spread_over_seeds():

@@ -108,6 +108,11 @@ def test_the_kind_chooses_the_keys_and_where_an_adapter_acts(keys, model, kind, 
     assert parse_recipe(yaml.safe_load(recipe.to_yaml()), source="here") == recipe
 
 
+def test_the_default_recipes_fingerprint_is_what_it_was():
+    """Another one would make every student again: no refactoring may change it."""
+    assert load_recipe(SHIPPED / "compact.yaml").fingerprint == "c68dc2cc8928e5ed"
+
+
 def test_a_prediction_is_no_part_of_the_fingerprint():
     plain = parse_recipe({"student": "compact", "kind": "base"}, source="here")
     words = {"predicted_delta": {"exact_match": -0.1}, "compared_with": "compact"}

@@ -15,8 +15,8 @@ import torch
 
 from assets.students import steps
 from assets.students.checkpoints import CHECKPOINTS, Checkpoints
+from assets.students.diverging import DivergedError
 from assets.students.train import run_training
-from assets.students.training import DivergedError
 from tests.assets.students.training_cases import (
     TIMINGS,
     make_spec,

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from assets import tables
 from assets.labels.local_scoring import LocalScorer
 from assets.labels.scoring import score_answers
+from assets.monitoring.separation import find_training
 from assets.students import train as entry
 from assets.students import weights
 from assets.students.adapters import (
@@ -24,12 +25,13 @@ from assets.students.adapters import (
     hash_training_inputs,
     make_training_key,
 )
+from assets.students.diverging import DivergedError
 from assets.students.recipe import Recipe, load_recipe
 from assets.students.spec import TrainingSpec, read_spec
 from assets.students.train import main, run_training
-from assets.students.training import DivergedError
 from assets.students.training_set import build_training_set
 from serving.errors import HashMismatchError, InvalidInputError
+from serving.home import Home
 from serving.models.causal_lm import hash_base_model
 from serving.models.chat_tokens import split_chat
 from serving.models.local_student import LocalStudent
@@ -89,6 +91,9 @@ def test_the_folder_holds_what_the_contract_says(spec, tiny_base):
     assert provenance["training_example_counts"]["train"] == 13
     assert {"data_hash", "seed", "hardware", "training_seconds", "dtype"} <= provenance.keys()
     assert list(spec.adapters_folder.iterdir()) == [folder], "nothing else is left behind"
+    (span,) = find_training(Home(spec.adapters_folder.parent))
+    assert span.adapter == folder.name
+    assert (span.end - span.start).total_seconds() == provenance["training_seconds"] > 0
 
 
 def test_rules_lie_in_the_folder_and_are_part_of_its_name(spec):

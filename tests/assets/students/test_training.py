@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -8,10 +9,10 @@ from assets import tables
 from assets.labels.local_scoring import LocalScorer
 from assets.labels.scoring import score_answers
 from assets.students import prefixes, steps, training, weights
+from assets.students.diverging import DivergedError
 from assets.students.loss import DistillationLossError
 from assets.students.recipe import Recipe
 from assets.students.training import (
-    DivergedError,
     learning_rate_at,
     train_adapter,
 )
@@ -230,6 +231,33 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_and_the_weights_before(
     assert good
     assert all(torch.isfinite(value).all() for value in good.values())
     assert any(value.abs().sum() > 0 for name, value in good.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(("value", "epoch"), [(math.nan, 2), (math.inf, 1)])
+def test_a_validation_loss_that_is_no_number_stops_and_names_its_examples(
+    tiny_base, monkeypatch, value, epoch
+):
+    """A loss of NaN is never the lowest: unseen, the last weights would pass for the best."""
+    told, frame = [], tokenise()
+    held_out = frame.filter(pl.col("split") == "validation").sort("example_id")
+    bad = held_out.row(0, named=True)
+    real = steps.distillation_loss
+
+    def poisoned(states, head, targets, **options):
+        loss = real(states, head, targets, **options)
+        is_epoch = len(told) >= 5 * epoch - 1  # five steps an epoch; the last waits for this
+        has_bad = set(bad["answer_ids"]) <= set(targets.tolist())
+        if torch.is_grad_enabled() or not is_epoch or not has_bad:
+            return loss
+        return replace(loss, hard_sum=value)
+
+    monkeypatch.setattr(steps, "distillation_loss", poisoned)
+    with pytest.raises(DivergedError, match=f"validating epoch {epoch}, after step") as caught:
+        train(tiny_base, frame=frame, on_step=lambda report: told.append(report.step))
+    assert bad["example_id"] in str(caught.value)
+    good = caught.value.last_good
+    assert all(torch.isfinite(tensor).all() for tensor in good.values())
+    assert any(tensor.abs().sum() > 0 for name, tensor in good.items() if "lora_B" in name)
 
 
 def test_a_target_that_would_train_the_head_is_refused(tiny_base):

@@ -141,40 +141,25 @@ def of_teachers(*counts):
     return make_labelled(len(names)).with_columns(teacher_id=pl.Series(names))
 
 
-def test_labels_of_two_teachers_are_not_mixed_by_themselves():
+def test_labels_of_two_teachers_are_not_mixed():
     with pytest.raises(InvalidInputError) as caught:
         build(of_teachers(3, 2))
     assert "teacher-0 (3 labels), teacher-1 (2 labels)" in str(caught.value)
-    assert "`teachers` in the recipe" in str(caught.value)
-    assert build(of_teachers(3)).other_teachers == 0
+    assert build(of_teachers(3)).frame.height == 3
 
 
-def test_a_recipe_chooses_one_teacher_or_mixes_several():
-    examples = of_teachers(3, 2, 1)
-    one = build(examples, teachers=("teacher-1",))
-    assert set(one.frame["example_id"]) == {"e003", "e004"}
-    assert one.other_teachers == 4
-    both = build(examples, teachers=("teacher-0", "teacher-2"))
-    assert (both.frame.height, both.other_teachers) == (4, 2)
-
-
-def test_a_teacher_without_labels_is_named():
-    with pytest.raises(InvalidInputError, match=r"none of gone; there are teacher-0 \(2 labels\)"):
-        build(of_teachers(2), teachers=("teacher-0", "gone"))
-
-
-def test_provenance_says_how_many_labels_each_teacher_gave():
+def test_provenance_says_how_many_labels_the_teacher_gave():
     from types import SimpleNamespace
 
     from assets.students.provenance import gather_facts
 
-    examples = of_teachers(3, 2, 1).with_columns(
+    examples = of_teachers(3).with_columns(
         teacher_license=pl.lit("MIT"), prompt_version=pl.lit("p")
     )
-    frame = build(examples, teachers=("teacher-0", "teacher-1")).frame
+    frame = build(examples).frame
     facts = gather_facts(
         frame, examples, {"index_fingerprint": "i", "embedder_fingerprint": "e"},
         SimpleNamespace(base_model="org/tiny", revision="abc"),
     )  # fmt: skip
-    assert facts["teacher_ids"] == ["teacher-0", "teacher-1"]
-    assert facts["example_counts_by_teacher"] == {"teacher-0": 3, "teacher-1": 2}
+    assert facts["teacher_ids"] == ["teacher-0"]
+    assert facts["example_counts_by_teacher"] == {"teacher-0": 3}
