@@ -1,16 +1,17 @@
 """The report: from kept answers to verdict and HTML, all arms, 10,000 resamples.
 
-Run: `python bench/parity.py [--json] [--cases 150] [--arms 8] [--resamples 10000]`. The answers are
+Run: `python -m bench.parity [--json] [--cases 150] [--arms 8] [--resamples 10000]`. The answers are
 made up, in the proportions of a golden set: facts, citations, refusals and mistakes of every kind,
 arms that fail on the same hard cases, a timed sample. Everything after the answers is the
-product's own: operating points are derived, answers graded, the table built with its intervals, the
-gate decided, the files written. No model is asked. Nobody else's report is beside it: the arms of
-this one are the comparison.
+product's own: answers are graded, the table built with its intervals, the gate decided, the router
+swept and its figures drawn 10,000 times, money and kinds of question worked out, every section
+described, the files written. No model is asked: neither the judge nor the embedder, whose scores
+and vectors are made up too. Nobody else's report is beside it: the arms of this one are the
+comparison.
 """
 
 import argparse
 import json
-import os
 import platform
 import tempfile
 import time
@@ -35,6 +36,8 @@ from assets.releases.gate import decide
 from assets.releases.gates import GatePolicy, IntegrityEvidence
 from assets.releases.reporting import write_report
 from assets.statistics import BOOTSTRAP_RESAMPLES
+from bench.parity_worth import make_worth, measure_worth
+from bench.retrieval import describe_machine
 from serving.pipeline.router import RouterPolicy
 
 SKILLS = {"teacher": 0.9, "teacher_again": 0.9, "base": 0.35, "few_shot": 0.6, "student": 0.8}
@@ -145,7 +148,7 @@ def measure(case_count: int, arm_count: int, resamples: int) -> dict[str, Any]:
     others = [arm.name for arm in ARMS if arm.name not in required]
     kept = required | set(others[: max(0, arm_count - len(required))])
     answers = made.filter(pl.col("arm").is_in(sorted(kept)))
-    rubric = make_rubric(answers, draw)
+    rubric, worth = make_rubric(answers, draw), make_worth(cases, draw)
     seconds: dict[str, float] = {}
     started = last = time.perf_counter()
     worked = time.process_time()
@@ -165,9 +168,11 @@ def measure(case_count: int, arm_count: int, resamples: int) -> dict[str, Any]:
     sound = IntegrityEvidence(
         golden_lock_matches=True, golden_case_count=case_count, training_question_count=900,
         leaked_question_count=0, calibrated_case_count=60, calibration_is_of_student=True,
+        threshold="none is in force",
     )  # fmt: skip
     verdict = decide(report, integrity=sound, policy=GatePolicy())
     note("decide")
+    points, sections = measure_worth(answers, worth, note)
     with tempfile.TemporaryDirectory() as folder:
         files = write_report(
             Path(folder),
@@ -175,10 +180,12 @@ def measure(case_count: int, arm_count: int, resamples: int) -> dict[str, Any]:
                 product="bench", recipe="made-up", generated_at="2026-01-01T00:00:00+00:00",
                 parity_report=report, arm_answers=answers, graded_answers=graded,
                 golden_cases=cases, chunks=chunks, leakage_cosine_limit=0.92, margin_ratio=0.10,
-                verdict=verdict,
+                verdict=verdict, guarded_questions=worth.guarded, operating_points=points,
+                trained_question_ids=worth.trained_question_ids, sections=sections,
             ),
         )  # fmt: skip
-        size = files.html.stat().st_size
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        html = files.html.stat().st_size
     note("write")
     return {
         "cases": case_count,
@@ -186,7 +193,9 @@ def measure(case_count: int, arm_count: int, resamples: int) -> dict[str, Any]:
         "resamples": resamples,
         "rows": report.height,
         "verdict": verdict.verdict,
-        "html_kilobytes": round(size / 1000),
+        "sections": [section.title for section in sections],
+        "html_kilobytes": round(html / 1000),
+        "kilobytes": round(size / 1000),
         "seconds": {step: round(value, 2) for step, value in seconds.items()},
         "cpu_seconds": round(time.process_time() - worked, 2),
         "total_seconds": round(time.perf_counter() - started, 2),
@@ -202,17 +211,22 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=BOOTSTRAP_RESAMPLES)
     options = parser.parse_args()
     found = measure(options.cases, options.arms, options.resamples)
-    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    found["versions"] = {name: version(name) for name in ("numpy", "scipy", "polars")}
+    found["machine"] = describe_machine()
+    found["versions"] = {"python": platform.python_version()} | {
+        name: version(name) for name in ("numpy", "scipy", "statsmodels", "scikit-learn", "polars")
+    }
     if options.json:
         print(json.dumps(found))
         return
     print(f"{found['arms']} arms, {found['cases']} cases, {found['resamples']:,} resamples: "
           f"{found['total_seconds']} s, {found['cpu_seconds']} s of CPU")  # fmt: skip
-    print(f"  {found['machine']}, {found['versions']}")
+    print(f"  {found['machine']}")
+    print("  " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()))
     for step, value in found["seconds"].items():
         print(f"  {step:<8} {value:>7} s")
-    print(f"  {found['rows']} rows, {found['html_kilobytes']} kB of HTML, {found['verdict']}")
+    print(f"  {found['rows']} rows, {found['html_kilobytes']} kB of HTML, "
+          f"{found['kilobytes']} kB in all, {found['verdict']}")  # fmt: skip
+    print(f"  sections beside parity: {', '.join(found['sections'])}")
 
 
 if __name__ == "__main__":

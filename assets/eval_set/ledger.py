@@ -1,6 +1,8 @@
 """The access ledger: every read of the golden set by a run, so that peeking shows.
 
-Belongs here: appending and counting. Does not belong here: the golden set.
+An asset that asks, grades, compares or judges by its cases, or trains on them, writes a line. Not
+counted: the guard, whose reading keeps training away from them, checks of the table, and a person
+who opens the file. Belongs here: appending and counting. Does not belong here: the golden set.
 """
 
 import json

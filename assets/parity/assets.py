@@ -19,19 +19,23 @@ from assets.parity.arms import ArmPlan
 from assets.parity.baselines import StudentShelf, open_untrained
 from assets.parity.comparison import build_parity_table, describe_headline
 from assets.parity.deriving import derive_arm, describe_routing
+from assets.parity.economics import EconomicsTerms
 from assets.parity.experiments import Experiment
-from assets.parity.exposure import find_seen_chunks, slice_by_exposure
+from assets.parity.exposure import find_trained, list_read_chunks, slice_by_exposure
 from assets.parity.graders import grade_answers
 from assets.parity.operating_points import choose_operating_points, read_thresholds
+from assets.parity.prices import find_free, find_unpriced
 from assets.parity.registering import find_predictions, register_predictions
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.parity.suite_evidence import identify_candidate, read_candidate
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
 from assets.students.calibration import read_calibrator
+from assets.students.lanes import CONTAMINATED, add_leak
 from serving.aio import run_blocking
 from serving.home import Home
-from serving.models.protocols import ChatModel, Progress
+from serving.models.protocols import ChatModel, Embedder, Progress
+from serving.models.student_rules import read_rules
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION
@@ -134,7 +138,7 @@ def _announce_asking(
 ) -> list[str]:
     """Note that the golden set is read, and what is predicted of a student never asked before."""
     run_id = context.run.run_id
-    record_read(home.ledger, reader=f"arm_answers:{context.partition_key}", run_id=run_id)
+    _note_read(context, home)
     kept = home.table(keys.ARM_ANSWERS.to_user_string(), context.partition_key).parent
     asked = (pl.read_parquet(path, columns=["model"])["model"] for path in kept.glob("*.parquet"))
     return register_predictions(
@@ -190,20 +194,24 @@ def _ask_models(
     },
     partitions_def=RECIPES,
     kinds={"openai", "polars"},
-    code_version="2",
+    code_version="3",
     pool="judge",
 )
 def graded_answers(
+    context: dg.AssetExecutionContext,
     arm_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     chunks: pl.DataFrame,
     judge: dg.ResourceParam[ChatModel],
+    embedder: dg.ResourceParam[Embedder],
     labelling_plan: dg.ResourceParam[LabellingPlan],
+    home: dg.ResourceParam[Home],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Every answer under every metric, and the judge's rubric by axis."""
+    _note_read(context, home)
     first = arm_answers.filter(pl.col("repeat") == 0)  # later repeats are there to be timed
-    graded = grade_answers(first, golden_cases, chunks)
+    graded = grade_answers(first, golden_cases, chunks, embedder=embedder)
     answered = first.filter(pl.col("error").is_null())
     items = read_rateables(answered)
     before = read_spending(judge)
@@ -235,24 +243,37 @@ def graded_answers(
         "chunks": dg.AssetIn(key=keys.CHUNKS),
         "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
         "teacher_answers": dg.AssetIn(key=keys.TEACHER_ANSWERS),
+        "training_set": dg.AssetIn(key=keys.TRAINING_SET),
+        "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
     },
     partitions_def=RECIPES,
     kinds={"scipy", "polars"},
-    code_version="5",
+    code_version="7",
 )
 def parity_report(
+    context: dg.AssetExecutionContext,
     arm_answers: pl.DataFrame,
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     chunks: pl.DataFrame,
     labelled_examples: pl.DataFrame,
     teacher_answers: pl.DataFrame,
+    training_set: pl.DataFrame,
+    student_adapter: pl.DataFrame,
+    economics_terms: dg.ResourceParam[EconomicsTerms],
+    home: dg.ResourceParam[Home],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The arms side by side: metrics and slices, intervals and deltas.
 
-    Slices: the buckets, and the cases whose gold chunks the student did or did not train on.
+    Slices: the buckets, and the cases whose gold chunks this very student did or did not train on.
     """
-    seen = find_seen_chunks(labelled_examples, teacher_answers)
+    _note_read(context, home)
+    adapter = student_adapter.row(0, named=True)
+    offered = list_offered(labelled_examples, lane=adapter["lane"], home=home)
+    trained = find_trained(training_set, offered)
+    sources = read_rules(home.adapters / adapter["adapter"]).sources
+    read = list_read_chunks(trained, teacher_answers, arm_answers, sources=sources)
+    seen = set(read["chunk_id"])
     exposure = slice_by_exposure(golden_cases, chunks, seen)
     frame = build_parity_table(
         arm_answers=arm_answers,
@@ -260,12 +281,35 @@ def parity_report(
         golden_cases=golden_cases,
         rubric_scores=read_rubric(graded_answers),
         exposure=exposure,
+        unpriced=find_unpriced(economics_terms.prices, adapter["student"]),
+        free=find_free(economics_terms.prices, adapter["student"]),
     )
     return dg.MaterializeResult(
         value=frame,
         metadata={
+            "trained_example_count": trained.height,
+            "trained_without_known_sources_count": trained.height - read["example_id"].n_unique(),
             "seen_chunk_count": len(seen),
             "cases_by_exposure": dict(exposure.group_by("slice").len().sort("slice").iter_rows()),
             **describe_headline(frame),
         },
     )
+
+
+def list_offered(labelled_examples: pl.DataFrame, *, lane: str, home: Home) -> pl.DataFrame:
+    """Return what a student of this lane may have learned from: the leak too where it has one.
+
+    Raises:
+        InvalidInputError: the lane has a leak, and its table is not there.
+    """
+    if lane != CONTAMINATED:
+        return labelled_examples
+    path = home.table(keys.CONTAMINATED_EXAMPLES.to_user_string())
+    leak = pl.read_parquet(path) if path.exists() else tables.LABELLED_EXAMPLES.to_frame()
+    return add_leak(labelled_examples, leak)
+
+
+def _note_read(context: dg.AssetExecutionContext, home: Home) -> None:
+    """Write into the ledger that an asset reads the golden cases of a recipe."""
+    noun = context.asset_key.path[-1]
+    record_read(home.ledger, reader=f"{noun}:{context.partition_key}", run_id=context.run.run_id)

@@ -17,6 +17,7 @@ from assets.parity.suites import (
     Outcome,
     Pairs,
     SuiteGate,
+    SuiteLimits,
     check_not_worse,
     describe_unmeasured,
     keep_current,
@@ -24,24 +25,29 @@ from assets.parity.suites import (
 )
 from serving.models.protocols import Vectors
 
-MARGIN_RATIO = 0.10
-CLUSTER_SIZE = 5  # at or above: too many disagreements of one kind to be chance
 CLUSTER_COSINE = 0.60  # mean cosine at or above which questions are of one kind
 REGISTERED_COSINE = 0.60  # nearest registered case at or above: the kind is measured
 
 
-def decide_behaviour_gates(answers: pl.DataFrame, registry: pl.DataFrame) -> tuple[SuiteGate, ...]:
+def decide_behaviour_gates(
+    answers: pl.DataFrame, registry: pl.DataFrame, limits: SuiteLimits
+) -> tuple[SuiteGate, ...]:
     """Return a gate for each behaviour, in the registry's order.
 
     Critical: none of the cases that the teacher passes is lost in any wording, of at least 59.
-    Another: at most 10 points fewer than the teacher passes, of at least 100.
+    Another: at most the declared margin fewer than the teacher passes, of at least 100.
     """
     worst = take_worst(keep_current(answers, registry)).filter(suite=BEHAVIOURS)
     gates = []
     for (name, is_critical), cases in registry.group_by("kind", "is_critical", maintain_order=True):
         mine = worst.join(cases.select("case_id"), on="case_id", how="semi")
-        decide = check_nothing_lost if is_critical else check_few_lost
-        gates.append(decide(mine, name=f"behaviour_{name}"))
+        gates.append(
+            check_nothing_lost(mine, name=f"behaviour_{name}")
+            if is_critical
+            else check_few_lost(
+                mine, name=f"behaviour_{name}", margin=limits.behaviour_margin_ratio
+            )
+        )
     return tuple(gates)
 
 
@@ -74,9 +80,9 @@ def check_nothing_lost(worst: pl.DataFrame, *, name: str) -> SuiteGate:
     )
 
 
-def check_few_lost(worst: pl.DataFrame, *, name: str) -> SuiteGate:
-    """The candidate passes at most 10 points fewer cases than the teacher, of at least 100."""
-    gate = check_not_worse(worst, name=name, baseline=BASELINE, margin=MARGIN_RATIO)
+def check_few_lost(worst: pl.DataFrame, *, name: str, margin: float) -> SuiteGate:
+    """The candidate passes at most `margin` fewer cases than the teacher, of at least 100."""
+    gate = check_not_worse(worst, name=name, baseline=BASELINE, margin=margin)
     pairs = Pairs.count(worst, CANDIDATE, BASELINE)
     if gate.outcome == "PASS" and pairs.n < OTHER_CASES:
         detail = f"{gate.detail}; n = {pairs.n} is under {OTHER_CASES}"
@@ -167,18 +173,19 @@ def _describe_cluster(
 
 
 def check_no_unregistered_cluster(
-    clusters: Sequence[DisagreementCluster], *, compared: int
+    clusters: Sequence[DisagreementCluster], *, compared: int, limits: SuiteLimits
 ) -> SuiteGate:
-    """No kind of question that the registry does not measure has five disagreements or more.
+    """No kind of question that the registry does not measure has too many disagreements.
 
     Args:
         clusters: of the disagreements.
         compared: how many questions both arms answered; without any the gate is open.
+        limits: how many are too many.
     """
     strays = [
         cluster
         for cluster in clusters
-        if not cluster.is_registered and len(cluster.question_ids) >= CLUSTER_SIZE
+        if not cluster.is_registered and len(cluster.question_ids) >= limits.cluster_cases
     ]
     largest = max(
         (len(cluster.question_ids) for cluster in clusters if not cluster.is_registered), default=0
@@ -190,7 +197,7 @@ def check_no_unregistered_cluster(
         relation="at most",
         outcome="FAIL" if strays else "PASS" if compared else "INCONCLUSIVE",
         number=float(largest) if compared else None,
-        limit=float(CLUSTER_SIZE - 1),
+        limit=float(limits.cluster_cases - 1),
         n=compared,
         detail=f"{len(clusters)} clusters of disagreements, the largest outside the registry has "
         f"{largest}{f': {named}' if named else ''}"
@@ -199,10 +206,10 @@ def check_no_unregistered_cluster(
     )
 
 
-def leave_disagreements_open() -> SuiteGate:
+def leave_disagreements_open(limits: SuiteLimits) -> SuiteGate:
     """Return the gate where golden cases and suites were not answered by the same candidate."""
     return replace(
-        check_no_unregistered_cluster([], compared=0),
+        check_no_unregistered_cluster([], compared=0, limits=limits),
         detail="the graded golden answers are not of the candidate that answered the suites: run "
         "`understudy run`, then answer the suites again",
     )

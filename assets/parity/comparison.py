@@ -6,7 +6,7 @@ here: which metrics exist (`metrics`), one case's numbers (`measuring`), formula
 (stage `releases`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +28,7 @@ from assets.statistics import (
     wilson_interval,
 )
 from serving.errors import InvalidInputError
+from serving.models.protocols import ServedBy
 
 _KEY = ("case_id", "repeat")
 DEFAULT_SETTINGS: Mapping[str, Any] = MappingProxyType(
@@ -43,6 +44,8 @@ def build_parity_table(
     golden_cases: pl.DataFrame,
     rubric_scores: pl.DataFrame,
     exposure: pl.DataFrame,
+    unpriced: Collection[ServedBy] = (),
+    free: Collection[ServedBy] = (),
     alpha: float = 0.05,
     resamples: int = BOOTSTRAP_RESAMPLES,
     seed: int = BOOTSTRAP_SEED,
@@ -51,7 +54,9 @@ def build_parity_table(
 
     Quality and cost are read from each case's first repeat, latency from the rows that carry one.
     Intervals are two-sided at 1 - alpha. `exposure` (case_id, slice) says which cases rest on
-    chunks the student trained on; the other slices are the buckets.
+    chunks the student trained on; the other slices are the buckets. `unpriced` names the models
+    whose price the config does not state: what asked one of them has no cost. `free` names those
+    for which it states 0: what another is said to have answered for nothing has no known cost.
     """
     present = set(arm_answers["arm"].unique())
     arms = [arm for arm in ARM_NAMES if arm in present] + sorted(present - set(ARM_NAMES))
@@ -62,7 +67,9 @@ def build_parity_table(
             found=f"arms {arms}",
             next_step="rebuild parity/arm_answers with every arm",
         )
-    measured = measure_cases(arm_answers, graded_answers, golden_cases, rubric_scores)
+    measured = measure_cases(
+        arm_answers, graded_answers, golden_cases, rubric_scores, unpriced=unpriced, free=free
+    )
     settings = {"alpha": alpha, "resamples": resamples, "seed": seed}
     rows: list[dict[str, Any]] = []
     slices = pl.concat([golden_cases.select("case_id", slice="bucket"), exposure])

@@ -13,6 +13,8 @@ from assets.parity.arms import BASELINE, STUDENT
 from assets.statistics import clustered_bootstrap
 from serving.errors import InvalidInputError
 
+_HAS_TOKENS = (pl.col("prompt_tokens") + pl.col("completion_tokens") > 0).fill_null(value=False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCosts:
@@ -22,11 +24,14 @@ class MeasuredCosts:
         arm: `routed` or a variant of it, or `student`.
         teacher_usd: a question answered by the teacher alone, on average.
         teacher_part_usd: what the arm paid the teacher per question, fallbacks included.
-        student_calls_ratio: student calls per question, those that fell back included.
+        student_calls_ratio: calls of the student's model per question, those that fell back
+            included. What the student refuses by a rule calls no model.
         fallback_ratio: questions for which the student was paid and the teacher too.
         teacher_share_ratio: questions whose answer is the teacher's.
-        student_usd: a call of the student at its token price, on average of the calls made.
-        student_seconds: a call of the student alone on its machine, on average; None: not timed.
+        student_usd: a call at the student's token price, on average of the calls that the arm
+            made, or of all calls of the arm `student` where it made none; None: no call was seen.
+        student_seconds: a call of the student alone on its machine, on average of the calls that
+            were timed; None: none was.
         saving_range_usd: 95 % limits of `teacher_usd` less the arm's cost, at token prices.
         n: questions.
     """
@@ -37,7 +42,7 @@ class MeasuredCosts:
     student_calls_ratio: float
     fallback_ratio: float
     teacher_share_ratio: float
-    student_usd: float
+    student_usd: float | None
     student_seconds: float | None
     saving_range_usd: tuple[float, float]
     n: int
@@ -45,9 +50,8 @@ class MeasuredCosts:
     @property
     def saving_usd(self) -> float:
         """The measured saving per question at token prices."""
-        return (
-            self.teacher_usd - self.teacher_part_usd - self.student_calls_ratio * self.student_usd
-        )
+        student = self.student_calls_ratio * (self.student_usd or 0.0)  # no call seen: none made
+        return self.teacher_usd - self.teacher_part_usd - student
 
 
 def measure_costs(arm_answers: pl.DataFrame, arm: str) -> MeasuredCosts:
@@ -66,19 +70,20 @@ def measure_costs(arm_answers: pl.DataFrame, arm: str) -> MeasuredCosts:
             found="none",
             next_step="materialize parity/arm_answers again: rows that failed are asked anew",
         )
-    called = (cases["served_by"] == STUDENT) | cases["used_fallback"]
+    is_students = (cases["served_by"] == STUDENT) | cases["used_fallback"]
+    called = is_students & cases["has_call"]
     savings = (cases["cost_usd_teacher"] - cases["cost_usd"]).to_list()
     limits = clustered_bootstrap(savings, cases["case_id"].to_list())
-    every_call = cases["cost_usd_student"]
-    student_paid = _mean(every_call * called)
+    student_paid = _mean(cases["cost_usd_student"] * called)
+    calls = cases.filter(called if called.any() else cases["has_call"])
     return MeasuredCosts(
         arm=arm,
         teacher_usd=_mean(cases["cost_usd_teacher"]),
         teacher_part_usd=max(0.0, _mean(cases["cost_usd"]) - student_paid),
         student_calls_ratio=_mean(called),
-        fallback_ratio=_mean(cases["used_fallback"]),
+        fallback_ratio=_mean(cases["used_fallback"] & called),
         teacher_share_ratio=_mean(cases["served_by"] == BASELINE),
-        student_usd=student_paid / _mean(called) if called.any() else _mean(every_call),
+        student_usd=None if calls.is_empty() else _mean(calls["cost_usd_student"]),
         student_seconds=_time_student(arm_answers),
         saving_range_usd=(limits.lower, limits.upper),
         n=cases.height,
@@ -86,7 +91,10 @@ def measure_costs(arm_answers: pl.DataFrame, arm: str) -> MeasuredCosts:
 
 
 def _pair_cases(arm_answers: pl.DataFrame, arm: str) -> pl.DataFrame:
-    """Return the cases that teacher, student and the arm answered, with the cost in each."""
+    """Return the cases that teacher, student and the arm answered, with the cost in each.
+
+    `has_call` says whether the student's model was asked, or a rule refused before it.
+    """
     answered = arm_answers.filter(pl.col("repeat") == 0, pl.col("error").is_null())
     chosen = answered.filter(pl.col("arm") == arm)
     for other in (BASELINE, STUDENT):
@@ -94,16 +102,17 @@ def _pair_cases(arm_answers: pl.DataFrame, arm: str) -> pl.DataFrame:
             "case_id", pl.col("cost_usd").alias(f"cost_usd_{other}")
         )
         chosen = chosen.join(paid, on="case_id")
-    return chosen.sort("case_id")
+    calls = answered.filter(arm=STUDENT).select("case_id", has_call=_HAS_TOKENS)
+    return chosen.join(calls, on="case_id").sort("case_id")
 
 
 def _time_student(arm_answers: pl.DataFrame) -> float | None:
     """Return the mean seconds of a student call: of later repeats, which wait for no batch.
 
-    None where none was timed.
+    A refusal by a rule takes microseconds and is no call. None where no call was timed.
     """
     timed = arm_answers.filter(
-        pl.col("arm") == STUDENT, pl.col("repeat") > 0, pl.col("error").is_null()
+        pl.col("arm") == STUDENT, pl.col("repeat") > 0, pl.col("error").is_null(), _HAS_TOKENS
     )
     if timed.is_empty():
         return None

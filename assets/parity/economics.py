@@ -20,6 +20,11 @@ from serving.errors import InvalidInputError
 HOURS_PER_MONTH = 365.25 * 24 / 12
 WEEKS_PER_MONTH = 365.25 / 12 / 7
 SCENARIOS = ("pessimistic", "expected", "optimistic")
+PRICED_APART = (
+    "Parity prices the student's calls by the token; here they cost the hours of its machine "
+    "(`economics.gpu_usd_per_hour`), idle ones included. So one arm has two costs per 1,000."
+)
+"""What a reader is told where the two parts of the report price the student differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,20 +158,41 @@ def project(
     )
 
 
+def explain_costs(terms: EconomicsTerms) -> tuple[str, ...]:
+    """Return why an arm costs something else here than under Parity; nothing where it does not."""
+    return (PRICED_APART,) if terms.gpu_usd_per_hour else ()
+
+
+def find_untimed_call(costs: Iterable[MeasuredCosts], terms: EconomicsTerms) -> str | None:
+    """Return why the hours of the student's machine are not known; None where they are.
+
+    A student that refuses nearly everything by a rule may have made no call among the timed ones.
+    """
+    is_needed = terms.gpu_usd_per_hour and any(
+        one.student_calls_ratio and one.student_seconds is None for one in costs
+    )
+    return (
+        "no timed answer of the arm `student` was written by its model, so nobody knows how long a "
+        "call takes: set economics.gpu_usd_per_hour to 0 to price it by the token"
+        if is_needed
+        else None
+    )
+
+
 def _price_student(
     calls: float, costs: MeasuredCosts, terms: EconomicsTerms, utilisation: float
 ) -> float:
     """Return what a month of student calls costs: by the token, or by the machine's hours."""
     if not terms.gpu_usd_per_hour:
-        return calls * costs.student_usd
-    if costs.student_seconds is None:
+        return calls * (costs.student_usd or 0.0)  # None: no call was ever made, so none is paid
+    if costs.student_seconds is None and calls:
         raise InvalidInputError(
             f"pricing the student of the arm {costs.arm!r} by the hours of its machine",
             expected="answers of the arm student that were timed one by one",
             found="none",
             next_step="materialize parity/arm_answers, or set economics.gpu_usd_per_hour to 0",
         )
-    busy_hours = calls * costs.student_seconds / 3600
+    busy_hours = calls * (costs.student_seconds or 0.0) / 3600
     paid_hours = max(busy_hours / utilisation, terms.minimum_machines * HOURS_PER_MONTH)
     return paid_hours * terms.gpu_usd_per_hour
 
@@ -247,7 +273,7 @@ def tabulate_economics(
 
 
 def tabulate_unpriced(costs: Iterable[MeasuredCosts], reason: str) -> pl.DataFrame:
-    """Return the rows of `economics` where a price is missing: no money, and why there is none."""
+    """Return the rows of `economics` where a price or a timing is missing: no money, and why."""
     rows = [
         {
             "arm": one.arm,

@@ -1,8 +1,9 @@
 """Exposure: did the student train on the chunks a golden case is answered from?
 
 A student that is right on seen chunks alone has learnt the documentation by heart; one that is as
-right on unseen ones has learnt to read it. Belongs here: which case is which. Does not belong here:
-what a slice is compared by (`comparison`).
+right on unseen ones has learnt to read it. Belongs here: which example taught this very student,
+which chunks it read there, which case is which. Does not belong here: what a slice is compared by
+(`comparison`).
 """
 
 import polars as pl
@@ -12,16 +13,48 @@ from assets.parity.graders import is_gold_chunk, read_case, read_sources
 SEEN, UNSEEN = "seen_chunk", "unseen_chunk"
 
 
-def find_seen_chunks(labelled_examples: pl.DataFrame, teacher_answers: pl.DataFrame) -> set[str]:
-    """Return the chunks that stood in the prompt of a training example.
+def find_trained(training_set: pl.DataFrame, examples: pl.DataFrame) -> pl.DataFrame:
+    """Return the examples that the student learned from.
 
-    Validation and calibration examples do not count: the student never learns from them.
+    Labels are offered to every recipe, and each takes its own sample of what its student can learn;
+    validation and calibration examples teach nothing.
+
+    Args:
+        training_set: of the student.
+        examples: labelled_examples; with contaminated_examples where the recipe's lane has them.
     """
-    trained = teacher_answers.join(
-        labelled_examples.filter(split="train"), on="content_key", how="semi"
+    return examples.join(training_set.filter(split="train"), on="example_id", how="semi")
+
+
+def list_read_chunks(
+    trained: pl.DataFrame,
+    teacher_answers: pl.DataFrame,
+    arm_answers: pl.DataFrame,
+    *,
+    sources: int | None,
+) -> pl.DataFrame:
+    """Return example_id and chunk_id: what stood in the prompts that the student was trained on.
+
+    Args:
+        trained: the examples it learned from.
+        teacher_answers: know what was retrieved for a label.
+        arm_answers: know it for a golden question, which a contaminated recipe trains on.
+        sources: how many of the retrieved the student reads, the best ones; None: all.
+    """
+    of_labels = trained.join(teacher_answers.select("content_key", "retrieved"), on="content_key")
+    asked = arm_answers.filter(pl.col("retrieved").is_not_null())
+    asked = asked.unique("case_id", keep="first", maintain_order=True)
+    of_leaks = trained.join(of_labels, on="example_id", how="anti").join(
+        asked.select(pl.col("case_id").alias("question_id"), "retrieved"), on="question_id"
     )
-    retrieved = trained.select(pl.col("retrieved").explode().struct.field("chunk_id"))
-    return set(retrieved["chunk_id"].drop_nulls())
+    shown = pl.col("retrieved") if sources is None else pl.col("retrieved").list.head(sources)
+    return (
+        pl.concat([found.select("example_id", "retrieved") for found in (of_labels, of_leaks)])
+        .select("example_id", shown)
+        .explode("retrieved")
+        .select("example_id", pl.col("retrieved").struct.field("chunk_id"))
+        .drop_nulls()
+    )
 
 
 def slice_by_exposure(

@@ -6,6 +6,8 @@ known. Belongs here: Krippendorff's alpha and the four alarms. Does not belong h
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from assets.parity.rulers import (
     LEAST_SENTINEL_AUC,
     Finding,
 )
+from assets.parity.standing import RULER, keep_standing
 from assets.statistics import clustered_bootstrap
 
 LEAST_SHARED = 30  # ratings of two raters or more below which agreement says nothing
@@ -53,10 +56,12 @@ def krippendorff_alpha(ratings: npt.NDArray[np.float64]) -> float:
 def judge_measurement(ratings: pl.DataFrame) -> Finding:
     """Do raters agree, without having stopped to see the difference?
 
+    Read of the rulers that stand: a retired judge is neither compared with the one of today nor
+    pooled with it.
     Alarms: agreement too low; agreement risen by 0.05 while accuracy on the gold did not; known-bad
     anchors no longer told from known-good ones; scores squeezed into fewer values.
     """
-    known = ratings.filter(pl.col("score").is_not_null())
+    known = keep_standing(ratings.filter(pl.col("score").is_not_null()))
     shared = _list_shared(known)
     if len(shared) < LEAST_SHARED:
         return Finding(
@@ -66,23 +71,25 @@ def judge_measurement(ratings: pl.DataFrame) -> Finding:
             numbers={},
         )
     alpha = krippendorff_alpha(_spread(shared))
-    auc, entropy = measure_sentinels(known), measure_entropies(known)
+    auc, drops = measure_sentinels(known), measure_entropy_drops(known)
     numbers = {"alpha": alpha, "sentinel_auc": auc, "shared_count": float(len(shared))}
     reasons = []
     if alpha < LEAST_ALPHA:
         reasons.append(f"Krippendorff's alpha {alpha:.3f} is under {LEAST_ALPHA}")
     if auc < LEAST_SENTINEL_AUC:
         reasons.append(f"known-bad anchors are told apart with AUC {auc:.2f}, at least 0.90")
-    if len(entropy) > 1:
-        drop = 1 - entropy[-1] / entropy[0] if entropy[0] else 0.0
+    if drops:
+        rater, drop = max(drops.items(), key=lambda item: item[1])
         numbers["entropy_drop_ratio"] = drop
         if drop >= ENTROPY_DROP_RATIO:
-            reasons.append(f"the entropy of the scores fell by {drop:.0%}, at most 20 %")
-    rise, gain = measure_convergence(known)
-    if rise is not None and gain is not None:
-        numbers |= {"alpha_rise": rise, "gold_gain_upper": gain}
-        if rise >= ALPHA_RISE and gain <= 0:
-            reasons.append(f"agreement rose by {rise:.2f} and accuracy on the gold did not")
+            reasons.append(f"the entropy of {rater}'s scores fell by {drop:.0%}, at most 20 %")
+    if found := measure_convergence(known):
+        numbers |= {"alpha_rise": found.alpha_rise, "gold_gain_upper": found.gold_gain_upper}
+        if found.is_blind:
+            reasons.append(
+                f"agreement rose by {found.alpha_rise:.2f} between {' and '.join(found.raters)}, "
+                "and accuracy on the gold did not"
+            )
     return Finding(holds=not reasons, is_conclusive=True, reasons=tuple(reasons), numbers=numbers)
 
 
@@ -98,40 +105,80 @@ def measure_sentinels(known: pl.DataFrame) -> float:
     return float(roc_auc_score(latest["is_good"].to_numpy(), latest["score"].to_numpy()))
 
 
-def measure_entropies(known: pl.DataFrame) -> list[float]:
-    """Return the entropy of the scores by wave, on the anchors of that wave and the first alike."""
+def measure_entropy_drops(known: pl.DataFrame) -> dict[str, float]:
+    """Return by rater how much of the entropy of its scores is lost since its first wave.
+
+    A rater is compared with itself alone, on the anchors of its latest wave: another judge may use
+    a narrower scale and be right. One that rated fewer than 30 of them in either wave is left out.
+    """
     from scipy.stats import entropy
 
-    waves = sorted(known["wave"].unique())
-    if len(waves) < 2:
-        return [float(entropy(_count_scores(known)))]
-    shared = known.filter(wave=waves[-1]).select("anchor_id", "axis").unique()
-    pair = (known.filter(wave=wave).join(shared, on=("anchor_id", "axis"), how="semi")
-            for wave in (waves[0], waves[-1]))  # fmt: skip
-    return [float(entropy(_count_scores(rows))) for rows in pair if rows.height]
+    drops = {}
+    for (rater, *_), rows in known.sort("wave", *RULER).group_by(RULER, maintain_order=True):
+        last = rows.filter(pl.col("wave") == pl.col("wave").max())
+        shared = last.select("anchor_id", "axis").unique()
+        first = rows.filter(pl.col("wave") == pl.col("wave").min()).join(
+            shared, on=("anchor_id", "axis"), how="semi"
+        )
+        is_later = first["wave"].max() != last["wave"].max()
+        if is_later and min(first.height, last.height) >= LEAST_SHARED:
+            before, now = (float(entropy(_count_scores(wave))) for wave in (first, last))
+            drops[str(rater)] = 1 - now / before if before else 0.0
+    return drops
 
 
-def measure_convergence(known: pl.DataFrame) -> tuple[float | None, float | None]:
-    """Return how much alpha rose from the first wave to the latest, and the gold's gain at most.
+@dataclass(frozen=True, kw_only=True)
+class Convergence:
+    """How two raters came closer since they first shared a wave, and what they see better for it.
 
-    None where a wave has too few shared ratings. The gain is the upper limit of the bootstrap over
-    cores of accuracy against the labels, on anchors of both waves.
+    `gold_gain_upper` is the upper limit of the bootstrap over cores of accuracy against the labels,
+    on anchors of both waves.
     """
+
+    raters: tuple[str, str]
+    alpha_rise: float
+    gold_gain_upper: float
+
+    @property
+    def is_blind(self) -> bool:
+        """True where they agree more and see no more."""
+        return self.alpha_rise >= ALPHA_RISE and self.gold_gain_upper <= 0
+
+
+def measure_convergence(known: pl.DataFrame) -> Convergence | None:
+    """Return the pair of raters that converged most, blindly if any did.
+
+    Pairs are compared with themselves: agreement of others says nothing about whether these two
+    copy each other. None where no pair shared 30 ratings in two waves.
+    """
+    named = known.with_columns(rater=pl.format("{} {}", "rater_kind", "rater_id"))
+    found = [
+        _compare_waves((one, other), named.filter(pl.col("rater").is_in([one, other])))
+        for one, other in combinations(named["rater"].unique().sort(), 2)
+    ]
+    return max(
+        (pair for pair in found if pair), key=lambda p: (p.is_blind, p.alpha_rise), default=None
+    )
+
+
+def _compare_waves(raters: tuple[str, str], rows: pl.DataFrame) -> Convergence | None:
     measured = []
-    for wave in sorted(known["wave"].unique()):
-        rows = known.filter(wave=wave)
-        shared = _list_shared(rows)
+    for wave in sorted(rows["wave"].unique()):
+        rated = rows.filter(wave=wave)
+        shared = _list_shared(rated)
         if len(shared) >= LEAST_SHARED:
-            measured.append((krippendorff_alpha(_spread(shared)), _grade(rows)))
+            measured.append((krippendorff_alpha(_spread(shared)), _grade(rated)))
     if len(measured) < 2:
-        return None, None
+        return None
     (alpha_first, first), (alpha_last, last) = measured[0], measured[-1]
     both = first.join(last, on=("anchor_id", "axis"), suffix="_last")
     if both.is_empty():
-        return alpha_last - alpha_first, None
+        return None
     change = (both["accuracy_last"] - both["accuracy"]).to_list()
     gain = clustered_bootstrap(change, both["core_id"].to_list())
-    return alpha_last - alpha_first, gain.upper
+    return Convergence(
+        raters=raters, alpha_rise=alpha_last - alpha_first, gold_gain_upper=gain.upper
+    )
 
 
 def _grade(rows: pl.DataFrame) -> pl.DataFrame:

@@ -4,7 +4,14 @@ Belongs here: how grades, scores, costs and latencies become rows that can be su
 belong here: intervals and differences (`comparison`).
 """
 
+from collections.abc import Collection
+
 import polars as pl
+
+from serving.models.protocols import ServedBy
+
+_MODELS: tuple[ServedBy, ...] = ("teacher", "student")
+_HAS_TOKENS = pl.col("prompt_tokens") + pl.col("completion_tokens") > 0
 
 
 def measure_cases(
@@ -12,12 +19,16 @@ def measure_cases(
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     rubric_scores: pl.DataFrame,
+    *,
+    unpriced: Collection[ServedBy],
+    free: Collection[ServedBy],
 ) -> pl.DataFrame:
     """Bring every metric to one shape: numerator and denominator of one case of one arm.
 
     Columns: arm, case_id, repeat, metric, numerator, denominator, status, bucket, cluster. The
     cluster is the case's first gold page, or the case itself where it has none. Rubric metrics come
-    from `rubric_scores`, whatever `graded_answers` holds of them.
+    from `rubric_scores`, whatever `graded_answers` holds of them. `unpriced` names the models whose
+    price the config does not state, `free` those for which it states 0.
     """
     cases = golden_cases.select(
         "case_id",
@@ -31,7 +42,9 @@ def measure_cases(
         first.filter(pl.col("metric") != "refused", ~pl.col("metric").str.starts_with("rubric")),
         _measure_refusals(first.filter(metric="refused").join(cases, on="case_id")),
         _measure_rubric(rubric_scores),
-        _measure_column(price_answers(arm_answers), "cost_usd", "usd_per_1k", scale=1000.0),
+        _measure_column(
+            price_answers(arm_answers, unpriced, free), "cost_usd", "usd_per_1k", scale=1000.0
+        ),
         _measure_column(
             arm_answers.filter(repeat=0).with_columns(is_valid=pl.col("verdict") == "valid"),
             "is_valid",
@@ -53,16 +66,44 @@ def _measure_time(arm_answers: pl.DataFrame, column: str) -> pl.DataFrame:
     return _measure_column(timed, column, column, scale=1.0)
 
 
-def price_answers(arm_answers: pl.DataFrame) -> pl.DataFrame:
-    """Return the first answers with their cost, null where tokens were used and cost nothing.
+def price_answers(
+    arm_answers: pl.DataFrame, unpriced: Collection[ServedBy], free: Collection[ServedBy]
+) -> pl.DataFrame:
+    """Return the first answers with their cost, null where a model without a price was asked.
 
-    A price that was left out of the configuration would make an arm look free. An answer without a
-    token, which a student's rules gave, is free.
+    A price that the configuration leaves out would make an arm look free; one that it states as 0
+    is free. So is an answer without a token, which a student's rules gave. A stored cost of 0 of
+    any other model is of before its price was stated.
     """
-    is_priced = (pl.col("cost_usd") > 0) | (
-        pl.col("prompt_tokens") + pl.col("completion_tokens") == 0
+    is_unknown = _is_any_asked(unpriced) | _is_unpaid(set(_MODELS) - set(free))
+    return arm_answers.filter(repeat=0).with_columns(
+        pl.when(~(is_unknown & _HAS_TOKENS)).then("cost_usd")
     )
-    return arm_answers.filter(repeat=0).with_columns(pl.when(is_priced).then("cost_usd"))
+
+
+def find_outdated(arm_answers: pl.DataFrame, free: Collection[ServedBy]) -> tuple[ServedBy, ...]:
+    """Return the models with answers that cost 0 and are not free: made before a price was stated.
+
+    Args:
+        arm_answers: of every arm.
+        free: the models whose price is stated as 0.
+    """
+    first = arm_answers.filter(_HAS_TOKENS, pl.col("error").is_null(), repeat=0)
+    return tuple(
+        model
+        for model in _MODELS
+        if model not in free and not first.filter(_is_unpaid({model})).is_empty()
+    )
+
+
+def _is_any_asked(models: Collection[ServedBy]) -> pl.Expr:
+    asked = (pl.col("served_by").is_in(list(models)), pl.col("used_fallback"))
+    return pl.any_horizontal(*asked) if models else pl.lit(value=False)
+
+
+def _is_unpaid(models: Collection[ServedBy]) -> pl.Expr:
+    """Return the predicate of answers that one of these models was asked for, and that cost 0."""
+    return (pl.col("cost_usd") == 0) & _is_any_asked(models)
 
 
 def _measure_refusals(flags: pl.DataFrame) -> pl.DataFrame:

@@ -75,8 +75,9 @@ METRICS = (
         unit="ratio",
         method="share",
         definition=(
-            "Share of cited statements whose content words the cited chunk holds. It catches text"
-            " that came from nowhere; it cannot see a negation."
+            "Share of cited statements whose content words, or else whose sense by the embedder, "
+            "the cited chunk holds. It catches text that came from nowhere; it cannot see a "
+            "negation."
         ),
     ),
     Metric(
@@ -141,8 +142,9 @@ METRICS = (
         method="mean",
         is_higher_better=False,
         definition=(
-            "Cost of a thousand questions at the configured prices, the wasted student call of a "
-            "fallback included."
+            "Cost of a thousand questions at the configured prices of a token, the wasted student "
+            "call of a fallback included. What a student's machine costs by the hour is told under "
+            "Economics."
         ),
     ),
 )

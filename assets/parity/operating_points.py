@@ -29,13 +29,15 @@ from serving.pipeline.router import Route, RouterPolicy
 class HeldOutAnswer:
     """What the router would have known of a held-out question and the student's answer to it.
 
-    `is_ruled_out`: too long, or of high stakes: the teacher's at any threshold.
+    `is_ruled_out`: too long, or of high stakes: the teacher's at any threshold. `has_call`: its
+    model was asked; a refusal by a rule comes before that and costs nothing.
     """
 
     retrieval_score: float
     is_ruled_out: bool
     is_valid: bool
     confidence: float | None
+    has_call: bool
 
 
 def choose_operating_points(
@@ -100,6 +102,7 @@ def read_held_out(
             is_ruled_out=is_ruled_out(row, policy),
             is_valid=row["verdict"] == VALID,
             confidence=_estimate(row, calibration) if row["verdict"] == VALID else None,
+            has_call=(row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0) > 0,
         )
         for row in own.iter_rows(named=True)
     ]

@@ -4,8 +4,10 @@ A model without a stated price would look free in every table. Belongs here: tel
 from stated zeros, in words. Does not belong here: what anything costs (`costs`, `economics`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from serving.models.protocols import ServedBy
 
 TEACHER = "teacher"
 
@@ -46,6 +48,40 @@ def find_missing_price(
     return (
         f"the config does not state {keys} (input and output): what is not priced is not known to "
         "be free; state it, 0 if it is"
+    )
+
+
+def find_unpriced(prices: Mapping[str, StatedPrice], student: str) -> frozenset[ServedBy]:
+    """Return the models whose calls cost nobody knows what: their token price is not stated."""
+    sections: dict[ServedBy, str] = {"teacher": TEACHER, "student": name_section(student)}
+    return frozenset(
+        model
+        for model, section in sections.items()
+        if prices.get(section, StatedPrice()).is_missing
+    )
+
+
+def find_free(prices: Mapping[str, StatedPrice], student: str) -> frozenset[ServedBy]:
+    """Return the models whose calls cost nothing, since the config says so."""
+    sections: dict[ServedBy, str] = {"teacher": TEACHER, "student": name_section(student)}
+    return frozenset(
+        model for model, section in sections.items() if prices.get(section, StatedPrice()).is_zero
+    )
+
+
+def explain_outdated(models: Collection[ServedBy], *, is_paid_by_hour: bool) -> str | None:
+    """Return why stored answers say nothing of money; None where all were made at a known price.
+
+    Args:
+        models: those with answers that cost 0 and are not stated to be free.
+        is_paid_by_hour: whether the student costs its machine's hours, and no tokens.
+    """
+    counted = [model for model in models if model == TEACHER or not is_paid_by_hour]
+    if not counted:
+        return None
+    return (
+        f"answers of the {' and the '.join(counted)} were stored at a cost of 0, before the config "
+        "stated a price: build parity/arm_answers again"
     )
 
 

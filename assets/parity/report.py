@@ -1,12 +1,14 @@
 """The report: one self-contained HTML file that says whether the student may replace the teacher.
 
 Belongs here: choosing and arranging what a reader sees; the template beside it holds wording and
-look. Does not belong here: computing what is not already in the tables. Answers and questions
-come from models and users, so the template escapes everything and runs no script.
+look. Does not belong here: computing what is not already in the tables, the same for machines
+(`report_facts`). Answers and questions come from models and users, so the template escapes
+everything and runs no script.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import jinja2
 import polars as pl
 
 from assets.eval_set.ledger import ReaderCount
+from assets.eval_set.suites import join_protected
 from assets.parity.arms import BY_NAME, label_arm
 from assets.parity.deriving import describe_routing
 from assets.parity.formatting import TextTable, format_value
@@ -28,7 +31,7 @@ from assets.parity.report_charts import (
     view_slice_chart,
     view_spending_charts,
 )
-from assets.parity.report_sections import ReportSection, view_plot
+from assets.parity.report_sections import ReportSection, view_map, view_plot
 from assets.parity.report_tables import (
     ParentLike,
     VerdictLike,
@@ -42,6 +45,7 @@ from assets.parity.report_tables import (
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+SHOWN_CHUNK_CHARS = 420
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,10 @@ class ReportContents:
     """Everything a report is made of.
 
     `verdict` is null before the gate has run, `guarded_questions`, `training_curve` and
-    `operating_points` where there are none. `readers` counts the reads of the golden set in its
-    ledger. `sections` are those of other tables: they are shown where they exist.
+    `operating_points` where there are none. `protected_cases` are what training is kept away from
+    (null: the golden cases alone), and `trained_question_ids` what the student learned from all the
+    same. `readers` counts the reads of the golden set in its ledger. `sections` are those of other
+    tables: they are shown where they exist.
     """
 
     product: str
@@ -65,6 +71,8 @@ class ReportContents:
     margin_ratio: float
     readers: Sequence[ReaderCount] = ()
     guarded_questions: pl.DataFrame | None = None
+    protected_cases: pl.DataFrame | None = None
+    trained_question_ids: frozenset[str] = frozenset()
     training_curve: pl.DataFrame | None = None
     operating_points: pl.DataFrame | None = None
     verdict: VerdictLike | None = None
@@ -77,6 +85,33 @@ class ReportContents:
         """How often runs have read the golden set."""
         return sum(reader.count for reader in self.readers)
 
+    @cached_property
+    def routing(self) -> dict[str, list[dict[str, Any]]]:
+        """Who answered the routed arm's questions, and why."""
+        return view_routing(self.arm_answers)
+
+    @cached_property
+    def guard(self) -> dict[str, Any] | None:
+        """The histogram of the guard; null without guarded questions."""
+        return view_guard(
+            self.guarded_questions, self.leakage_cosine_limit, self.trained_question_ids
+        )
+
+    @cached_property
+    def neighbours(self) -> list[dict[str, Any]]:
+        """The protected cases that the student's training came nearest to."""
+        protected = self.protected_cases
+        if protected is None:
+            protected = join_protected(self.golden_cases)
+        return find_neighbours(self.guarded_questions, protected, self.trained_question_ids)
+
+    @cached_property
+    def worst_cases(self) -> list[dict[str, Any]]:
+        """The cases the student loses to the teacher, worst first."""
+        return find_worst_cases(
+            self.arm_answers, self.graded_answers, self.golden_cases, self.chunks
+        )
+
 
 def render_report(contents: ReportContents) -> str:
     """Return the report as one HTML document that needs no network and runs no script."""
@@ -86,8 +121,10 @@ def render_report(contents: ReportContents) -> str:
     environment.filters["percent"] = lambda ratio: f"{100 * ratio:.2f}%"
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     environment.filters["arm"] = label_arm
+    environment.filters["ratio"] = lambda value: format_value(value, "ratio")
+    environment.filters["shorten"] = shorten
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    report, routing = contents.parity_report, view_routing(contents.arm_answers)
+    report, routing = contents.parity_report, contents.routing
     arms, differences = list_arms(report), list_differences(report)
     case_count = contents.golden_cases.height
     training = plot_training(contents.training_curve)
@@ -112,14 +149,15 @@ def render_report(contents: ReportContents) -> str:
         spending_charts=view_spending_charts(report),
         routing=routing,
         points=tabulate_points(contents.operating_points, contents.arm_answers),
-        guard=view_guard(contents.guarded_questions, contents.leakage_cosine_limit),
-        neighbours=find_neighbours(contents.guarded_questions, contents.golden_cases),
+        guard=contents.guard,
+        neighbours=contents.neighbours,
         training=view_plot(training) if training else None,
         sections=[
-            {"section": section, "plots": [view_plot(plot) for plot in section.plots]}
+            {"section": section, "plots": [view_plot(plot) for plot in section.plots],
+             "maps": [view_map(one) for one in section.maps]}
             for section in contents.sections
         ],
-        worst_cases=_find_worst_cases(contents),
+        worst_cases=contents.worst_cases,
         metrics=METRICS,
         case_count=case_count,
     )  # fmt: skip
@@ -156,45 +194,6 @@ def tabulate_points(
     )  # fmt: skip
 
 
-def report_json(contents: ReportContents) -> dict[str, Any]:
-    """Return the report's facts as JSON values: unrounded, null where there is no evidence."""
-    verdict, parent, points = contents.verdict, contents.parent, contents.operating_points
-    return {
-        "product": contents.product,
-        "recipe": contents.recipe,
-        "generated_at": contents.generated_at,
-        "case_count": contents.golden_cases.height,
-        "verdict": None
-        if verdict is None
-        else {
-            "verdict": verdict.verdict,
-            "statement": verdict.statement,
-            "more_cases": verdict.more_cases,
-            "losses": list(verdict.losses),
-            "gates": [dict(vars(gate)) for gate in verdict.gates],
-        },
-        "parent": None if parent is None else {"release": parent.parent, "statement":
-                                               parent.statement},
-        "arms": {arm: BY_NAME[arm].definition for arm in list_arms(contents.parity_report)
-                 if arm in BY_NAME},
-        "parity": contents.parity_report.to_dicts(),
-        "routing": view_routing(contents.arm_answers),
-        "operating_points": [] if points is None else points.to_dicts(),
-        "guard": view_guard(contents.guarded_questions, contents.leakage_cosine_limit),
-        "nearest_training_questions": find_neighbours(
-            contents.guarded_questions, contents.golden_cases
-        ),
-        "worst_case_ids": [case["case_id"] for case in _find_worst_cases(contents)],
-        "golden_set_reads": contents.access_count,
-        "golden_set_readers": [dict(vars(reader)) for reader in contents.readers],
-        "provenance": {
-            name: value if isinstance(value, str | int | float | None) else str(value)
-            for name, value in contents.provenance.items()
-        },
-    }  # fmt: skip
-
-
-def _find_worst_cases(contents: ReportContents) -> list[dict[str, Any]]:
-    return find_worst_cases(
-        contents.arm_answers, contents.graded_answers, contents.golden_cases, contents.chunks
-    )
+def shorten(text: str) -> str:
+    """Return a chunk's text as far as a reader needs it; whole in the JSON."""
+    return text if len(text) <= SHOWN_CHUNK_CHARS else text[:SHOWN_CHUNK_CHARS] + "…"

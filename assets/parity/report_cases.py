@@ -4,17 +4,15 @@ Belongs here: choosing and arranging them. Does not belong here: grading (`grade
 (`report`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from assets.parity.arms import BASELINE
-from assets.parity.formatting import format_value
 
 MAXIMUM_WORST_CASES = 8
 MAXIMUM_NEIGHBOURS = 12
-SHOWN_CHUNK_CHARS = 420
 DECIDING = ("exact_match", "groundedness", "cite_correctness")
 
 
@@ -71,49 +69,74 @@ def _view_side(
     grades: Mapping[str, tuple[float | None, str]],
     chunks: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    cited = [] if answer is None else [*dict.fromkeys(answer["citations"] or ())]
+    """Return one arm's answer. One that cites nothing is shown with what was retrieved for it."""
+    found = answer or {}
+    cited = [*dict.fromkeys(found.get("citations") or ())]
+    shown = cited or [hit["chunk_id"] for hit in found.get("retrieved") or ()]
     return {
         "arm": arm,
-        "answer": (answer or {}).get("answer") or "",
-        "error": (answer or {}).get("error"),
-        "refused": bool((answer or {}).get("refused")),
-        "grades": [
-            {"name": name, "value": format_value(grades[name][0], "ratio")}
-            for name in DECIDING
-            if name in grades
-        ],
+        "answer": found.get("answer") or "",
+        "error": found.get("error"),
+        "refused": bool(found.get("refused")),
+        "grades": {name: grades[name][0] for name in DECIDING if name in grades},
         "details": list(dict.fromkeys(g[1] for g in grades.values() if g[1] and g[0] is not None)),
-        "chunks": [_view_chunk(chunk_id, chunks.get(chunk_id)) for chunk_id in cited],
+        "chunks_are": "cited" if cited else "retrieved",
+        "chunks": [_view_chunk(chunk_id, chunks.get(chunk_id)) for chunk_id in shown],
     }
 
 
 def _view_chunk(chunk_id: str, chunk: dict[str, Any] | None) -> dict[str, str]:
-    text = "" if chunk is None else chunk["text"]
-    shortened = text if len(text) <= SHOWN_CHUNK_CHARS else text[:SHOWN_CHUNK_CHARS] + "…"
     path = " > ".join(chunk["heading_path"] or ()) if chunk else "not in this corpus"
-    return {"chunk_id": chunk_id, "heading": path, "text": shortened}
+    return {"chunk_id": chunk_id, "heading": path, "text": chunk["text"] if chunk else ""}
+
+
+def tabulate_worst_cases(cases: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """Return the worst cases as a table: one row per case and side."""
+    rows = [
+        {name: value for name, value in case.items() if name != "sides"}
+        | {name: value for name, value in side.items() if name != "grades"}
+        | {name: side["grades"].get(name) for name in DECIDING}
+        for case in cases
+        for side in case["sides"]
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def find_neighbours(
-    guarded: pl.DataFrame | None, golden_cases: pl.DataFrame
+    guarded: pl.DataFrame | None,
+    protected_cases: pl.DataFrame,
+    trained_question_ids: Collection[str],
 ) -> list[dict[str, Any]]:
-    """Return the golden cases that training questions come nearest to, each with its nearest."""
-    wanted = {"text", "nearest_case_id", "nearest_cosine", "verdict"}
+    """Return the protected cases that the student's training came nearest to, each with what did.
+
+    Args:
+        guarded: guarded_questions; more were let through than this student was taught.
+        protected_cases: case_id, question and suite of the golden cases and those of the suites.
+        trained_question_ids: questions of the examples that the student learned from.
+    """
+    wanted = {"question_id", "text", "nearest_case_id", "nearest_cosine", "verdict"}
     if guarded is None or not wanted <= set(guarded.columns):
         return []
     nearest = (
-        guarded.filter(pl.col("verdict") == "kept", pl.col("nearest_cosine").is_not_null())
+        guarded.filter(
+            pl.col("verdict") == "kept",
+            pl.col("nearest_cosine").is_not_null(),
+            pl.col("question_id").is_in(list(trained_question_ids)),
+        )
         .sort("nearest_cosine", "text", descending=[True, False])
         .unique("nearest_case_id", keep="first", maintain_order=True)
         .head(MAXIMUM_NEIGHBOURS)
     )
-    questions = dict(golden_cases.select("case_id", "question").iter_rows())
     return [
         {
             "case_id": row["nearest_case_id"],
-            "question": questions.get(row["nearest_case_id"], ""),
+            "suite": row["suite"],
+            "question": row["question"],
             "trained_on": row["text"],
             "cosine": row["nearest_cosine"],
         }
-        for row in nearest.iter_rows(named=True)
-    ]
+        for row in nearest.join(
+            protected_cases, left_on="nearest_case_id", right_on="case_id", how="left",
+            maintain_order="left",
+        ).iter_rows(named=True)
+    ]  # fmt: skip

@@ -5,7 +5,7 @@ what is not in a table already, HTML and colours (`report.html.j2`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import polars as pl
@@ -149,8 +149,13 @@ def view_routing(arm_answers: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
     }  # fmt: skip
 
 
-def view_guard(guarded: pl.DataFrame | None, limit: float) -> dict[str, Any] | None:
-    """Return the histogram of nearest cosines and the verdict counts; null without questions."""
+def view_guard(
+    guarded: pl.DataFrame | None, limit: float, trained_question_ids: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """Return the histogram of nearest cosines and the verdict counts; null without questions.
+
+    `trained_question_ids` are of the questions that the student learned from.
+    """
     if guarded is None or guarded.is_empty():
         return None
     cosines = guarded["nearest_cosine"].drop_nulls().clip(0, 1)
@@ -162,19 +167,27 @@ def view_guard(guarded: pl.DataFrame | None, limit: float) -> dict[str, Any] | N
     bins = [
         {"start": edge, "count": counts.get(i, 0)} for i, edge in enumerate(edges) if i >= first
     ]
-    kept = guarded.filter(pl.col("verdict") == "kept")["nearest_cosine"].max()
+    kept = guarded.filter(pl.col("verdict") == "kept")
+    taught = guarded.filter(pl.col("question_id").is_in(list(trained_question_ids)))
     return {
         "limit": limit,
         "bins": bins,
         "bin_width": HISTOGRAM_BIN,
         "maximum_count": max(counts.values(), default=0),
         "verdicts": verdicts,
-        "highest_kept": float(kept) if isinstance(kept, int | float) else None,
+        "highest_kept": _find_highest(kept),
+        "trained_count": taught.height,
+        "highest_trained": _find_highest(taught),
         "near_miss_count": guarded.filter(pl.col("nearest_cosine")
                                           .is_between(NEAR_MISS_COSINE, limit, "left")).height,
         "near_miss": NEAR_MISS_COSINE,
         "question_count": guarded.height,
     }  # fmt: skip
+
+
+def _find_highest(guarded: pl.DataFrame) -> float | None:
+    highest = guarded["nearest_cosine"].max()
+    return float(highest) if isinstance(highest, int | float) else None
 
 
 def plot_training(curve: pl.DataFrame | None) -> LinePlot | None:

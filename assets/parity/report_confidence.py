@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from assets import tables
 from assets.parity.formatting import DASH, TextTable, format_value
 from assets.parity.report_sections import Line, LinePlot, ReportSection
 from assets.students.calibration import (
@@ -37,22 +38,33 @@ def describe_reliability(
         "questions and measured here on validation questions: right means that the student agrees "
         "with the teacher's label."
     )
+    frames = (
+        {}
+        if calibration is None
+        else {"calibration": pl.DataFrame([calibration], schema=tables.CALIBRATION)}
+    )
     if calibration is None or calibration["calibrator"] is None:
         note = "No confidence was fitted: the student gave no valid answer to calibrate on."
-        return ReportSection(anchor="reliability", title="Reliability", lead=lead, notes=(note,))
+        return ReportSection(
+            anchor="reliability", title="Reliability", lead=lead, notes=(note,), frames=frames
+        )
     if not calibration["validation_count"]:
         note = "No valid validation answer to measure on."
-        return ReportSection(anchor="reliability", title="Reliability", lead=lead, notes=(note,))
+        return ReportSection(
+            anchor="reliability", title="Reliability", lead=lead, notes=(note,), frames=frames
+        )
+    plots = () if held_out_answers is None else (_plot_bins(calibration, held_out_answers),)
     return ReportSection(
         anchor="reliability",
         title="Reliability",
         lead=lead,
         tables=(_tabulate_measures(calibration), _tabulate_thresholds(calibration)),
-        plots=() if held_out_answers is None else (_plot_bins(calibration, held_out_answers),),
+        plots=plots,
+        frames=frames,
         notes=(
             f"{calibration['validation_count']} valid validation answers; method "
-            f"{calibration['method']}, fitted on {calibration['fit_count']} answers and certified "
-            f"on {calibration['certify_count']} others.",
+            f"{calibration['method']}, fitted on {calibration['fit_count']} answers. Thresholds "
+            f"were put to the test on {calibration['certify_count']} others.",
         ),
     )
 

@@ -12,8 +12,9 @@ import polars as pl
 from assets import tables
 from assets.parity.arms import CANDIDATE, label_arm
 from assets.parity.economics import SCENARIOS
+from assets.parity.economics_chart import map_savings
 from assets.parity.formatting import DASH, TextTable, format_value
-from assets.parity.report_sections import Line, LinePlot, ReportSection
+from assets.parity.report_sections import Line, LinePlot, Mark, ReportSection
 from assets.parity.router_curve import list_lines
 from serving.home import Home
 
@@ -37,11 +38,17 @@ QUANTITIES = (
     ("roi_ratio", "Return over the horizon", "{:,.1f} x"),
     ("is_worth_investing", "Broken even within a week's questions", "{}"),
 )
+SUITABILITY_SHARES = {
+    "volume": "questions", "cost": "cost", "repetitive": "repeats", "checkable": "checkable",
+    "high_stakes": "high stakes",
+}  # fmt: skip
 NEVER = "never"
 
 
-def describe_router(curve: pl.DataFrame, figures: pl.DataFrame) -> ReportSection:
-    """Return the section on the router, from the tables router_curve and router_figures."""
+def describe_router(
+    curve: pl.DataFrame, figures: pl.DataFrame, points: pl.DataFrame
+) -> ReportSection:
+    """Return the section on the router, from router_curve, router_figures and `curve_points`."""
     rows = []
     for row in figures.iter_rows(named=True):
         limits = DASH
@@ -66,29 +73,52 @@ def describe_router(curve: pl.DataFrame, figures: pl.DataFrame) -> ReportSection
                 x_label="share of questions the teacher is asked",
                 y_label="agreement",
                 lines=lines,
+                marks=[
+                    Mark(
+                        name=row["arm"],
+                        label=label_arm(row["arm"]),
+                        x=row["teacher_ratio"],
+                        y=row["quality"],
+                    )
+                    for row in points.iter_rows(named=True)
+                ],
                 is_unit=True,
             ),
         ),
         notes=(
             f"{curve['case_count'][0]} questions of the validation split. Golden cases are left "
-            "out, and so is the calibration split: confidence was fitted and certified there.",
+            "out, and so is the calibration split: confidence was fitted and tested there.",
+            "A dot is an operating point, at the share and the agreement that its thresholds give "
+            "on these questions; they were chosen on the calibration split too, so the share is "
+            "not quite the one that was wanted.",
         ),
+        frames={"router_curve": curve, "router_figures": figures, "curve_points": points},
     )
 
 
 def describe_economics(
-    economics: pl.DataFrame, *, strategy: str, reason: str, stated_zeros: Sequence[str] = ()
+    economics: pl.DataFrame,
+    *,
+    strategy: str,
+    reason: str,
+    remarks: Sequence[str] = (),
+    sensitivity: pl.DataFrame | None = None,
 ) -> ReportSection:
     """Return the section on money, of the arm `routed`, with what to do about it.
 
-    Where a price is missing it says which, and shows no sums. `stated_zeros` names the models whose
-    price somebody stated as 0.
+    Where a price or a timing is missing it says which, and shows no sums. `remarks` say how prices
+    are to be read: which is stated as 0, and what is priced otherwise than under Parity.
+    `sensitivity` is what a month saves by volume and utilisation.
     """
     lead = f"Strategy: {strategy.replace('_', ' ')}. {reason[:1].upper()}{reason[1:]}."
     missing = economics["inconclusive_reason"].drop_nulls().unique().to_list()
+    frames, facts = {"economics": economics}, {"strategy": strategy, "reason": reason}
     if missing:
         note = f"INCONCLUSIVE: {missing[0]}."
-        return ReportSection(anchor="economics", title="Economics", lead=lead, notes=(note,))
+        return ReportSection(anchor="economics", title="Economics", lead=lead, notes=(note,),
+                             frames=frames, facts=facts)  # fmt: skip
+    if sensitivity is not None:
+        frames["sensitivity"] = sensitivity
     by_scenario = {
         row["scenario"]: row for row in economics.filter(arm=CANDIDATE).iter_rows(named=True)
     }
@@ -101,8 +131,11 @@ def describe_economics(
         title="Economics",
         lead=lead,
         tables=(TextTable(columns=(CANDIDATE, *SCENARIOS), rows=rows), _compare_arms(economics)),
+        maps=() if sensitivity is None else (map_savings(sensitivity),),
+        frames=frames,
+        facts=facts,
         notes=(
-            *stated_zeros,
+            *remarks,
             "Ranges: volume, utilisation, and the 95 % interval of the measured saving. Volume and "
             "rents are declared in the config, and people's time only where it stands there.",
         ),
@@ -129,11 +162,7 @@ def describe_suitability(suitability: pl.DataFrame) -> ReportSection:
     rows = tuple(
         (
             row["kind"],
-            format_value(row["cost_ratio"], "ratio"),
-            format_value(row["repetitive_ratio"], "ratio"),
-            DASH
-            if row["checkable_ratio"] is None
-            else format_value(row["checkable_ratio"], "ratio"),
+            *(format_value(row[f"{name}_ratio"], "ratio") for name in SUITABILITY_SHARES),
             row["advice"].replace("_", " "),
             row["reason"],
         )
@@ -148,9 +177,14 @@ def describe_suitability(suitability: pl.DataFrame) -> ReportSection:
         lead="Which kinds of question are worth distilling: frequent, repetitive ones whose "
         "answers can be checked. Each kind is named by its most cited page.",
         tables=(
-            TextTable(columns=("kind", "cost", "repeats", "checkable", "advice", "why"), rows=rows),
+            TextTable(columns=("kind", *SUITABILITY_SHARES.values(), "advice", "why"), rows=rows),
         ),
-        notes=(f"Read from {source}. The limits are judgement; a parity report decides.",),
+        frames={"suitability": suitability},
+        notes=(
+            f"Read from {source}. The limits are judgement; a parity report decides.",
+            "A kind is what is asked about. What is done with the answer (format conversion, "
+            "extraction, drafting) no trace names, so no such type of task is told apart here.",
+        ),
     )
 
 
@@ -179,6 +213,7 @@ def describe_experiments(report: pl.DataFrame) -> ReportSection | None:
         title="Experiments",
         lead="What was predicted before the run, and what came out: nulls and contradictions too.",
         tables=(TextTable(columns=columns, rows=rows),),
+        frames={"experiment_report": report},
         notes=(
             "A prediction is registered when its student is first asked; what is judged is what "
             "was registered, and an edit since is named.",

@@ -87,6 +87,10 @@ def sweep_cases(
             "min_retrieval_score": at.policy.min_retrieval_score,
             "confidence_threshold": at.confidence_threshold,
             "direct_ratio": sum(is_sent_at_once(a, at) for a in answers) / len(answers),
+            "student_calls_ratio": sum(
+                answer.has_call and not is_sent_at_once(answer, at) for answer in answers
+            )
+            / len(answers),
         }
         for at in swept
     ]
@@ -176,7 +180,8 @@ def tabulate_curve(
         policy: whose other rules stay as they are.
         teacher_usd: a question to the teacher, on average; None: it has no price.
         student_usd: a call of the student, on average; it is paid where an answer is doubted too,
-            and not where a question goes to the teacher at once. None: it has no price.
+            and not where a question goes to the teacher at once or a rule refuses it. None: it has
+            no price, or no call was ever seen.
     """
     cases, thresholds = sweep_cases(held_out_answers, calibration, policy)
     share, quality = (points.tolist() for points in draw_points(cases))
@@ -191,7 +196,7 @@ def tabulate_curve(
             "oracle_quality": min(1.0, base + share[step]),
             "usd_per_1k": None
             if teacher_usd is None or student_usd is None
-            else 1000 * (share[step] * teacher_usd + (1 - at["direct_ratio"]) * student_usd),
+            else 1000 * (share[step] * teacher_usd + at["student_calls_ratio"] * student_usd),
             "case_count": len(cases.ranks),
         }
         for step, at in enumerate(thresholds)

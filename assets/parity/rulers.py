@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from assets.parity.dual_judges import DualWindow, compare_rulers
+from assets.parity.standing import RULER, choose_ruler, keep_standing, order_rulers
 from assets.statistics import Interval, clustered_bootstrap, mcnemar_exact
 
 GOOD_SCORE = 4  # at or above: the judge calls it good
@@ -29,8 +30,6 @@ ALPHA_RISE = 0.05
 LEAST_SENTINEL_AUC = 0.90
 ENTROPY_DROP_RATIO = 0.20
 
-RULER = ("rater_id", "judge_epoch", "rubric_version")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -45,9 +44,6 @@ class Finding:
     numbers: dict[str, float]
 
 
-# -- the same ruler
-
-
 def judge_ruler(ratings: pl.DataFrame) -> Finding:
     """Is the judge good enough against the labels, and the one that the epoch began with?
 
@@ -57,7 +53,7 @@ def judge_ruler(ratings: pl.DataFrame) -> Finding:
     mine = _mark(ratings.filter(rater_kind="judge"))
     if mine.is_empty():
         return _open("no judge has rated the anchors yet")
-    now = _latest_ruler(mine)
+    now = choose_ruler(mine)
     epoch = now["judge_epoch"][0]
     kappa = measure_kappa(now)
     evidence, flips, compared = measure_flips(now)
@@ -180,39 +176,38 @@ def find_dual_window(marked: pl.DataFrame) -> DualWindow | None:
 
 def _take_last_rulers(marked: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame] | None:
     """Return the first ratings of the ruler before and of the last one; None with one ruler."""
-    order = marked.group_by(RULER).agg(pl.col("wave").min()).sort("wave", *RULER)
-    if order.height < 2:
+    if order_rulers(marked).height < 2:
         return None
-    old, new = (
-        _take_first(marked.join(order[row], on=RULER, how="semi", nulls_equal=True))
-        for row in (-2, -1)
-    )
+    old, new = (_take_first(choose_ruler(marked, place)) for place in (-2, -1))
     return old, new
-
-
-# -- masked movement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """How far one axis moved for one kind of rater, as a share of the scale."""
+    """How far one axis moved for one rater, as a share of the scale.
 
-    rater_kind: str
+    `rater` is the kind, with the name of the person where several of a kind stand.
+    """
+
+    rater: str
     axis: str
     change: Interval
     is_off_zero: bool
 
 
 def measure_movements(ratings: pl.DataFrame) -> list[Movement]:
-    """Return how each axis moved between the first and the latest rating, by kind of rater.
+    """Return how each axis moved between the first and the latest rating, by rater that stands.
 
     Only anchors rated twice by one ruler count, so the anchors are the same on both sides. The
     intervals are bootstraps over cores. Off zero is by Holm: the interval of the axis with the
     r-th smallest p is taken at alpha / (number of axes - r + 1), and stops at the first that holds
     zero.
     """
+    known = keep_standing(ratings.filter(pl.col("score").is_not_null()))
+    crowd = known.group_by("rater_kind").agg(pl.struct(RULER).n_unique().alias("count"))
+    several = set(crowd.filter(pl.col("count") > 1)["rater_kind"])
     pairs = []
-    for keys, rows in ratings.filter(pl.col("score").is_not_null()).group_by(
+    for (kind, rater_id, _, _, axis), rows in known.group_by(
         "rater_kind", *RULER, "axis", maintain_order=True
     ):
         ordered = rows.sort("wave")
@@ -223,18 +218,19 @@ def measure_movements(ratings: pl.DataFrame) -> list[Movement]:
         )
         if both.height:
             change = ((both["score_last"] - both["score"]) / 4).to_list()
-            pairs.append((str(keys[0]), str(keys[-1]), change, both["core_id"].to_list()))
+            rater = f"{kind} {rater_id}" if kind in several else str(kind)
+            pairs.append((rater, str(axis), change, both["core_id"].to_list()))
     return _step_down(pairs)
 
 
 def _step_down(pairs: Sequence[tuple[str, str, list[float], list[str]]]) -> list[Movement]:
     order = sorted(pairs, key=lambda pair: _order_by_t(pair[2]))
     movements, is_open = [], True
-    for rank, (kind, axis, change, cores) in enumerate(order):
+    for rank, (rater, axis, change, cores) in enumerate(order):
         level = ALPHA / (len(order) - rank)
         interval = clustered_bootstrap(change, cores, alpha=level)
         is_open = is_open and (interval.lower > 0 or interval.upper < 0)
-        movements.append(Movement(rater_kind=kind, axis=axis, change=interval, is_off_zero=is_open))
+        movements.append(Movement(rater=rater, axis=axis, change=interval, is_off_zero=is_open))
     return movements
 
 
@@ -273,7 +269,7 @@ def find_masked_movement(ratings: pl.DataFrame) -> Finding:
 
 
 def _name(movement: Movement) -> str:
-    return f"{movement.rater_kind}.{movement.axis}"
+    return f"{movement.rater}.{movement.axis}"
 
 
 def _show(change: Interval) -> str:
@@ -293,11 +289,6 @@ def _mark(ratings: pl.DataFrame) -> pl.DataFrame:
 def _split_axes(marked: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     parts = marked.sort("axis").group_by("axis", maintain_order=True)
     return [(str(axis), rows) for (axis,), rows in parts]
-
-
-def _latest_ruler(marked: pl.DataFrame) -> pl.DataFrame:
-    order = marked.group_by(RULER).agg(pl.col("wave").min()).sort("wave", *RULER)
-    return marked.join(order[-1], on=RULER, how="semi", nulls_equal=True)
 
 
 def _take_first(marked: pl.DataFrame) -> pl.DataFrame:

@@ -22,10 +22,10 @@ def choose_strategy(
 ) -> tuple[Strategy, str]:
     """Return what to do and why. A student that is good and saves nothing is not deployed.
 
-    Where a price is missing (the sums are None) there is nothing to advise.
+    Where a price or a timing is missing (the sums are None) there is nothing to advise.
     """
     if teacher_usd_per_month is None or saving_usd_per_month is None:
-        return "inconclusive", "a price is missing: nobody knows what the student saves"
+        return "inconclusive", "a price or a timing is missing: nobody knows what the student saves"
     budget = terms.monthly_budget_usd
     if budget is not None and teacher_usd_per_month <= budget:
         return "no_change", (

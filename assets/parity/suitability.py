@@ -15,6 +15,7 @@ import polars as pl
 
 from assets import tables
 from assets.paraphrases.clustering import cluster_questions
+from assets.parity.prices import StatedPrice
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.protocols import Embedder, Hit, Vectors
@@ -36,16 +37,20 @@ Advice = Literal["distil", "measure_first", "keep_teacher"]
 """The limits are judgement, not measurement: they order kinds of question, and a parity report of
 the kind decides."""
 
+Source = Literal["traffic", "seeds"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class KindMeasures:
     """What is known of one kind of question; ratios are 0-1.
 
-    `checkable_ratio` is None where no labelled question is of this kind.
+    `cost_ratio` is None where the teacher has no price, or one of 0: there is nothing to share.
+    `repetitive_ratio` is None of seeds, which hold each question once. `checkable_ratio` is None
+    where no labelled question is of this kind.
     """
 
-    cost_ratio: float
-    repetitive_ratio: float
+    cost_ratio: float | None
+    repetitive_ratio: float | None
     checkable_ratio: float | None
     high_stakes_ratio: float
 
@@ -61,6 +66,10 @@ def advise(kind: KindMeasures) -> tuple[Advice, str]:
             f"only {kind.checkable_ratio:.0%} of its answers pass validator and judge: most "
             "mistakes would go unseen"
         )
+    if kind.repetitive_ratio is None:
+        return "measure_first", "seeds hold each question once: nobody knows how often it is asked"
+    if kind.cost_ratio is None:
+        return "measure_first", "what its answers cost is not known: no price above 0 is stated"
     if kind.cost_ratio < MINIMUM_COST_RATIO:
         return "keep_teacher", f"{kind.cost_ratio:.1%} of the cost: too rare to pay"
     if kind.checkable_ratio < MINIMUM_CHECKABLE_RATIO:
@@ -70,14 +79,19 @@ def advise(kind: KindMeasures) -> tuple[Advice, str]:
     return "distil", "repetitive, and its answers can be checked"
 
 
-def gather_asked(rows: pl.DataFrame, policy: RouterPolicy, *, cost: str) -> pl.DataFrame:
+def gather_asked(
+    rows: pl.DataFrame, policy: RouterPolicy, *, cost: str, price: StatedPrice
+) -> pl.DataFrame:
     """Return what `measure_suitability` reads of traces, or of the teacher's answers.
 
     Args:
         rows: question, citations, retrieved, and the column `cost`.
         policy: says which questions are of high stakes.
         cost: name of the column that holds what the teacher's answer costs.
+        price: the teacher's, as the config states it. Where it is missing no cost is known, and a
+            cost of 0 is one only where it is stated as 0: otherwise it is older than the price.
     """
+    is_known = pl.lit(not price.is_missing) & (pl.lit(price.is_zero) | (pl.col(cost) > 0))
     stakes = [
         has_high_stakes(question, [_point_at(hit) for hit in (retrieved or [])[:1]], policy)
         for question, retrieved in rows.select("question", "retrieved").iter_rows()
@@ -87,7 +101,7 @@ def gather_asked(rows: pl.DataFrame, policy: RouterPolicy, *, cost: str) -> pl.D
     return rows.select(
         "question",
         page=pointed_at.str.extract(PAGE_PATTERN).fill_null("no page"),
-        cost_usd=pl.col(cost).fill_null(0.0),
+        cost_usd=pl.when(is_known).then(pl.col(cost)),
     ).with_columns(is_high_stakes=pl.Series(stakes, dtype=pl.Boolean))
 
 
@@ -104,16 +118,17 @@ def _point_at(hit: dict[str, Any]) -> Hit:
 
 
 def measure_suitability(
-    asked: pl.DataFrame, labelled: pl.DataFrame, *, source: str, embedder: Embedder
+    asked: pl.DataFrame, labelled: pl.DataFrame, *, source: Source, embedder: Embedder
 ) -> pl.DataFrame:
     """Return the suitability table: one row per kind of question, the dearest first.
 
     Args:
-        asked: question, page, cost_usd and is_high_stakes of what users asked (repeats included),
-            or of the seeds where there is no traffic.
+        asked: question, page, cost_usd (null: not known) and is_high_stakes of what users asked
+            (repeats included), or of the seeds where there is no traffic.
         labelled: question and is_checkable: whether validator and judge passed the teacher's
             answer to it.
-        source: `traffic` or `seeds`, for the reader.
+        source: `traffic`, or `seeds`, which say nothing of volume and repetition: every seed
+            stands there once.
         embedder: by whose vectors kinds are told apart.
 
     Raises:
@@ -141,16 +156,23 @@ def measure_suitability(
         kind=pl.col("question").replace_strict(dict(zip(texts, kinds.tolist(), strict=True)))
     )
     checked = _check_kinds(labelled, centres, order, embedder)
-    repeats = _measure_repeats(placed, vectors, texts)
-    total = float(asked["cost_usd"].sum()) or 1.0
+    repeats = _measure_repeats(placed, vectors, texts) if source == "traffic" else {}
     rows = [
         _describe(
-            placed.filter(kind=kind), total, checked.get(kind), repeats[kind], asked.height, source
+            placed.filter(kind=kind),
+            asked,
+            checked=checked.get(kind),
+            repetitive_ratio=repeats.get(kind),
+            source=source,
         )
         for kind in order
     ]
     frame = pl.DataFrame(rows, schema=tables.SUITABILITY).sort(
-        "cost_ratio", "kind", "question_count", descending=[True, False, True]
+        "cost_ratio",
+        "kind",
+        "question_count",
+        descending=[True, False, True],
+        nulls_last=True,
     )
     nth = pl.int_range(1, pl.len() + 1).over("kind")
     return frame.with_columns(
@@ -160,14 +182,14 @@ def measure_suitability(
 
 def _describe(
     rows: pl.DataFrame,
-    total_usd: float,
+    asked: pl.DataFrame,
+    *,
     checked: tuple[int, float] | None,
-    repetitive_ratio: float,
-    asked_count: int,
-    source: str,
+    repetitive_ratio: float | None,
+    source: Source,
 ) -> dict[str, Any]:
     measures = KindMeasures(
-        cost_ratio=float(rows["cost_usd"].sum()) / total_usd,
+        cost_ratio=_share_cost(rows["cost_usd"], asked["cost_usd"]),
         repetitive_ratio=repetitive_ratio,
         checkable_ratio=checked[1] if checked else None,
         high_stakes_ratio=float(rows["is_high_stakes"].cast(pl.Float64).mean() or 0.0),  # type: ignore[arg-type]
@@ -178,12 +200,19 @@ def _describe(
         "kind": pages["page"][0],  # no user's words: this table outlives what they may delete
         "source": source,
         "question_count": rows.height,
-        "volume_ratio": rows.height / asked_count,
+        "volume_ratio": rows.height / asked.height if source == "traffic" else None,
         "labelled_count": checked[0] if checked else 0,
         **vars(measures),
         "advice": advice,
         "reason": reason,
     }
+
+
+def _share_cost(of_kind: pl.Series, of_all: pl.Series) -> float | None:
+    """Return the share of what is known to have been paid; None where that is nothing."""
+    if not of_kind.count() or not of_all.sum():
+        return None
+    return float(of_kind.sum()) / float(of_all.sum())
 
 
 def _check_kinds(

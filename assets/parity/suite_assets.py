@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from assets import keys, tables
+from assets.eval_set.ledger import record_read
 from assets.eval_set.suites import BEHAVIOURS, RATINGS, Suites
 from assets.labels.assets import LabellingPlan
 from assets.labels.rating import rate_answers
@@ -27,7 +28,13 @@ from assets.parity.behaviours import (
 )
 from assets.parity.last_release import find_last_student
 from assets.parity.suite_evidence import identify_candidate, read_candidate
-from assets.parity.suites import SuiteGate, answer_suites, decide_suite_gates, hash_sets
+from assets.parity.suites import (
+    SuiteGate,
+    SuiteLimits,
+    answer_suites,
+    decide_suite_gates,
+    hash_sets,
+)
 from assets.parity.waves import (
     BLIND_EVERY,
     append_wave,
@@ -136,34 +143,19 @@ def suite_answers(
     },
     partitions_def=RECIPES,
     kinds={"scipy", "scikitlearn", "polars"},
-    code_version="3",
+    code_version="4",
 )
 def suite_gates(
-    suite_answers: pl.DataFrame,
-    refusal_suite: pl.DataFrame,
-    over_refusal_suite: pl.DataFrame,
-    behaviour_registry: pl.DataFrame,
-    eval_embeddings: pl.DataFrame,
-    graded_answers: pl.DataFrame,
-    golden_cases: pl.DataFrame,
+    context: dg.AssetExecutionContext,
     embedder: dg.ResourceParam[Embedder],
+    suite_limits: dg.ResourceParam[SuiteLimits],
+    home: dg.ResourceParam[Home],
+    **frames: pl.DataFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Refusals, over-refusals, behaviours and unregistered disagreements against their limits."""
-    # Whose answers they are is read from the answers: student and pipeline may be others by now.
-    candidate = read_candidate(suite_answers)
-    is_own = candidate is not None and candidate == read_candidate(graded_answers)
-    gates = (
-        *decide_suite_gates(suite_answers, refusal_suite, over_refusal_suite),
-        *decide_behaviour_gates(suite_answers, behaviour_registry),
-        _check_disagreements(graded_answers, golden_cases, eval_embeddings, embedder)
-        if is_own
-        else leave_disagreements_open(),
-    )
-    identity = {"set_hash": hash_sets(refusal_suite, over_refusal_suite, behaviour_registry)}
-    if candidate:
-        released = suite_answers["released_fingerprint"][0]
-        identity |= asdict(candidate) | {"released_fingerprint": released}
-    frame = pl.DataFrame([asdict(gate) | identity for gate in gates], schema=tables.SUITE_GATES)
+    reader = f"suite_gates:{context.partition_key}"
+    record_read(home.ledger, reader=reader, run_id=context.run.run_id)
+    frame = tabulate_gates(**frames, embedder=embedder, limits=suite_limits)
     return dg.MaterializeResult(
         value=frame,
         metadata={
@@ -174,11 +166,45 @@ def suite_gates(
     )
 
 
+def tabulate_gates(
+    *,
+    suite_answers: pl.DataFrame,
+    refusal_suite: pl.DataFrame,
+    over_refusal_suite: pl.DataFrame,
+    behaviour_registry: pl.DataFrame,
+    eval_embeddings: pl.DataFrame,
+    graded_answers: pl.DataFrame,
+    golden_cases: pl.DataFrame,
+    embedder: Embedder,
+    limits: SuiteLimits,
+) -> pl.DataFrame:
+    """Return the suite_gates table: each gate, and of whom and by which files and limits it is.
+
+    Whose answers they are is read from the answers: student and pipeline may be others by now.
+    """
+    candidate = read_candidate(suite_answers)
+    is_own = candidate is not None and candidate == read_candidate(graded_answers)
+    gates = (
+        *decide_suite_gates(suite_answers, refusal_suite, over_refusal_suite, limits),
+        *decide_behaviour_gates(suite_answers, behaviour_registry, limits),
+        _check_disagreements(graded_answers, golden_cases, eval_embeddings, embedder, limits)
+        if is_own
+        else leave_disagreements_open(limits),
+    )
+    suites = (refusal_suite, over_refusal_suite, behaviour_registry)
+    identity = {"set_hash": hash_sets(*suites, limits=limits)}
+    if candidate:
+        released = suite_answers["released_fingerprint"][0]
+        identity |= asdict(candidate) | {"released_fingerprint": released}
+    return pl.DataFrame([asdict(gate) | identity for gate in gates], schema=tables.SUITE_GATES)
+
+
 def _check_disagreements(
     graded_answers: pl.DataFrame,
     golden_cases: pl.DataFrame,
     eval_embeddings: pl.DataFrame,
     embedder: Embedder,
+    limits: SuiteLimits,
 ) -> SuiteGate:
     lost, compared = find_lost_cases(graded_answers, golden_cases)
     registered = eval_embeddings.filter(suite=BEHAVIOURS)
@@ -188,7 +214,7 @@ def _check_disagreements(
         registered=np.asarray(registered["vector"].to_list(), dtype=np.float32),
         behaviours=registered["case_id"].to_list(),
     )
-    return check_no_unregistered_cluster(clusters, compared=compared)
+    return check_no_unregistered_cluster(clusters, compared=compared, limits=limits)
 
 
 @dg.asset(

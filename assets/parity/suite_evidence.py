@@ -15,7 +15,7 @@ import polars as pl
 from assets import tables
 from assets.parity.behaviours import check_no_unregistered_cluster, decide_behaviour_gates
 from assets.parity.last_release import LastStudent
-from assets.parity.suites import MEASURE, SuiteGate, decide_suite_gates, hash_sets
+from assets.parity.suites import MEASURE, SuiteGate, SuiteLimits, decide_suite_gates, hash_sets
 from serving.hashing import content_hash
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
@@ -83,22 +83,24 @@ def choose_suite_gates(
     refusal_suite: pl.DataFrame,
     over_refusal_suite: pl.DataFrame,
     behaviour_registry: pl.DataFrame,
+    limits: SuiteLimits,
 ) -> tuple[SuiteGate, ...]:
     """Return the gates of this candidate on the frozen suites of today, open where there are none.
 
-    A product without suites has no gates of them. Where another student answers users by now than
+    A product without suites has no gates of them. What was judged by other limits is none of them.
+    Where another student answers users by now than
     the one that `last_release` was, the gates against it are open again.
     """
     suites = (refusal_suite, over_refusal_suite, behaviour_registry)
     if all(suite.is_empty() for suite in suites):
         return ()
-    own = measured.filter(set_hash=hash_sets(*suites), **asdict(candidate))
+    own = measured.filter(set_hash=hash_sets(*suites, limits=limits), **asdict(candidate))
     if own.is_empty():
         nothing = tables.SUITE_ANSWERS.to_frame()
         return (
-            *decide_suite_gates(nothing, refusal_suite, over_refusal_suite),
-            *decide_behaviour_gates(nothing, behaviour_registry),
-            check_no_unregistered_cluster([], compared=0),
+            *decide_suite_gates(nothing, refusal_suite, over_refusal_suite, limits),
+            *decide_behaviour_gates(nothing, behaviour_registry, limits),
+            check_no_unregistered_cluster([], compared=0, limits=limits),
         )
     gates = tuple(SuiteGate(**row) for row in own.select(FIELDS).iter_rows(named=True))
     if last is None or own["released_fingerprint"].eq_missing(last.fingerprint).all():

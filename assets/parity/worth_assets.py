@@ -13,12 +13,15 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
-from assets.parity.arms import CANDIDATE
+from assets.eval_set.ledger import record_read
+from assets.parity.arms import BASELINE, CANDIDATE, STUDENT
 from assets.parity.costs import measure_costs
 from assets.parity.economics import (
     EconomicsTerms,
     OneOffCosts,
+    explain_costs,
     find_range,
+    find_untimed_call,
     tabulate_economics,
     tabulate_unpriced,
 )
@@ -26,9 +29,17 @@ from assets.parity.economics_chart import draw_sensitivity
 from assets.parity.experiments import Experiment
 from assets.parity.experiments_chart import draw_predictions
 from assets.parity.flips import measure_flips
-from assets.parity.measuring import measure_cases
+from assets.parity.measuring import find_outdated, measure_cases
 from assets.parity.predictions import compare_predictions, keep_retired
-from assets.parity.prices import find_missing_price, state_zeros
+from assets.parity.prices import (
+    TEACHER,
+    StatedPrice,
+    explain_outdated,
+    find_free,
+    find_missing_price,
+    find_unpriced,
+    state_zeros,
+)
 from assets.parity.registering import Registration, find_predictions, read_registrations
 from assets.parity.router_chart import draw_curve
 from assets.parity.router_curve import summarise_curve, tabulate_curve
@@ -56,29 +67,35 @@ class Purchases(Protocol):
         "held_out_answers": dg.AssetIn(key=keys.HELD_OUT_ANSWERS),
         "calibration": dg.AssetIn(key=keys.CALIBRATION),
         "arm_answers": dg.AssetIn(key=keys.ARM_ANSWERS),
+        "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
     },
     partitions_def=RECIPES,
     kinds={"polars"},
-    code_version="2",
+    code_version="4",
 )
 def router_curve(
     held_out_answers: pl.DataFrame,
     calibration: pl.DataFrame,
     arm_answers: pl.DataFrame,
+    student_adapter: pl.DataFrame,
     router_policy: dg.ResourceParam[RouterPolicy],
+    economics_terms: dg.ResourceParam[EconomicsTerms],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Quality on validation questions against the teacher's share, from none to all.
 
     Only the prices of a call are read from the golden arms, and no choice is made by them.
     """
-    costs = measure_costs(arm_answers, CANDIDATE)
+    prices, student = economics_terms.prices, student_adapter["student"].item()
+    outdated = find_outdated(arm_answers, find_free(prices, student))
+    unpriced = {*find_unpriced(prices, student), *outdated}
+    # The sweep begins at the student alone, so a call costs what that arm's calls cost.
+    costs = measure_costs(arm_answers, STUDENT)
     frame = tabulate_curve(
         held_out_answers,
         read_calibrator(calibration.row(0, named=True)),
         policy=router_policy,
-        # As in the parity table: what costs nothing has no price.
-        teacher_usd=costs.teacher_usd or None,
-        student_usd=costs.student_usd or None,
+        teacher_usd=None if BASELINE in unpriced else costs.teacher_usd,
+        student_usd=None if STUDENT in unpriced else costs.student_usd,
     )
     return dg.MaterializeResult(
         value=frame,
@@ -126,7 +143,7 @@ def router_figures(
     },
     partitions_def=RECIPES,
     kinds={"polars"},
-    code_version="2",
+    code_version="4",
 )
 def economics(
     arm_answers: pl.DataFrame,
@@ -146,6 +163,11 @@ def economics(
     costs = {arm: measure_costs(arm_answers, arm) for arm in arms}
     student = student_adapter["student"].item()
     missing = find_missing_price(terms.prices, student, is_paid_by_hour=terms.gpu_usd_per_hour > 0)
+    missing = missing or explain_outdated(
+        find_outdated(arm_answers, find_free(terms.prices, student)),
+        is_paid_by_hour=terms.gpu_usd_per_hour > 0,
+    )
+    missing = missing or find_untimed_call(costs.values(), terms)
     if missing:
         frame = tabulate_unpriced(costs.values(), missing)
         return dg.MaterializeResult(value=frame, metadata={"inconclusive": missing})
@@ -159,7 +181,7 @@ def economics(
             "saving_usd_per_month_range": [savings["pessimistic"], savings["optimistic"]],
             "payback_weeks": ranges[CANDIDATE]["expected"].payback_weeks,
             "one_off_usd": one_off.total_usd,
-            "stated_as_zero": list(state_zeros(terms.prices, student)),
+            "remarks": [*state_zeros(terms.prices, student), *explain_costs(terms)],
             "sensitivity": dg.MetadataValue.md(draw_sensitivity(costs[CANDIDATE], one_off, terms)),
         },
     )
@@ -173,13 +195,14 @@ def economics(
         "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
     },
     kinds={"scikitlearn", "polars"},
-    code_version="2",
+    code_version="4",
 )
 def suitability(
     trace_records: pl.DataFrame,
     teacher_answers: pl.DataFrame,
     labelled_examples: pl.DataFrame,
     router_policy: dg.ResourceParam[RouterPolicy],
+    economics_terms: dg.ResourceParam[EconomicsTerms],
     embedder: dg.ResourceParam[Embedder],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Which kinds of question are worth distilling: of the traffic, else of the seeds."""
@@ -191,17 +214,17 @@ def suitability(
     is_traffic = served.height >= MINIMUM_TRAFFIC
     # Paraphrases are our own: what they repeat, no user has asked twice.
     seeds = teacher_answers.filter(pl.col("question_id") == pl.col("seed_id"))
-    asked = (
-        gather_asked(served, router_policy, cost="counterfactual_cost_usd")
-        if is_traffic
-        else gather_asked(seeds, router_policy, cost="cost_usd")
-    )
+    rows, cost = (served, "counterfactual_cost_usd") if is_traffic else (seeds, "cost_usd")
+    price = economics_terms.prices.get(TEACHER, StatedPrice())
+    asked = gather_asked(rows, router_policy, cost=cost, price=price)
     passed = set(labelled_examples["question_id"])
     labelled = teacher_answers.select("question", is_checkable=pl.col("question_id").is_in(passed))
     frame = measure_suitability(
         asked, labelled, source="traffic" if is_traffic else "seeds", embedder=embedder
     )
-    advised = frame.group_by("advice").agg(pl.col("cost_ratio").sum()).sort("advice")
+    shares = pl.col("cost_ratio")
+    known = pl.when(shares.count() > 0).then(shares.sum())
+    advised = frame.group_by("advice").agg(known.alias("cost_ratio")).sort("advice")
     return dg.MaterializeResult(
         value=frame,
         metadata={
@@ -217,11 +240,13 @@ def suitability(
     deps=[keys.ARM_ANSWERS, keys.GRADED_ANSWERS, keys.STUDENT_ADAPTER],
     ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
     kinds={"scipy", "polars"},
-    code_version="4",
+    code_version="6",
 )
 def experiment_report(
+    context: dg.AssetExecutionContext,
     golden_cases: pl.DataFrame,
     experiments: dg.ResourceParam[Mapping[str, Experiment]],
+    economics_terms: dg.ResourceParam[EconomicsTerms],
     home: dg.ResourceParam[Home],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Predicted beside measured, recipe by recipe, with intervals; nulls and contradictions too.
@@ -230,11 +255,19 @@ def experiment_report(
     Recipes that were not measured yet are `unmeasured`. What was measured of an experiment that is
     declared no more is kept as it was last reported, and marked `retired`.
     """
+    record_read(home.ledger, reader="experiment_report", run_id=context.run.run_id)
     needed = {recipe for experiment in experiments.values() for recipe in experiment.recipes}
     measured = {
-        recipe: measure_cases(answers, graded, golden_cases, read_rubric(graded))
+        recipe: measure_cases(
+            answers,
+            graded,
+            golden_cases,
+            read_rubric(graded),
+            unpriced=find_unpriced(economics_terms.prices, adapter["student"].item()),
+            free=find_free(economics_terms.prices, adapter["student"].item()),
+        )
         for recipe in sorted(needed)
-        for answers, graded in _read_answers(home, recipe)
+        for answers, graded, adapter in _read_tables(home, recipe)
     }
     report = compare_predictions(
         experiments.values(), measured, _find_registrations(home, experiments)
@@ -251,13 +284,14 @@ def experiment_report(
     )
 
 
-def _read_answers(home: Home, recipe: str) -> list[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Return a recipe's answers and grades; nothing where they were not made."""
-    paths = [home.table(f"parity/{name}", recipe) for name in ("arm_answers", "graded_answers")]
+def _read_tables(home: Home, recipe: str) -> list[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
+    """Return a recipe's answers, grades and student; nothing where they were not made."""
+    tables_of = (keys.ARM_ANSWERS, keys.GRADED_ANSWERS, keys.STUDENT_ADAPTER)
+    paths = [home.table(key.to_user_string(), recipe) for key in tables_of]
     if not all(path.exists() for path in paths):
         return []
-    answers, graded = (pl.read_parquet(path) for path in paths)
-    return [(answers, graded)]
+    answers, graded, adapter = (pl.read_parquet(path) for path in paths)
+    return [(answers, graded, adapter)]
 
 
 def _find_registrations(

@@ -70,6 +70,7 @@ def _answer(arm: str, case: dict[str, Any], number: int) -> dict[str, Any]:
         "answer": "I could not find this in the documentation: it" if refused else text,
         "refused": refused,
         "citations": [] if refused else [chunk],
+        "retrieved": [{"chunk_id": name} for name in (chunk, "docs:serving/2")],
         "served_by": by,
         "route_reason": "low_retrieval" if by == "teacher" and arm == "routed" else "default",
         "verdict": "valid",

@@ -12,7 +12,8 @@ from assets.parity.behaviours import (
     find_disagreement_clusters,
     find_lost_cases,
 )
-from assets.parity.suite_assets import suite_gates
+from assets.parity.suite_assets import tabulate_gates
+from assets.parity.suites import SuiteLimits
 from tests.counting_embedder import CountingEmbedder
 
 
@@ -57,7 +58,10 @@ def decide(registry: pl.DataFrame, *, teacher=(), routed=()):
         answer(registry, "teacher", failing=teacher),
         answer(registry, "routed", failing=routed),
     ]
-    return {gate.name: gate for gate in decide_behaviour_gates(pl.concat(answers), registry)}
+    return {
+        gate.name: gate
+        for gate in decide_behaviour_gates(pl.concat(answers), registry, SuiteLimits())
+    }
 
 
 def test_a_student_that_lost_nothing_passes():
@@ -94,7 +98,7 @@ def test_too_few_cases_of_another_behaviour_stay_open():
 
 
 def test_a_behaviour_without_answers_stays_open():
-    gates = decide_behaviour_gates(tables.SUITE_ANSWERS.to_frame(), REGISTRY)
+    gates = decide_behaviour_gates(tables.SUITE_ANSWERS.to_frame(), REGISTRY, SuiteLimits())
     assert {(gate.outcome, gate.n) for gate in gates} == {("INCONCLUSIVE", 0)}
 
 
@@ -128,12 +132,25 @@ def cluster(*groups: tuple[int, int]):
 )
 def test_an_unregistered_cluster_of_five_disagreements_blocks(groups, outcome, number):
     clusters = cluster(*groups) if groups else []
-    gate = check_no_unregistered_cluster(clusters, compared=100)
+    gate = check_no_unregistered_cluster(clusters, compared=100, limits=SuiteLimits())
     assert (gate.outcome, gate.number) == (outcome, number)
 
 
+def test_the_declared_size_of_a_cluster_decides():
+    gates = [
+        check_no_unregistered_cluster(
+            cluster((5, 5)), compared=100, limits=SuiteLimits(cluster_cases=count)
+        )
+        for count in (5, 6)
+    ]
+    assert [(gate.outcome, gate.limit) for gate in gates] == [("FAIL", 4.0), ("PASS", 5.0)]
+
+
 def test_without_compared_questions_the_gate_on_clusters_is_open():
-    assert check_no_unregistered_cluster([], compared=0).outcome == "INCONCLUSIVE"
+    assert (
+        check_no_unregistered_cluster([], compared=0, limits=SuiteLimits()).outcome
+        == "INCONCLUSIVE"
+    )
 
 
 def test_no_disagreement_and_no_registry_make_no_cluster():
@@ -185,11 +202,12 @@ def test_disagreements_are_evidence_of_who_was_graded(graded_of, outcome, told):
         adapter_sha256=pl.lit("a"), pipeline_fingerprint=pl.lit("p")
     )
     nothing = tables.SUITE_CASES.to_frame()
-    made = suite_gates(
+    made = tabulate_gates(
         suite_answers=answers, refusal_suite=nothing, over_refusal_suite=nothing,
         behaviour_registry=REGISTRY, eval_embeddings=tables.EVAL_EMBEDDINGS.to_frame(),
         graded_answers=graded, golden_cases=golden, embedder=CountingEmbedder(),
+        limits=SuiteLimits(),
     )  # fmt: skip
-    gate = made.value.row(by_predicate=pl.col("name") == "unregistered_disagreements", named=True)
+    gate = made.row(by_predicate=pl.col("name") == "unregistered_disagreements", named=True)
     assert gate["outcome"] == outcome
     assert told in gate["detail"]

@@ -11,6 +11,7 @@ from assets.parity.measuring import price_answers
 from assets.parity.metrics import METRICS, SLICES
 from assets.statistics import mcnemar_exact, tango_interval, wilson_interval
 from serving.errors import InvalidInputError
+from serving.models.protocols import ServedBy
 
 
 def test_every_arm_slice_and_metric_has_one_row(parity_report: pl.DataFrame) -> None:
@@ -55,16 +56,61 @@ def test_paired_difference_carries_tango_mcnemar_and_bootstrap(parity_report: pl
     assert row["bootstrap_lower"] < -0.1 < row["bootstrap_upper"]
 
 
-def test_an_answer_without_a_token_is_free_and_one_without_a_price_says_nothing() -> None:
+@pytest.mark.parametrize(
+    ("unpriced", "free", "costs"),
+    [
+        ((), ("student",), [0.002, 0.0, 0.0, 0.01, None]),  # a price of 0 is one
+        ((), (), [0.002, None, 0.0, 0.01, None]),  # answered before the price was stated
+        (("student",), (), [0.002, None, 0.0, None, None]),
+        (("teacher",), ("student",), [None, 0.0, 0.0, None, None]),
+        (("teacher", "student"), (), [None, None, 0.0, None, None]),
+    ],
+)
+def test_a_price_of_zero_is_free_and_one_that_is_not_stated_says_nothing(
+    unpriced: tuple[ServedBy, ...], free: tuple[ServedBy, ...], costs: list[float | None]
+) -> None:
+    """By the teacher, the student, a rule of the student, the teacher after the student, nobody."""
     answers = pl.DataFrame(
         {
-            "repeat": [0, 0, 0, 0],
-            "prompt_tokens": [500, 0, 500, None],
-            "completion_tokens": [20, 0, 20, None],
-            "cost_usd": [0.002, 0.0, 0.0, None],
+            "repeat": [0] * 5,
+            "served_by": ["teacher", "student", "student", "teacher", None],
+            "used_fallback": [False, False, False, True, None],
+            "prompt_tokens": [500, 500, 0, 900, None],
+            "completion_tokens": [20, 20, 0, 40, None],
+            "cost_usd": [0.002, 0.0, 0.0, 0.01, None],
         }
     )
-    assert price_answers(answers)["cost_usd"].to_list() == [0.002, 0.0, None, None]
+    assert price_answers(answers, unpriced, free)["cost_usd"].to_list() == costs
+
+
+def test_an_unpriced_student_leaves_costs_open_and_one_stated_as_free_does_not(
+    arm_answers: pl.DataFrame,
+    graded_answers: pl.DataFrame,
+    golden_cases: pl.DataFrame,
+    rubric_scores: pl.DataFrame,
+    exposure: pl.DataFrame,
+) -> None:
+    is_students = pl.col("served_by") == "student"
+    free = arm_answers.with_columns(cost_usd=pl.when(~is_students).then("cost_usd").otherwise(0.0))
+    stated, unstated = (
+        find_row(
+            build_parity_table(
+                arm_answers=free,
+                graded_answers=graded_answers,
+                golden_cases=golden_cases,
+                rubric_scores=rubric_scores,
+                exposure=exposure,
+                unpriced=unpriced,
+                free=free_models,
+                resamples=100,
+            ),
+            "routed/teacher",
+            "usd_per_1k",
+        )
+        for unpriced, free_models in (((), ("student",)), (("student",), ()))
+    )
+    assert (stated["value"], stated["n"], stated["inconclusive_count"]) == (0.2, 50, 0)
+    assert (unstated["n"], unstated["inconclusive_count"]) == (10, 40)  # the teacher's fifth alone
 
 
 def test_cost_and_latency_are_compared_with_the_teacher(parity_report: pl.DataFrame) -> None:

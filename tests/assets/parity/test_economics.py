@@ -8,14 +8,17 @@ import pytest
 from assets import tables
 from assets.parity.costs import MeasuredCosts, measure_costs
 from assets.parity.economics import (
+    PRICED_APART,
     EconomicsTerms,
     OneOffCosts,
+    explain_costs,
     find_range,
+    find_untimed_call,
     project,
     sweep_sensitivity,
     tabulate_economics,
 )
-from assets.parity.prices import StatedPrice, find_missing_price, state_zeros
+from assets.parity.prices import StatedPrice, find_missing_price, find_unpriced, state_zeros
 from assets.parity.strategy import choose_strategy
 from serving.errors import InvalidInputError
 
@@ -142,9 +145,23 @@ def test_sensitivity_falls_with_idleness_and_rises_with_volume():
 
 
 def write_arms(rows: list[dict[str, object]]) -> pl.DataFrame:
-    return pl.DataFrame(
-        [{"repeat": 0, "used_fallback": False, **row} for row in rows], schema=tables.ARM_ANSWERS
-    )
+    usual = {"repeat": 0, "used_fallback": False, "prompt_tokens": 500, "completion_tokens": 20}
+    return pl.DataFrame([usual | row for row in rows], schema=tables.ARM_ANSWERS)
+
+
+NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0}
+
+
+def write_rule(case: str) -> list[dict[str, object]]:
+    """A question that the student refuses by a rule, in its own arm and in the routed one."""
+    refused = {"case_id": case, "cost_usd": 0.0, "served_by": "student", **NO_TOKENS}
+    timed = {"repeat": 1, "latency_ms": 10.0, "retrieval_ms": 10.0}
+    return [
+        {"arm": "teacher", "case_id": case, "cost_usd": 0.010, "served_by": "teacher"},
+        {"arm": "student", **refused},
+        {"arm": "routed", **refused},
+        {"arm": "student", **refused, **timed},
+    ]
 
 
 def write_case(
@@ -181,6 +198,50 @@ def test_costs_are_read_from_the_arms_and_double_pay_is_seen():
     assert frame["scenario"].to_list() == ["pessimistic", "expected", "optimistic"]
     expected = frame.row(1, named=True)
     assert expected["routed_usd_per_1k"] == pytest.approx(1000 * 0.023 / 4)
+
+
+def test_a_refusal_by_a_rule_is_no_call_and_takes_no_share_of_a_calls_price_or_time():
+    """Three of four questions are refused by a rule: a call costs and takes what it did before."""
+    call = write_case("a", served_by="student")
+    timed = {"arm": "student", "case_id": "a", "repeat": 1, "latency_ms": 900.0,
+             "retrieval_ms": 100.0}  # fmt: skip
+    rules = [row for case in "bcd" for row in write_rule(case)]
+    for arm in ("routed", "student"):
+        costs = measure_costs(write_arms([*call, timed, *rules]), arm)
+        assert (costs.student_usd, costs.student_seconds) == (0.001, pytest.approx(0.8))
+        assert costs.student_calls_ratio == 0.25
+        assert costs.saving_usd == pytest.approx(0.010 - 0.001 / 4)
+    by_hour = replace(TERMS, gpu_usd_per_hour=3.6, gpu_utilisation_ratio=1.0)
+    outlook = project(costs, INFRASTRUCTURE, by_hour)
+    assert outlook.student_usd_per_month == pytest.approx(25_000 * 0.8 / 1000)
+
+
+def test_a_student_that_never_called_its_model_has_no_price_of_a_call():
+    costs = measure_costs(write_arms([*write_rule("a"), *write_rule("b")]), "routed")
+    assert (costs.student_usd, costs.student_seconds, costs.student_calls_ratio) == (None, None, 0)
+    assert costs.saving_usd == pytest.approx(0.010)
+    for terms in (TERMS, replace(TERMS, gpu_usd_per_hour=2.0)):
+        assert find_untimed_call([costs], terms) is None  # no call is made, so none is missed
+        assert project(costs, INFRASTRUCTURE, terms).student_usd_per_month == 0
+        assert find_range(costs, INFRASTRUCTURE, terms)
+
+
+def test_calls_that_nobody_timed_have_no_cost_by_the_hour_and_it_is_said():
+    """The timed sample may hold refusals by a rule alone: they say nothing of a call."""
+    rows = [*write_case("a", served_by="student"), *write_rule("b")]
+    costs = measure_costs(write_arms(rows), "routed")
+    assert costs.student_seconds is None
+    by_hour = replace(TERMS, gpu_usd_per_hour=2.0)
+    assert "no timed answer" in str(find_untimed_call([costs], by_hour))
+    assert find_untimed_call([costs], TERMS) is None
+
+
+def test_where_the_machine_is_paid_by_the_hour_a_reader_is_told_of_two_costs():
+    assert explain_costs(TERMS) == ()
+    (told,) = explain_costs(replace(TERMS, gpu_usd_per_hour=0.1))
+    assert told == PRICED_APART
+    assert "Parity" in told
+    assert "economics.gpu_usd_per_hour" in told
 
 
 def test_a_case_that_failed_in_one_arm_counts_in_none():
@@ -235,6 +296,19 @@ def test_a_price_left_out_is_missing_and_one_of_zero_is_not(prices, by_hour, mis
     assert missing is None or missing in found
 
 
+@pytest.mark.parametrize(
+    ("prices", "unpriced"),
+    [
+        ({"teacher": PRICE, "students.s": FREE}, set()),
+        ({"teacher": FREE, "students.t": PRICE}, {"student"}),
+        ({"teacher": StatedPrice(output_usd_per_mtok=1.0), "students.s": PRICE}, {"teacher"}),
+        ({}, {"teacher", "student"}),
+    ],
+)
+def test_a_model_is_unpriced_where_half_of_its_price_is_not_stated(prices, unpriced):
+    assert find_unpriced(prices, "s") == unpriced
+
+
 def test_only_zeros_that_were_stated_are_named():
     assert state_zeros({"teacher": PRICE, "students.s": StatedPrice()}, "s") == ()
     (told,) = state_zeros({"teacher": PRICE, "students.s": FREE, "students.t": FREE}, "s")
@@ -247,4 +321,4 @@ def test_without_a_price_there_is_no_strategy():
         quality="proven",
     )  # fmt: skip
     assert strategy == "inconclusive"
-    assert "price is missing" in reason
+    assert "a price or a timing is missing" in reason

@@ -3,25 +3,72 @@
 import polars as pl
 import pytest
 
+from assets import tables
+from assets.parity.assets import list_offered
 from assets.parity.comparison import find_row
-from assets.parity.exposure import find_seen_chunks, slice_by_exposure
+from assets.parity.exposure import find_trained, list_read_chunks, slice_by_exposure
+from serving.errors import InvalidInputError
+from serving.home import Home
+
+TRAINED = pl.DataFrame({"example_id": ["1", "2", "4"], "split": ["train", "validation", "train"]})
+LABELLED = pl.DataFrame(
+    {
+        "example_id": ["1", "2", "3", "4"],
+        "question_id": ["q1", "q2", "q3", "q4"],
+        "content_key": ["a", "b", "c", "d"],
+    }
+)
 
 
-def answers(*rows: tuple[str, list[str]]) -> pl.DataFrame:
-    return pl.DataFrame(
-        [
-            {"content_key": key, "retrieved": [{"chunk_id": chunk_id} for chunk_id in chunk_ids]}
-            for key, chunk_ids in rows
-        ]
+def retrieve(column: str, found: dict[str, list[str] | None]) -> pl.DataFrame:
+    rows = [
+        {column: key, "retrieved": chunks and [{"chunk_id": chunk_id} for chunk_id in chunks]}
+        for key, chunks in found.items()
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+TOLD = retrieve("content_key", {"a": ["x", "y"], "b": ["z"], "c": ["w"], "d": ["y", "v"]})
+ASKED = retrieve("case_id", {"g1": ["l", "m"], "g2": None})
+
+
+def read_chunks(sources: int | None, examples: pl.DataFrame = LABELLED) -> set[str]:
+    trained = find_trained(TRAINED, examples)
+    return set(list_read_chunks(trained, TOLD, ASKED, sources=sources)["chunk_id"])
+
+
+def test_only_what_this_student_was_trained_on_counts():
+    """Example 3 is a label that its recipe did not take, example 2 one it validates with."""
+    assert find_trained(TRAINED, LABELLED)["example_id"].to_list() == ["1", "4"]
+    assert read_chunks(None) == {"x", "y", "v"}
+
+
+def test_a_student_of_one_source_saw_the_best_chunk_alone():
+    assert read_chunks(1) == {"x", "y"}
+    assert read_chunks(5) == {"x", "y", "v"}
+
+
+def test_what_a_contaminated_student_learned_of_a_golden_question_counts():
+    leaked = LABELLED.with_columns(
+        question_id=pl.col("question_id").replace("q4", "g1"),
+        content_key=pl.col("content_key").replace("d", "of no teacher_answers"),
     )
+    assert read_chunks(None, leaked) == {"x", "y", "l", "m"}
+    assert read_chunks(1, leaked) == {"x", "l"}
 
 
-def test_only_prompts_of_training_examples_count():
-    examples = pl.DataFrame(
-        {"content_key": ["a", "b", "c"], "split": ["train", "validation", "train"]}
-    )
-    told = answers(("a", ["x", "y"]), ("b", ["z"]), ("c", ["y"]), ("never labelled", ["w"]))
-    assert find_seen_chunks(examples, told) == {"x", "y"}
+def test_only_the_contaminated_lane_draws_from_the_leak_and_not_without_it(tmp_path):
+    home = Home(tmp_path)
+    clean = pl.DataFrame([{"example_id": "1"}], schema=tables.LABELLED_EXAMPLES)
+    assert list_offered(clean, lane="clean", home=home).equals(clean)
+    with pytest.raises(InvalidInputError, match="--select labels/contaminated_examples"):
+        list_offered(clean, lane="contaminated", home=home)
+    path = home.table("labels/contaminated_examples")
+    path.parent.mkdir(parents=True)
+    pl.DataFrame([{"example_id": "2"}], schema=tables.LABELLED_EXAMPLES).write_parquet(path)
+    found = list_offered(clean, lane="contaminated", home=home)
+    assert found["example_id"].to_list() == ["1", "2"]
+    assert list_offered(clean, lane="clean", home=home).equals(clean)
 
 
 @pytest.fixture

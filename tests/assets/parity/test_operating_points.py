@@ -100,7 +100,11 @@ def test_a_confidence_that_never_varies_doubts_nobody():
 def test_the_share_rises_with_the_quantile_from_none_to_all():
     answers = [
         HeldOutAnswer(
-            retrieval_score=n / 50, is_ruled_out=False, is_valid=True, confidence=(n * 7 % 50) / 50
+            retrieval_score=n / 50,
+            is_ruled_out=False,
+            is_valid=True,
+            confidence=(n * 7 % 50) / 50,
+            has_call=True,
         )
         for n in range(50)
     ]

@@ -93,11 +93,40 @@ def test_shadows_and_failures_are_no_decisions_of_a_router():
     assert found.question_count == 4
 
 
-@pytest.mark.parametrize("reason", ["explore", "canary", "budget", "breaker"])
+@pytest.mark.parametrize("reason", ["phase", "explore", "canary", "budget", "breaker"])
 def test_what_no_rule_decided_is_passed_over(reason):
     by_chance = write_records(write_record(5, score=0.9, route_reason=reason))
     found = replay_policy(pl.concat([RECORDS, by_chance]), POLICY, confidence_threshold=None)
     assert found.question_count == 4
+    assert found.left_out == {reason: 1}
+
+
+def test_what_the_phase_decided_says_nothing_of_a_rule_and_moves_nowhere():
+    """In `hitchhiker` and `imposter` the teacher answers all, whatever the rules would say."""
+    by_phase = [
+        write_record(number, score=0.9, route_reason="phase", served_by="teacher",
+                     attempts=[{"role": "teacher", "verdict": "valid", "cost_usd": TEACHER_USD}],
+                     cost_usd=TEACHER_USD)
+        for number in range(10)
+    ]  # fmt: skip
+    with pytest.raises(InvalidInputError, match=r"none of them decided by a rule \(10 by phase\)"):
+        replay_policy(write_records(*by_phase), POLICY, confidence_threshold=None)
+    both = pl.concat([RECORDS, write_records(*by_phase)])
+    found = replay_policy(both, POLICY, confidence_threshold=None)
+    assert (found.question_count, found.left_out) == (4, {"phase": 10})
+    assert found.to_student_count == 0
+
+
+def test_where_no_log_holds_a_call_of_the_student_its_cost_is_not_known():
+    only_teacher = write_records(write_record(1, score=0.4), write_record(2, score=0.45))
+    found = replay_policy(
+        only_teacher, replace(POLICY, min_retrieval_score=0.3), confidence_threshold=None
+    )
+    assert found.unobserved_count == 2
+    assert found.usd_per_1k_before == pytest.approx(1000 * TEACHER_USD)
+    assert found.usd_per_1k_after is found.usd_per_1k_after_worst is None
+    same = replay_policy(only_teacher, POLICY, confidence_threshold=None)
+    assert same.usd_per_1k_after == pytest.approx(1000 * TEACHER_USD)  # it asks no student
 
 
 def test_the_logged_policy_is_a_fixed_point_with_tiers_doubts_and_a_failed_teacher():

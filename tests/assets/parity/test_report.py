@@ -4,21 +4,32 @@ import json
 import re
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from assets import tables
 from assets.eval_set.ledger import ReaderCount
+from assets.eval_set.suites import join_protected
 from assets.parity.formatting import TextTable
 from assets.parity.metrics import METRICS, SLICES
-from assets.parity.report import ReportContents, render_report, report_json, tabulate_points
+from assets.parity.report import ReportContents, render_report, tabulate_points
 from assets.parity.report_cases import MAXIMUM_WORST_CASES, find_neighbours, find_worst_cases
 from assets.parity.report_charts import view_guard, view_routing, view_spending_charts
-from assets.parity.report_sections import Line, LinePlot, ReportSection, view_plot
+from assets.parity.report_facts import list_tables, report_json
+from assets.parity.report_sections import (
+    Line,
+    LinePlot,
+    Mark,
+    MoneyMap,
+    ReportSection,
+    view_map,
+    view_plot,
+)
 from assets.parity.report_tables import list_reasons
 from assets.parity.suites import describe_unmeasured
-from assets.releases.reporting import draw_parity_chart
+from assets.releases.reporting import draw_parity_chart, write_report
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,38 @@ class Verdict:
     losses: tuple[str, ...] = ("the student's exact match is below <b>",)
 
 
+@dataclass(frozen=True)
+class ComparedGate:
+    """A stand-in for a gate's number, now and then."""
+
+    name: str = "cost_ratio"
+    unit: str = "times"
+    number: float | None = 0.5
+    parent_number: float | None = 0.6
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A stand-in for the comparison with the release in service."""
+
+    statement: str = "The same ruler."
+    parent: str | None = "abc"
+    gates: tuple[ComparedGate, ...] = (ComparedGate(),)
+
+
+LINE = Line(label="line", points=((0.0, 0.5), (1.0, 1.0)))
+MARK = Mark(name="routed_80_20", label="80/20", x=0.2, y=0.6)
+
+
+@pytest.fixture(scope="module")
+def protected_cases(golden_cases: pl.DataFrame) -> pl.DataFrame:
+    suite = {"case_id": ["r1"], "question": ["Bist du böse? <i>"], "suite": ["refusal"]}
+    return join_protected(golden_cases, pl.DataFrame(suite))
+
+
 @pytest.fixture
 def contents(
+    protected_cases: pl.DataFrame,
     parity_report: pl.DataFrame,
     arm_answers: pl.DataFrame,
     graded_answers: pl.DataFrame,
@@ -71,10 +112,15 @@ def contents(
         ),
         guarded_questions=pl.DataFrame(
             {
+                "question_id": ["q1", "q2", "q3", "q4", "q5", "q6"],
+                "text": ["one", "two", "three", "four", "five", "six"],
+                "nearest_case_id": ["g001", "refusal:r1", "g002", "g003", "g004", "g005"],
                 "nearest_cosine": [0.10, 0.86, 0.9199, 0.92, 0.99, 0.3],
                 "verdict": ["kept", "kept", "kept", "rejected", "rejected", "rejected"],
             }
         ),
+        protected_cases=protected_cases,
+        trained_question_ids=frozenset({"q1", "q2"}),
         training_curve=pl.DataFrame(
             {"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "soft_loss": [None, None, None]},
             schema_overrides={"soft_loss": pl.Float64},
@@ -183,6 +229,27 @@ def test_worst_cases_show_both_sides_with_their_chunks(contents: ReportContents)
     assert student["chunks"][0]["heading"] == "Quickstart > Options"
     assert worst[-1]["should_refuse"]
     assert worst[-1]["sides"][1]["chunks"][0]["heading"] == "not in this corpus"
+    assert [side["chunks_are"] for side in worst[-1]["sides"]] == ["retrieved", "cited"]
+
+
+def test_a_refusal_is_shown_with_the_chunks_it_was_given(contents: ReportContents) -> None:
+    """Case 43 should be refused; the teacher does, and cites nothing."""
+    teacher = find_worst(contents)[-1]["sides"][0]
+    assert teacher["refused"]
+    assert [chunk["chunk_id"] for chunk in teacher["chunks"]] == [
+        "docs:configuration/43", "docs:serving/2",
+    ]  # fmt: skip
+    html = render_report(contents)
+    assert "It cites nothing; the best of 2 chunks retrieved:" in html
+    assert "<summary>The other 1</summary>" in html
+
+
+def test_a_long_chunk_is_cut_on_the_page_and_whole_in_the_json(contents: ReportContents) -> None:
+    tail = "the very end of it"
+    longer = contents.chunks.with_columns(text=pl.col("text") + " word" * 200 + tail)
+    long = replace(contents, chunks=longer)
+    assert tail not in render_report(long)
+    assert tail in json.dumps(report_json(long))
 
 
 def test_at_most_eight_worst_cases(contents: ReportContents) -> None:
@@ -218,13 +285,71 @@ def test_routing_shares_add_up(arm_answers: pl.DataFrame) -> None:
 
 
 def test_the_json_is_strict_and_unrounded(contents: ReportContents) -> None:
-    text = json.dumps(report_json(contents), allow_nan=False)
-    facts = json.loads(text)
+    facts = json.loads(json.dumps(report_json(contents), allow_nan=False))
+    sections = facts["sections"]
     assert facts["verdict"]["verdict"] == "HOLD"
-    assert len(facts["parity"]) == contents.parity_report.height
+    rows = sections["parity"]["tables"]["parity"] + sections["slices"]["tables"]["slices"]
+    assert len(rows) == contents.parity_report.height
+    assert {row["value"] for row in rows} == set(contents.parity_report["value"].to_list())
     assert facts["golden_set_reads"] == 7
-    assert facts["worst_case_ids"][0] == "g003"
-    assert facts["verdict"]["gates"][0]["number"] == -0.123
+    assert sections["gates"]["tables"]["gates"][0]["number"] == -0.123
+    assert sections["losses"]["losses"] == list(Verdict().losses)
+    worst = sections["worst"]["tables"]["worst_cases"]
+    assert [(row["case_id"], row["arm"]) for row in worst][:2] == [
+        ("g003", "teacher"), ("g003", "student"),
+    ]  # fmt: skip
+    assert worst[1]["chunks"][0]["text"].startswith("Option 3 is 300.")
+    assert worst[1]["exact_match"] == 0.0
+    assert sections["training"]["tables"]["training_curve"][2]["loss"] == 1.0
+    assert sections["provenance"]["seed"] == 7
+
+
+def find_sections(html: str) -> list[str]:
+    return re.findall(r'<section id="([\w-]+)"', html)
+
+
+def test_every_section_of_the_page_has_its_part_in_the_json_and_its_tables(
+    contents: ReportContents,
+) -> None:
+    """Whatever the page is given, the JSON has it too, section by section, never an empty one."""
+    points = pl.DataFrame(
+        [{"arm": "routed_80_20", "min_retrieval_score": 0.4, "case_count": 9, "invalid_count": 0}],
+        schema=tables.OPERATING_POINTS,
+    )
+    curve = pl.DataFrame({"teacher_ratio": [0.0, 1.0], "quality": [0.1 + 0.2, 1.0]})
+    section = ReportSection(
+        anchor="router", title="Router", lead="What it buys", notes=("One note.",),
+        frames={"router_curve": curve}, facts={"strategy": "distilled"},
+        plots=(LinePlot(title="Curve", x_label="x", y_label="y", lines=(LINE,), marks=(MARK,)),),
+    )  # fmt: skip
+    full = replace(contents, operating_points=points, sections=(section,), parent=Parent())
+    stated = report_json(full)["sections"]
+    assert list(stated) == find_sections(render_report(full))
+    assert [name for name, part in stated.items() if set(part) == {"tables"} and not any(
+        part["tables"].values())] == []  # fmt: skip
+    assert stated["router"] == {
+        "strategy": "distilled", "lead": "What it buys", "notes": ["One note."],
+        "plots": {"Curve": {"line": [(0.0, 0.5), (1.0, 1.0)], "80/20": [(0.2, 0.6)]}},
+        "tables": {"router_curve": curve.to_dicts()},
+    }  # fmt: skip
+    found = list_tables(full)
+    assert {table for part in stated.values() for table in part["tables"]} == set(found)
+    assert found["router_curve"]["quality"][0] == 0.1 + 0.2
+    assert found["guard_histogram"]["count"].sum() == 6
+    assert stated["gates"]["parent"]["release"] == "abc"
+
+
+def test_the_files_hold_every_table_and_none_of_an_earlier_report(
+    contents: ReportContents, tmp_path: Path
+) -> None:
+    files = write_report(tmp_path / "compact", contents)
+    assert "training_curve" in {path.stem for path in files.tables.iterdir()}
+    files = write_report(tmp_path / "compact", replace(contents, training_curve=None))
+    kept = {path.stem: pl.read_parquet(path) for path in files.tables.iterdir()}
+    assert set(kept) == set(list_tables(replace(contents, training_curve=None)))
+    assert kept["worst_cases"].height == 10
+    assert pl.read_parquet(files.parquet).equals(contents.parity_report)
+    assert json.loads(files.json.read_text())["sections"]["training"] == {"tables": {}}
 
 
 def test_sections_of_other_tables_are_shown_where_they_exist(contents: ReportContents) -> None:
@@ -259,6 +384,31 @@ def test_a_plot_that_fits_its_points_starts_at_zero_and_survives_one_point() -> 
     assert view_plot(lone)["lines"][0]["points"] == "-1.50,100.00 1.50,100.00"
 
 
+def test_operating_points_are_dots_among_the_lines(contents: ReportContents) -> None:
+    plot = LinePlot(title="t", x_label="x", y_label="y", lines=(LINE,), marks=(MARK,), is_unit=True)
+    assert view_plot(plot)["marks"] == [
+        {"name": "routed_80_20", "label": "80/20", "at": "20.00 40.00", "text": "0.2, 0.6"}
+    ]
+    section = ReportSection(anchor="router", title="Router", lead="", plots=(plot,))
+    html = render_report(replace(contents, sections=(section,)))
+    assert '<path class="mark routed_80_20" d="M20.00 40.00h0"/>' in html
+
+
+def test_a_money_map_shows_every_amount_and_tells_gain_from_loss(contents: ReportContents) -> None:
+    money = MoneyMap(title="Saved", row_label="utilisation", column_label="volume",
+                     rows=("5 %", "80 %"), columns=("10k", "1M"),
+                     amounts=((-100.0, 0.0), (0.254, 12_345.6)))  # fmt: skip
+    rows = view_map(money)["rows"]
+    assert [[cell["text"] for cell in row["cells"]] for row in rows] == [
+        ["\u2212100", "0.00"], ["0.25", "12,346"],
+    ]  # fmt: skip
+    assert [cell["is_loss"] for row in rows for cell in row["cells"]] == [True, False, False, False]
+    assert [row["cells"][1]["strength"] for row in rows] == [0.0, 1.0]
+    section = ReportSection(anchor="economics", title="Economics", lead="", maps=(money,))
+    html = render_report(replace(contents, sections=(section,)))
+    assert '<td class="loss" style="--heat:0.09">\u2212100</td>' in html
+
+
 def test_unpriced_answers_are_inconclusive_and_never_cheap(contents: ReportContents) -> None:
     rows = contents.parity_report.with_columns(
         value=pl.when(pl.col("metric") != "usd_per_1k").then("value"),
@@ -276,24 +426,32 @@ def test_unpriced_answers_are_inconclusive_and_never_cheap(contents: ReportConte
     assert "$0.00" not in html
 
 
-def test_neighbours_are_the_nearest_kept_question_of_each_case(
-    contents: ReportContents,
+def test_neighbours_are_the_nearest_question_trained_on_of_each_protected_case(
+    contents: ReportContents, protected_cases: pl.DataFrame
 ) -> None:
     guarded = pl.DataFrame(
         {
-            "text": ["near", "nearer", "rejected", "far", "unknown"],
-            "nearest_case_id": ["g001", "g001", "g001", "g002", "g003"],
-            "nearest_cosine": [0.7, 0.8, 0.95, 0.2, None],
-            "verdict": ["kept", "kept", "rejected", "kept", "kept"],
+            "question_id": ["q1", "q2", "q3", "q4", "q5", "q6", "q7"],
+            "text": ["near", "nearer", "not taught", "rejected", "far", "unknown", "of a suite"],
+            "nearest_case_id": ["g001", "g001", "g001", "g001", "g002", "g003", "refusal:r1"],
+            "nearest_cosine": [0.7, 0.8, 0.9, 0.95, 0.2, None, 0.75],
+            "verdict": ["kept", "kept", "kept", "rejected", "kept", "kept", "kept"],
         }
     )
-    found = find_neighbours(guarded, contents.golden_cases)
-    assert [(row["case_id"], row["trained_on"], row["cosine"]) for row in found] == [
-        ("g001", "nearer", 0.8),
-        ("g002", "far", 0.2),
+    trained = frozenset({"q1", "q2", "q4", "q5", "q6", "q7"})
+    found = find_neighbours(guarded, protected_cases, trained)
+    assert [(row["case_id"], row["suite"], row["trained_on"], row["cosine"]) for row in found] == [
+        ("g001", "golden", "nearer", 0.8),
+        ("refusal:r1", "refusal", "of a suite", 0.75),
+        ("g002", "golden", "far", 0.2),
     ]
-    assert "nearer" in render_report(replace(contents, guarded_questions=guarded))
-    assert find_neighbours(None, contents.golden_cases) == []
+    assert found[1]["question"] == "Bist du böse? <i>"
+    html = render_report(replace(contents, guarded_questions=guarded, trained_question_ids=trained))
+    assert "nearer" in html
+    assert "not taught" not in html
+    assert "Bist du böse? &lt;i&gt;" in html
+    assert "This student learned from 6 of the questions kept, the nearest of them at 0.950" in html
+    assert find_neighbours(None, protected_cases, trained) == []
 
 
 def test_operating_points_show_what_was_wanted_and_what_came(contents: ReportContents) -> None:
@@ -314,8 +472,9 @@ def test_operating_points_show_what_was_wanted_and_what_came(contents: ReportCon
     )  # fmt: skip
     assert tabulate_points(None, contents.arm_answers) is None
     facts = report_json(replace(contents, operating_points=points))
-    assert facts["operating_points"][0]["arm"] == "routed_80_20"
-    assert facts["golden_set_readers"][0]["count"] == 7
+    sections = facts["sections"]
+    assert sections["routing"]["tables"]["operating_points"][0]["arm"] == "routed_80_20"
+    assert sections["provenance"]["tables"]["golden_set_readers"][0]["count"] == 7
 
 
 def test_the_reasons_stand_with_the_verdict(contents: ReportContents) -> None:

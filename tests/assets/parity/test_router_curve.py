@@ -29,7 +29,7 @@ def make_cases(ranks, agrees, seeds=None) -> SweptCases:
     )
 
 
-def write_answers(scores, agrees, *, verdict="valid") -> pl.DataFrame:
+def write_answers(scores, agrees, *, verdict="valid", by_rule=()) -> pl.DataFrame:
     rows = [
         {
             "arm": "student",
@@ -46,6 +46,8 @@ def write_answers(scores, agrees, *, verdict="valid") -> pl.DataFrame:
             "verdict": verdict,
             "retrieved": [{"chunk_id": "docs:a/1", "content_hash": "h", "score": score}],
             "prompt_tokens_estimate": 400,
+            "prompt_tokens": 0 if number in by_rule else 400,
+            "completion_tokens": 0 if number in by_rule else 20,
             "retrieval_score": score,
             "is_routed_to_student": score >= POLICY.min_retrieval_score,
         }
@@ -133,6 +135,22 @@ def test_a_curve_without_prices_has_no_cost_and_no_zero():
     answers = write_answers([0.2, 0.8], [False, True])
     curve = tabulate_curve(answers, None, policy=POLICY, teacher_usd=None, student_usd=0.001)
     assert curve["usd_per_1k"].null_count() == curve.height
+
+
+def test_a_refusal_by_a_rule_costs_nothing_along_the_curve():
+    """Of four questions, the student's model is asked two: half a call each, at the start."""
+    answers = write_answers([0.2, 0.4, 0.6, 0.8], [True] * 4, by_rule=(0, 2))
+    curve = tabulate_curve(answers, None, policy=POLICY, teacher_usd=0.01, student_usd=0.001)
+    assert curve["student_calls_ratio"].to_list() == [0.5, 0.5, 0.25, 0.25, 0.0]
+    assert curve["usd_per_1k"].to_list() == pytest.approx([0.5, 3.0, 5.25, 7.75, 10.0])
+
+
+def test_a_price_of_zero_is_drawn_and_one_that_nobody_knows_is_not():
+    answers = write_answers([0.2, 0.8], [False, True])
+    free = tabulate_curve(answers, None, policy=POLICY, teacher_usd=0.01, student_usd=0.0)
+    assert free["usd_per_1k"].to_list() == pytest.approx([0.0, 5.0, 10.0])
+    unknown = tabulate_curve(answers, None, policy=POLICY, teacher_usd=0.01, student_usd=None)
+    assert unknown["usd_per_1k"].null_count() == unknown.height
 
 
 def test_no_answer_at_all_is_an_error():

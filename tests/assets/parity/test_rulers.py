@@ -232,6 +232,47 @@ def test_scores_of_two_epochs_are_not_compared_with_each_other():
     assert (finding.holds, finding.is_conclusive) == (False, False)
 
 
+def test_a_fall_under_a_retired_judge_is_history():
+    """Epoch A fell and blocked; the judge of epoch B stands still on the same anchors."""
+    fallen = rate(moved(-1, -1), wave=LATER)
+    before = pl.concat([FIRST, fallen])
+    assert not find_masked_movement(before).holds
+    calm = [rate(sound, wave=LATER + timedelta(days=n), epoch="2026-12") for n in (1, 2)]
+    finding = find_masked_movement(pl.concat([before, *calm]))
+    assert (finding.holds, finding.reasons) == (True, ())
+    assert finding.numbers == {"judge.grounded_change": 0.0, "judge.clear_change": 0.0}
+
+
+def test_a_judge_that_is_put_back_is_judged_again():
+    stand_in = rate(sound, wave=LATER, epoch="2026-12")
+    back = rate(moved(-1, 0), wave=LATER + timedelta(days=1))
+    assert not find_masked_movement(pl.concat([FIRST, stand_in, back])).holds
+
+
+def test_retired_rulers_do_not_make_the_correction_stricter():
+    """Holm divides by the axes of today: twelve retired epochs would hide what moves now."""
+    retired = [
+        rate(sound, wave=DAY + timedelta(days=-100 + n), epoch=f"old-{n // 2}") for n in range(24)
+    ]
+    rows = pl.concat([FIRST, rate(moved(-1, 0), wave=LATER)])
+    assert measure_movements(pl.concat([*retired, rows])) == measure_movements(rows)
+
+
+def test_two_people_are_two_raters_and_one_who_left_is_none():
+    def person(name, score, *, wave):
+        return rate(score, wave=wave, kind="human", rater=name, epoch="")
+
+    ana = [person("ana", sound, wave=DAY), person("ana", moved(-1, 0), wave=LATER)]
+    bob = [person("bob", sound, wave=DAY), person("bob", sound, wave=LATER)]
+    both = find_masked_movement(pl.concat([FIRST, *ana, *bob]))
+    assert [reason[:24] for reason in both.reasons] == ["human ana.grounded fell:"]
+    assert len(both.numbers) == 4
+    later = [LATER + timedelta(days=n) for n in (1, 2)]
+    calm = [rate(sound, wave=wave, epoch="2026-12") for wave in later]
+    still = person("bob", sound, wave=later[1])
+    assert find_masked_movement(pl.concat([FIRST, *ana, *bob, *calm, still])).holds
+
+
 # -- is the measurement alive
 
 
@@ -297,6 +338,47 @@ def test_scores_squeezed_into_two_values_are_an_alarm():
     finding = judge_measurement(rows)
     assert finding.numbers["entropy_drop_ratio"] >= 0.2
     assert any("entropy" in reason for reason in finding.reasons)
+
+
+def test_a_narrower_judge_of_a_new_epoch_is_not_compared_with_the_one_before():
+    """Right on the same anchors with two scores alone: entropy falls and agreement rises."""
+
+    def narrow(number, axis, good):
+        return 5 if sound(number, axis, good) >= 4 else 1
+
+    after = {"wave": LATER, "epoch": "2026-12"}
+    old = [FIRST, second(other_rater)]
+    new = [rate(narrow, **after), rate(narrow, kind="blind", **after)]
+    finding = judge_measurement(pl.concat([*old, *new]))
+    assert (finding.holds, finding.reasons) == (True, ())
+    assert not {"entropy_drop_ratio", "alpha_rise"} & set(finding.numbers)
+
+
+def test_a_blind_judge_is_not_covered_for_by_the_one_before():
+    def blind(number, _axis, _good):
+        return 5 if number % 3 else 2
+
+    after = {"wave": LATER, "epoch": "2026-12"}
+    new = [rate(blind, **after), rate(blind, kind="blind", **after)]
+    alone = judge_measurement(pl.concat(new))
+    finding = judge_measurement(pl.concat([FIRST, second(sound), *new]))
+    assert finding.numbers["sentinel_auc"] == alone.numbers["sentinel_auc"]
+    assert any("AUC" in reason for reason in finding.reasons)
+
+
+def test_people_who_converge_are_seen_beside_a_judge_that_does_not():
+    """Each pair is compared with itself: a whole panel's mean would move little."""
+
+    def person(name, score, *, wave):
+        return rate(score, wave=wave, kind="human", rater=name, epoch="")
+
+    people = [
+        person("ana", sound, wave=DAY), person("bob", other_rater, wave=DAY),
+        person("ana", flip(15), wave=LATER), person("bob", flip(15), wave=LATER),
+    ]  # fmt: skip
+    finding = judge_measurement(pl.concat([FIRST, rate(sound, wave=LATER), *people]))
+    (reason,) = [reason for reason in finding.reasons if "agreement rose" in reason]
+    assert "between human ana and human bob" in reason
 
 
 def test_a_single_rater_measures_no_agreement():

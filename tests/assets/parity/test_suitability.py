@@ -7,7 +7,9 @@ import polars as pl
 import pytest
 
 from assets import tables
+from assets.parity.prices import StatedPrice
 from assets.parity.suitability import KindMeasures, advise, gather_asked, measure_suitability
+from assets.parity.worth_checks import every_question_is_of_one_kind
 from serving.errors import InvalidInputError
 from serving.pipeline.router import RouterPolicy
 from tests.counting_embedder import CountingEmbedder
@@ -39,6 +41,9 @@ class TopicEmbedder(CountingEmbedder):
         ({"checkable_ratio": 0.7}, "measure_first"),
         ({"cost_ratio": 0.01}, "keep_teacher"),
         ({"repetitive_ratio": 0.1}, "measure_first"),
+        ({"repetitive_ratio": None}, "measure_first"),
+        ({"cost_ratio": None}, "measure_first"),
+        ({"cost_ratio": None, "high_stakes_ratio": 0.2}, "keep_teacher"),
     ],
 )
 def test_each_rule_decides(changed, advice):
@@ -99,7 +104,13 @@ def test_a_question_is_about_the_page_that_its_answer_cites_else_the_best_one_fo
         },
         schema_overrides={"citations": tables.TEXTS, "retrieved": tables.RETRIEVED},
     )
-    asked = gather_asked(rows, RouterPolicy(), cost="paid")
+    asked = gather_asked(
+        rows,
+        RouterPolicy(),
+        cost="paid",
+        price=StatedPrice(input_usd_per_mtok=3.0, output_usd_per_mtok=15.0),
+    )
+    assert asked["cost_usd"].to_list() == [0.1, None, 0.1]  # what is not known is no zero
     assert asked["page"].to_list() == ["guides/setup", "index", "no page"]
 
 
@@ -111,6 +122,60 @@ def test_the_same_questions_give_the_same_table():
     ]
     assert made[0].equals(made[1])
     assert set(made[0]["checkable_ratio"]) == {None}
+
+
+LABELLED = pl.DataFrame(
+    {
+        "question": [f"{topic} label {n}" for topic in ("install", "lawsuit") for n in range(10)],
+        "is_checkable": [True] * 20,
+    }
+)
+
+
+def test_seeds_say_nothing_of_volume_and_repetition_and_the_advice_says_so():
+    """Each seed stands there once, so a share of repeats would be 0 whatever users ask."""
+    seeds = write_asked().unique("question").with_columns(is_high_stakes=False)
+    table = measure_suitability(seeds, LABELLED, source="seeds", embedder=TopicEmbedder())
+    for name in ("volume_ratio", "repetitive_ratio"):
+        assert table[name].null_count() == table.height
+    assert table["cost_ratio"].sum() == pytest.approx(1.0)
+    known = table.filter(pl.col("labelled_count") > 0)
+    assert set(known["advice"]) == {"measure_first"}
+    assert set(known["reason"]) == {
+        "seeds hold each question once: nobody knows how often it is asked"
+    }
+
+
+@pytest.mark.parametrize("cost", [None, 0.0], ids=["not stated", "stated as 0"])
+def test_without_a_price_there_is_no_share_of_cost_and_no_kind_is_too_rare_to_pay(cost):
+    asked = write_asked().with_columns(
+        cost_usd=pl.lit(cost, dtype=pl.Float64), is_high_stakes=False
+    )
+    table = measure_suitability(asked, LABELLED, source="traffic", embedder=TopicEmbedder())
+    assert table["cost_ratio"].null_count() == table.height
+    known = table.filter(pl.col("labelled_count") > 0)
+    assert set(known["advice"]) == {"measure_first"}
+    assert known["reason"].str.contains("cost is not known").all()
+    found = every_question_is_of_one_kind(table)
+    assert not found.passed
+    assert "no price above 0" in str(found.description)
+
+
+def test_a_kind_of_which_one_cost_is_known_is_shared_by_what_is_known():
+    costs = [0.01] + [None] * 62
+    asked = write_asked().with_columns(cost_usd=pl.Series(costs, dtype=pl.Float64))
+    table = measure_suitability(asked, LABELLED, source="traffic", embedder=TopicEmbedder())
+    assert sorted(table["cost_ratio"].drop_nulls()) == [1.0]
+    assert table["cost_ratio"].null_count() == table.height - 1
+    assert table["cost_ratio"][0] == 1.0
+
+
+@pytest.mark.parametrize("source", ["traffic", "seeds"])
+def test_the_check_passes_on_shares_that_add_up_and_not_on_others(source):
+    table = measure_suitability(write_asked(), LABELLED, source=source, embedder=TopicEmbedder())
+    assert every_question_is_of_one_kind(table).passed
+    torn = table.with_columns(pl.col("cost_ratio") * 0.5)
+    assert not every_question_is_of_one_kind(torn).passed
 
 
 def test_nothing_asked_is_an_error():

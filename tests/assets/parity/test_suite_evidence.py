@@ -15,7 +15,7 @@ from assets.parity.suite_evidence import (
     read_candidate,
     read_suite_gates,
 )
-from assets.parity.suites import SuiteGate, hash_sets
+from assets.parity.suites import SuiteGate, SuiteLimits, hash_sets
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.confidence import ConfidenceCalibration
@@ -56,7 +56,7 @@ def measure(
     identity = {
         "adapter_sha256": adapter,
         "pipeline_fingerprint": fingerprint,
-        "set_hash": set_hash or hash_sets(REFUSAL, OVER, REGISTRY),
+        "set_hash": set_hash or hash_sets(REFUSAL, OVER, REGISTRY, limits=SuiteLimits()),
         "released_fingerprint": released.fingerprint if released else None,
     }
     rows = [asdict(gate) | identity for gate in gates or (PASSED,)]
@@ -64,7 +64,9 @@ def measure(
 
 
 def choose(measured: pl.DataFrame, last: LastStudent | None = None) -> tuple[SuiteGate, ...]:
-    return choose_suite_gates(measured, candidate=CANDIDATE, last=last, **SUITES)
+    return choose_suite_gates(
+        measured, candidate=CANDIDATE, last=last, limits=SuiteLimits(), **SUITES
+    )
 
 
 def test_what_was_measured_of_this_student_is_its_evidence():
@@ -129,7 +131,12 @@ def test_answers_are_of_a_candidate_only_if_they_name_one(identities, found):
 
 def test_a_product_without_suites_has_no_gates_of_them():
     nothing = dict.fromkeys(SUITES, tables.SUITE_CASES.to_frame())
-    assert choose_suite_gates(measure(), candidate=CANDIDATE, last=None, **nothing) == ()
+    assert (
+        choose_suite_gates(
+            measure(), candidate=CANDIDATE, last=None, limits=SuiteLimits(), **nothing
+        )
+        == ()
+    )
 
 
 def test_the_table_of_a_recipe_is_read_where_there_is_one(tmp_path):
@@ -186,3 +193,10 @@ def identify(parts=PARTS, *, index="i", adapter="a", calibrator="c") -> Candidat
 def test_whatever_decides_an_answer_makes_another_candidate(other):
     assert identify() == identify()
     assert other != identify()
+
+
+def test_what_was_judged_by_other_limits_leaves_the_gates_open():
+    stricter = SuiteLimits(margin_ratio=0.02)
+    gates = choose_suite_gates(measure(), candidate=CANDIDATE, last=None, limits=stricter, **SUITES)
+    assert {gate.outcome for gate in gates} == {"INCONCLUSIVE"}
+    assert {gate.limit for gate in gates if gate.name.startswith("refusal_vs")} == {-0.02}
