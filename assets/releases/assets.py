@@ -5,29 +5,34 @@ signing and verifying (`serving/releases`).
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets import keys, tables
 from assets.eval_set.golden import Golden
-from assets.eval_set.ledger import count_reads
+from assets.eval_set.ledger import count_reads, record_read
 from assets.labels.assets import LabellingPlan
 from assets.parity.economics import EconomicsTerms
 from assets.parity.last_release import find_last_student
 from assets.parity.report_worth import read_optional_sections
-from assets.parity.suite_evidence import identify_candidate, read_suite_gates
+from assets.parity.suite_evidence import (
+    CandidateIdentity,
+    identify_candidate,
+    read_suite_gates,
+)
 from assets.partitions import RECIPES
 from assets.releases.baseline import compare_with_parent, state_baseline
 from assets.releases.bundling import ReleaseTerms, sample_retrieval, write_manifest
+from assets.releases.composing import compose_report, describe_worth
+from assets.releases.disagreements import read_registered
 from assets.releases.gates import GatePolicy, GateResult
 from assets.releases.judging import (
     TABLES,
     Evidence,
     advise,
     choose_gates,
-    compose_report,
-    describe_worth,
     judge_candidate,
     name_shadowed,
 )
@@ -35,9 +40,20 @@ from assets.releases.losses import state_losses
 from assets.releases.publishing import find_parent, publish_release
 from assets.releases.reporting import write_report
 from assets.releases.shadow import check_shadow_agreement, read_pairs
+from assets.releases.shadow_clusters import check_shadow_clusters
+from assets.releases.skill_admission import ReleaseStandard, admit_skills
+from assets.releases.skills import (
+    SkillStudent,
+    choose_skills,
+    find_skills,
+    fingerprint_skills,
+    list_students,
+)
 from assets.students.calibration import read_calibrator
+from assets.students.provenance import read_provenance
 from serving.aio import run_blocking
 from serving.home import Home
+from serving.models.protocols import Embedder
 from serving.pipeline.assembly import PipelineParts
 
 GOLDEN_PROMPT_COUNT = 4
@@ -46,36 +62,52 @@ GOLDEN_PROMPT_COUNT = 4
 
 @dg.asset(
     key=keys.GATE_VERDICT,
-    ins={name: dg.AssetIn(key=getattr(keys, name.upper())) for name in TABLES},
+    ins={
+        name: dg.AssetIn(key=getattr(keys, name.upper())) for name in (*TABLES, "eval_embeddings")
+    },
     partitions_def=RECIPES,
     kinds={"polars", "html"},
-    code_version="6",
+    code_version="10",
 )
 def gate_verdict(
     context: dg.AssetExecutionContext,
+    eval_embeddings: pl.DataFrame,
     economics_terms: dg.ResourceParam[EconomicsTerms],
     gate_policy: dg.ResourceParam[GatePolicy],
     release_terms: dg.ResourceParam[ReleaseTerms],
     labelling_plan: dg.ResourceParam[LabellingPlan],
     golden: dg.ResourceParam[Golden],
     pipeline_parts: dg.ResourceParam[PipelineParts],
+    live_embedder: dg.ResourceParam[Embedder],
     home: dg.ResourceParam[Home],
     **frames: pl.DataFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """PROMOTE, HOLD or INCONCLUSIVE, every gate with its number, and the report of it all."""
     evidence, recipe, lock = Evidence(**frames), context.partition_key, golden.verify_lock()
+    record_read(home.ledger, reader=f"gate_verdict:{recipe}", run_id=context.run.run_id)
+    candidate = identify_candidate(
+        pipeline_parts,
+        index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
+        adapter=evidence.adapter,
+        calibration=evidence.fitted,
+    )
     baseline = state_baseline(lock, release_terms.teacher, labelling_plan.ruler)
+    shadowed = (
+        read_pairs(home, days=gate_policy.shadow_days),
+        name_shadowed(evidence, release_terms),
+        gate_policy,
+    )
     verdict = judge_candidate(
         evidence,
         locked_sha256=lock,
         policy=gate_policy,
-        suites=_choose_suites(evidence, recipe, parts=pipeline_parts, home=home),
-        agreement=check_shadow_agreement(
-            read_pairs(home, days=gate_policy.shadow_days),
-            name_shadowed(evidence, release_terms),
-            days=gate_policy.shadow_days,
+        suites=(
+            *_choose_suites(evidence, recipe, candidate=candidate, policy=gate_policy, home=home),
+            check_shadow_clusters(*shadowed, live_embedder, read_registered(eval_embeddings)),
         ),
+        agreement=check_shadow_agreement(*shadowed),
         terms=economics_terms,
+        maximum_risk_ratio=release_terms.router.maximum_risk_ratio,
         baseline=baseline,
     )
     advice = advise(evidence, verdict, economics_terms)
@@ -89,15 +121,16 @@ def gate_verdict(
         margin_ratio=gate_policy.margin_ratio,
         readers=count_reads(home.ledger),
         sections=(
-            *describe_worth(evidence, advice, economics_terms),
+            *describe_worth(evidence, advice, economics_terms, release_terms.router),
             *read_optional_sections(home),
         ),
         baseline=baseline,
         terms=release_terms,
+        training=read_provenance(home.adapters / evidence.adapter["adapter"]),
     )
     files = write_report(home.reports / recipe, contents)
     return dg.MaterializeResult(
-        value=verdict.to_frame(),
+        value=verdict.to_frame(candidate),
         metadata={
             "verdict": verdict.verdict,
             "statement": verdict.statement,
@@ -110,17 +143,27 @@ def gate_verdict(
 
 
 def _choose_suites(
-    evidence: Evidence, recipe: str, *, parts: PipelineParts, home: Home
+    evidence: Evidence,
+    recipe: str,
+    *,
+    candidate: CandidateIdentity,
+    policy: GatePolicy,
+    home: Home,
 ) -> list[GateResult]:
-    candidate = identify_candidate(
-        parts,
-        index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
-        adapter=evidence.adapter,
-        calibration=evidence.fitted,
-    )
     measured = read_suite_gates(home, recipe)
     last = None if measured.is_empty() else find_last_student(home, evidence.adapter)
-    return choose_gates(evidence, measured, candidate, last)
+    return choose_gates(evidence, measured, candidate, last, policy)
+
+
+@dg.observable_source_asset(key=keys.SKILL_STUDENTS)
+def skill_students(
+    release_terms: dg.ResourceParam[ReleaseTerms], home: dg.ResourceParam[Home]
+) -> dg.DataVersion:
+    """The students of the configured skills, and the verdicts on them, made by other runs.
+
+    Each is made and judged in the partition of its own recipe; the version is the hash of all.
+    """
+    return dg.DataVersion(fingerprint_skills(home, release_terms.skills))
 
 
 @dg.asset(
@@ -133,9 +176,10 @@ def _choose_suites(
         "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
         "calibration": dg.AssetIn(key=keys.CALIBRATION),
     },
+    deps=[keys.SKILL_STUDENTS],
     partitions_def=RECIPES,
     kinds={"json", "safetensors"},
-    code_version="1",
+    code_version="2",
 )
 def release_bundle(
     gate_verdict: pl.DataFrame,
@@ -148,13 +192,19 @@ def release_bundle(
     release_terms: dg.ResourceParam[ReleaseTerms],
     home: dg.ResourceParam[Home],
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The signed bundle a server loads: adapter, index, prompt, policies, the gate's evidence."""
+    """The signed bundle a server loads: adapters, index, prompt, policies, the gate's evidence.
+
+    In that of the default recipe lie those of skills too; one that the gate did not promote stops
+    the release. The recipe of a skill gets a bundle of its own, which is never published.
+    """
     adapter = student_adapter.row(0, named=True)
     index = vector_index.row(0, named=True)
+    gates = gate_verdict.to_dicts()
+    skills = _admit(adapter, gates, index, parts=pipeline_parts, terms=release_terms, home=home)
     questions = seed_questions["text"].head(GOLDEN_PROMPT_COUNT).to_list()
     manifest = write_manifest(
         terms=release_terms,
-        gates=gate_verdict.to_dicts(),
+        gates=gates,
         losses=state_losses(parity_report),
         adapter=adapter,
         calibration=read_calibrator(calibration.row(0, named=True)),
@@ -162,13 +212,49 @@ def release_bundle(
         golden_prompts=run_blocking(
             sample_retrieval(pipeline_parts, index["index_fingerprint"], questions)
         ),
+        skills=skills,
     )
-    published = publish_release(home, manifest, home.adapters / adapter["adapter"])
+    served = find_skills(release_terms.skills, adapter["recipe"])
+    published = publish_release(
+        home,
+        manifest,
+        {name: home.adapters / student.adapter for name, student in manifest.students.items()},
+        is_skill=bool(served),
+    )
     row = published.describe() | {
         "phase": manifest.phase,
         "verdict": manifest.gate.verdict,
         "folder": str(home.releases / published.release_id),
+        "skills": list_students(skills),
     }
     return dg.MaterializeResult(
-        value=pl.DataFrame([row], schema=tables.RELEASE_BUNDLE), metadata=dict(row)
+        value=pl.DataFrame([row], schema=tables.RELEASE_BUNDLE),
+        metadata=row | ({"never_published_but_in_skills": served} if served else {}),
     )
+
+
+def _admit(
+    adapter: dict[str, Any],
+    gates: list[dict[str, Any]],
+    index: dict[str, Any],
+    *,
+    parts: PipelineParts,
+    terms: ReleaseTerms,
+    home: Home,
+) -> dict[str, SkillStudent]:
+    standard = ReleaseStandard(
+        recipe=adapter["recipe"],
+        adapter=adapter,
+        gates=gates,
+        students=tuple(terms.students),
+        identify=lambda student, calibration: identify_candidate(
+            parts,
+            index_fingerprint=index["index_fingerprint"],
+            adapter=student,
+            calibration=calibration,
+        ),
+    )
+    chosen = choose_skills(
+        terms.skills, recipe=adapter["recipe"], default_recipe=terms.default_recipe
+    )
+    return admit_skills(home, chosen, standard)

@@ -5,16 +5,23 @@ Belongs here: putting a manifest together. Does not belong here: writing, signin
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from assets.releases.skills import (
+    SkillStudent,
+    SkillTerms,
+    describe_admission,
+    describe_terms,
+    strip_identity,
+)
 from serving.models.engines import LocalEngine
 from serving.models.protocols import Price
 from serving.models.remote import RemoteProvider
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.confidence import ConfidenceCalibration
-from serving.pipeline.router import Phase, RouterPolicy
+from serving.pipeline.router import ROUTED_PHASES, Phase, RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
 from serving.releases.manifest import (
     EmbedderEntry,
@@ -25,11 +32,21 @@ from serving.releases.manifest import (
     ReleaseManifest,
     RerankerEntry,
     RetrievalEntry,
+    SkillEntry,
     StudentEntry,
     TeacherEntry,
     ValidatorEntry,
     hash_retrieved,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterServer:
+    """A server that holds a student's ordinary LoRAs, each as a model of the adapter's own name."""
+
+    provider: RemoteProvider
+    base_url: str
+    api_key_env: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +61,15 @@ class StudentTerms:
     base_url: str | None = None
     api_key_env: str | None = None
     timeout_seconds: float = 60.0
+    adapter_server: AdapterServer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseTerms:
-    """The configured part of every release."""
+    """The configured part of every release. That of `default_recipe` alone holds the skills."""
 
     product: str
+    default_recipe: str
     promoted_phase: Phase
     teacher: TeacherEntry
     embedder_model: str
@@ -63,6 +82,7 @@ class ReleaseTerms:
     validator: ValidatorPolicy
     students: Mapping[str, StudentTerms]
     reranker: RerankerEntry | None = None
+    skills: Mapping[str, SkillTerms] = field(default_factory=dict)
 
     def describe(self) -> dict[str, str]:
         """Return the terms a report's reader asks about."""
@@ -74,8 +94,19 @@ class ReleaseTerms:
             "retrieved_chunks": str(self.k),
             "router": f"long_context > {self.router.long_context_tokens} tokens, "
             f"low_retrieval < {self.router.min_retrieval_score}, "
-            f"low_confidence past a certified risk of {self.router.maximum_risk_ratio}",
+            f"low_confidence where a risk of {self.router.maximum_risk_ratio} is certified",
+            **describe_terms(self.skills),
         }
+
+
+def choose_phase(configured: Phase, verdict: str) -> Phase:
+    """Return the phase a release is published in: without PROMOTE none that asks the router.
+
+    `imposter` needs a student alone: asked in shadow, it gathers what PROMOTE may yet take.
+    """
+    if verdict == "PROMOTE" or configured not in ROUTED_PHASES:
+        return configured
+    return "hitchhiker"
 
 
 def write_manifest(
@@ -87,11 +118,11 @@ def write_manifest(
     calibration: ConfidenceCalibration | None,
     index: Mapping[str, Any],
     golden_prompts: Sequence[GoldenPrompt],
+    skills: Mapping[str, SkillStudent] | None = None,
 ) -> ReleaseManifest:
-    """Return the manifest of one adapter's release.
+    """Return the manifest of one adapter's release, and of the skills beside it.
 
-    A student that did not earn PROMOTE is shipped, but in phase `hitchhiker`: the teacher answers
-    all.
+    A student that did not earn PROMOTE is shipped, but in a phase in which the teacher answers all.
 
     Args:
         terms: the configured part.
@@ -101,13 +132,26 @@ def write_manifest(
         calibration: of this student's confidence, where there was anything to fit.
         index: the vector_index row.
         golden_prompts: questions whose retrieved chunks a server checks before it is ready.
+        skills: the students that were admitted, by the skill each serves; two may share one.
     """
-    verdict = gates[0]["verdict"]
+    verdict, skills = gates[0]["verdict"], skills or {}
+    evidence = [strip_identity(gate) for gate in gates]
+    for name, skill in skills.items():
+        evidence.append(describe_admission(name, skill, position=len(evidence) + 1))
     return ReleaseManifest(
         lane=adapter["lane"],
         created_at=datetime.now(UTC),
-        phase=terms.promoted_phase if verdict == "PROMOTE" else "hitchhiker",
-        students={adapter["student"]: _enter_student(terms, adapter, calibration)},
+        phase=choose_phase(terms.promoted_phase, verdict),
+        students={
+            adapter["student"]: _enter_student(terms, adapter, calibration),
+            **{s.name: _enter_student(terms, s.adapter, s.calibration) for s in skills.values()},
+        },
+        skills={
+            name: SkillEntry(
+                student=skill.name, pages=skill.terms.pages, high_stakes=skill.terms.high_stakes
+            )
+            for name, skill in skills.items()
+        },
         teacher=terms.teacher,
         embedder=EmbedderEntry(
             model=terms.embedder_model,
@@ -123,7 +167,7 @@ def write_manifest(
         ),
         router=terms.router,
         validator=ValidatorEntry(policy=terms.validator),
-        gate=GateEntry(verdict=verdict, gates=tuple(dict(gate) for gate in gates)),
+        gate=GateEntry(verdict=verdict, gates=tuple(evidence)),
         golden_prompts=tuple(golden_prompts),
         distillation_loss_statement=" ".join(losses) or "No loss was measured.",
     )
@@ -132,8 +176,20 @@ def write_manifest(
 def _enter_student(
     terms: ReleaseTerms, adapter: Mapping[str, Any], calibration: ConfidenceCalibration | None
 ) -> StudentEntry:
-    """Return what a server has to know of the adapter and of the student it is for."""
+    """Return what a server has to know of the adapter and of the student it is for.
+
+    Another server can apply an ordinary LoRA only: every other recipe of the student keeps its own
+    engine.
+    """
     student = terms.students[adapter["student"]]
+    if student.adapter_server and (adapter["kind"], adapter["activation"]) == ("lora", "all"):
+        server = student.adapter_server
+        student = replace(
+            student,
+            engine=server.provider,
+            base_url=server.base_url,
+            api_key_env=server.api_key_env,
+        )
     return StudentEntry(
         kind=adapter["kind"],
         adapter=adapter["adapter"],

@@ -18,6 +18,7 @@ from assets.parity.arms import BASELINE, CANDIDATE
 from assets.parity.comparison import find_row
 from assets.parity.metrics import BUCKETS
 from assets.parity.strategy import Quality
+from assets.parity.suite_evidence import CandidateIdentity
 from assets.releases.gates import (
     GatePolicy,
     GateResult,
@@ -33,7 +34,7 @@ from assets.releases.gates import (
     check_slice,
 )
 from assets.releases.losses import state_losses
-from assets.releases.more_cases import count_more_cases
+from assets.releases.more_cases import count_more_cases, find_needs, tell_needs
 
 Decision = Literal["PROMOTE", "HOLD", "INCONCLUSIVE"]
 QUALITY_OF: Mapping[Decision, Quality] = {
@@ -59,13 +60,14 @@ class GateVerdict:
     losses: tuple[str, ...]
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_frame(self) -> pl.DataFrame:
-        """Return one row per gate: the table releases/gate_verdict."""
+    def to_frame(self, candidate: CandidateIdentity) -> pl.DataFrame:
+        """Return one row per gate on this candidate: the table releases/gate_verdict."""
         evidence = json.dumps(self.evidence, sort_keys=True)
         rows = [
             vars(gate)
             | {"position": position, "gate": gate.name, "verdict": self.verdict}
             | {"statement": self.statement, "more_cases": self.more_cases, "evidence": evidence}
+            | asdict(candidate)
             for position, gate in enumerate(self.gates, start=1)
         ]
         return pl.DataFrame(rows, schema_overrides=tables.GATE_VERDICT).select(
@@ -89,7 +91,7 @@ def decide(
         report: the parity table.
         integrity: what was counted before anything was measured.
         policy: the limits.
-        suites: gates on suites of their own (refusals, behaviours), judged by who measured them.
+        suites: gates that who measured them judged: refusals, behaviours, clusters in shadow.
         agreement: the gate on agreement in shadow; None: nobody looked.
         missing_price: why costs say nothing, where a price is not stated in full.
         evidence: what is kept with the verdict beside the policy.
@@ -114,15 +116,18 @@ def decide(
             find_row(report, f"{CANDIDATE}/{BASELINE}", "usd_per_1k"),
             policy,
             missing_price=missing_price,
+            teacher_usd=find_row(report, BASELINE, "usd_per_1k")["value"],
         ),
         check_latency(report),
     )
+    needs = find_needs(gates, pooled, recall, policy)
+    gates = tell_needs(gates, needs)
     counted = [gate for gate in gates if gate.is_gating]
     failed = [gate for gate in counted if gate.outcome == "FAIL"]
     open_gates = [gate for gate in counted if gate.outcome == "INCONCLUSIVE"]
     more_cases = None
     if open_gates and not failed:
-        more_cases = count_more_cases(open_gates, pooled, recall, policy)
+        more_cases = count_more_cases(open_gates, needs)
     verdict: Decision = "HOLD" if failed else "INCONCLUSIVE" if open_gates else "PROMOTE"
     return GateVerdict(
         verdict=verdict,
@@ -145,7 +150,7 @@ def _state_verdict(
         return f"{len(reasons)} {verb} ({names}): the teacher keeps answering."
     verb = "gate is" if len(reasons) == 1 else "gates are"
     need = (
-        f"about {more_cases} more cases at the same rates would decide"
+        f"about {more_cases} more golden cases at the same rates would decide"
         if more_cases
         else "more cases alone would not decide"
     )

@@ -15,6 +15,7 @@ import polars as pl
 from assets.parity.arms import BASELINE, CANDIDATE
 from assets.parity.comparison import find_row
 from assets.parity.formatting import format_limits, format_value
+from assets.parity.suites import SuiteLimits
 from assets.statistics import mcnemar_exact, tango_interval, wilson_interval
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -29,7 +30,22 @@ MAXIMUM_UNKNOWN_RATIO = 0.05  # above: so many cases without a cost that the oth
 
 @dataclass(frozen=True, kw_only=True)
 class GatePolicy:
-    """Limits, declared in the config before the run, copied into the evidence. Ratios are 0-1."""
+    """Limits, declared in the config before the run, copied into the evidence. Ratios are 0-1.
+
+    Attributes:
+        margin_ratio: so much worse than the teacher, all cases pooled, is too much.
+        alpha: one-sided, of every gate on a bound.
+        minimum_slice_cases: a slice of fewer is shown and not counted.
+        slice_floor_ratio: a slice proven to be under it fails.
+        minimum_refusal_recall_ratio: what the bound of refusal recall must reach.
+        maximum_cost_ratio: of the teacher's cost.
+        shadow_days: pairs in shadow may be so old.
+        minimum_agreement_ratio: what the bound of agreement in shadow must reach.
+        minimum_agreement_pairs: with fewer it is shown and not counted.
+        suite_margin_ratio: as `SuiteLimits.margin_ratio`.
+        behaviour_margin_ratio: as `SuiteLimits.behaviour_margin_ratio`.
+        unregistered_cluster_cases: as `SuiteLimits.cluster_cases`.
+    """
 
     margin_ratio: float = 0.10
     alpha: float = 0.05
@@ -38,11 +54,38 @@ class GatePolicy:
     minimum_refusal_recall_ratio: float = 0.85
     maximum_cost_ratio: float = 0.60
     shadow_days: int = 28
+    minimum_agreement_ratio: float = 0.95
+    minimum_agreement_pairs: int = 500
+    suite_margin_ratio: float = SuiteLimits.margin_ratio
+    behaviour_margin_ratio: float = SuiteLimits.behaviour_margin_ratio
+    unregistered_cluster_cases: int = SuiteLimits.cluster_cases
+
+    @property
+    def suite_limits(self) -> SuiteLimits:
+        """What the stage that measures the suites judges them by."""
+        return SuiteLimits(
+            margin_ratio=self.suite_margin_ratio,
+            behaviour_margin_ratio=self.behaviour_margin_ratio,
+            cluster_cases=self.unregistered_cluster_cases,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegrityEvidence:
-    """What was counted before anything was measured."""
+    """What was counted before anything was measured.
+
+    Attributes:
+        golden_lock_matches: the golden set is the frozen one.
+        golden_case_count: its cases.
+        training_question_count: questions that the guard let through: what may be trained on.
+        leaked_question_count: of these, how many stand too near a protected case after all.
+        calibrated_case_count: answers that the student's confidence was fitted on.
+        calibration_is_of_student: and they are this very student's.
+        threshold: which confidence threshold is in force, and why, in words.
+        lane: that the recipe trains in.
+        trained_example_count: examples that this student was trained on.
+        unguarded_example_count: of these, how many never passed the guard.
+    """
 
     golden_lock_matches: bool
     golden_case_count: int
@@ -50,7 +93,10 @@ class IntegrityEvidence:
     leaked_question_count: int
     calibrated_case_count: int
     calibration_is_of_student: bool
+    threshold: str
     lane: str = CLEAN_LANE
+    trained_example_count: int = 0
+    unguarded_example_count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +104,7 @@ class GateResult:
     """One gate's number against its limit. With `is_gating` false it is shown, never counted.
 
     `relation` says how the number must stand to the limit: "at least", "at most", "above", "below".
+    `needed_cases`, of an open gate, is how many more of the cases that it counts would decide it.
     """
 
     name: str
@@ -69,6 +116,7 @@ class GateResult:
     n: int
     detail: str
     is_gating: bool = True
+    needed_cases: int | None = None
 
 
 def check_golden_lock(integrity: IntegrityEvidence) -> GateResult:
@@ -81,10 +129,20 @@ def check_golden_lock(integrity: IntegrityEvidence) -> GateResult:
 
 
 def check_no_leak(integrity: IntegrityEvidence) -> GateResult:
-    """No question that is trained on repeats or nearly repeats a golden case."""
-    n, leaked = integrity.training_question_count, integrity.leaked_question_count
+    """No question that may be trained on repeats or nearly repeats a protected case.
+
+    Protected are the golden cases and those of the suites. All that the guard let through are
+    looked at, whichever of them this student was taught; what never met the guard counts as leaked.
+    """
+    n, unguarded = integrity.training_question_count, integrity.unguarded_example_count
+    leaked = integrity.leaked_question_count + unguarded
     outcome: Outcome = "FAIL" if leaked else "PASS" if n else "INCONCLUSIVE"
-    detail = f"{leaked} of {n} training questions stand too near a golden case"
+    detail = (
+        f"{integrity.leaked_question_count} of {n} questions that may be trained on stand too near "
+        f"a protected case (golden or suite); the student learned from "
+        f"{integrity.trained_example_count} examples"
+    )
+    detail += f", {unguarded} of which never passed the guard" if unguarded else ""
     gate = _describe("no_leaked_training_text", unit="count", relation="at most", limit=0.0, n=n)
     return GateResult(**gate, outcome=outcome, number=float(leaked), detail=detail)
 
@@ -106,12 +164,13 @@ def check_lane(integrity: IntegrityEvidence) -> GateResult:
 def check_calibration(integrity: IntegrityEvidence) -> GateResult:
     """The student's confidence was calibrated, on this very student's answers.
 
-    A student without a valid answer to calibrate on leaves it open.
+    A student without a valid answer to calibrate on leaves it open. Whether a threshold could be
+    certified is told, and not gated: without one, nothing is promised of a single answer.
     """
     n, is_own = integrity.calibrated_case_count, integrity.calibration_is_of_student
     outcome: Outcome = "FAIL" if not is_own else "PASS" if n else "INCONCLUSIVE"
-    whose = "this student" if is_own else "another student"
-    detail = f"confidence fitted and certified on {n} valid answers of {whose}"
+    whose = "of this student" if is_own else "of another student"
+    detail = f"confidence {whose}: {integrity.threshold}"
     gate = _describe("calibration", unit="flag", relation="at least", limit=1.0, n=n)
     return GateResult(**gate, outcome=outcome, number=float(is_own), detail=detail)
 
@@ -206,22 +265,30 @@ def judge_non_inferiority(n10: int, n01: int, n: int, unknown: int, policy: Gate
 
 
 def check_cost(
-    row: dict[str, Any], policy: GatePolicy, *, missing_price: str | None = None
+    row: dict[str, Any],
+    policy: GatePolicy,
+    *,
+    missing_price: str | None = None,
+    teacher_usd: float | None = None,
 ) -> GateResult:
     """The routed arm costs at most the promised share of the teacher, whole interval included.
 
-    Where a price is not stated in full (`missing_price` says which), the ratio is of nothing.
+    Where a price is not stated in full (`missing_price` says which), the ratio is of nothing. So it
+    is where the teacher's is stated as 0 (`teacher_usd` is what its answers cost).
     """
     limit = policy.maximum_cost_ratio
     gate = _describe("cost_ratio", unit="times", relation="at most", limit=limit, n=row["n"])
     if missing_price:
         return GateResult(**gate, outcome="INCONCLUSIVE", number=None, detail=missing_price)
+    if teacher_usd == 0:
+        detail = "the teacher's price is stated as 0: there is no cost to take a share of"
+        return GateResult(**gate, outcome="INCONCLUSIVE", number=None, detail=detail)
     unknown = row["inconclusive_count"]
     is_unknown = unknown > MAXIMUM_UNKNOWN_RATIO * (row["n"] + unknown)
     if row["value"] is None or row["n"] < MINIMUM_PAIRS or is_unknown:
         detail = (
-            f"{row['n']} cases priced in both arms, {unknown} not: an answer that costs nothing has"
-            " no price; set teacher.price and students.<name>.price, or find out which arm failed"
+            f"{row['n']} cases priced in both arms, of at least {MINIMUM_PAIRS}, {unknown} not: "
+            "find out which arm failed, or state every price and build parity/arm_answers again"
         )
         return GateResult(**gate, outcome="INCONCLUSIVE", number=None, detail=detail)
     outcome: Outcome = (

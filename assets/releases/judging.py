@@ -10,19 +10,15 @@ from typing import Any
 
 import polars as pl
 
-from assets.eval_set.guard import LEAKAGE_COSINE_LIMIT
-from assets.eval_set.ledger import ReaderCount
+from assets.eval_set.suites import join_protected
 from assets.parity.arms import CANDIDATE
 from assets.parity.economics import EconomicsTerms
+from assets.parity.exposure import find_trained
 from assets.parity.last_release import LastStudent
-from assets.parity.prices import find_missing_price, state_zeros
-from assets.parity.report import ReportContents
-from assets.parity.report_confidence import describe_reliability
-from assets.parity.report_sections import ReportSection
-from assets.parity.report_worth import describe_economics, describe_router
+from assets.parity.prices import find_missing_price
 from assets.parity.strategy import Strategy, choose_strategy
 from assets.parity.suite_evidence import CandidateIdentity, choose_suite_gates
-from assets.releases.baseline import Baseline, ParentComparison
+from assets.releases.baseline import Baseline
 from assets.releases.bundling import ReleaseTerms
 from assets.releases.gate import QUALITY_OF, GateVerdict, decide
 from assets.releases.gates import GatePolicy, GateResult
@@ -42,6 +38,7 @@ class Evidence:
     guarded_questions: pl.DataFrame
     chunks: pl.DataFrame
     vector_index: pl.DataFrame
+    training_set: pl.DataFrame
     student_adapter: pl.DataFrame
     training_curve: pl.DataFrame
     held_out_answers: pl.DataFrame
@@ -60,6 +57,18 @@ class Evidence:
         return self.student_adapter.row(0, named=True)
 
     @property
+    def protected_cases(self) -> pl.DataFrame:
+        """What training must keep away from: case_id, question and suite."""
+        suites = (self.refusal_suite, self.over_refusal_suite, self.behaviour_registry)
+        return join_protected(self.golden_cases, *suites)
+
+    @property
+    def trained_question_ids(self) -> frozenset[str]:
+        """The guarded questions that the student learned from."""
+        trained = find_trained(self.training_set, self.labelled_examples)
+        return frozenset(trained["question_id"])
+
+    @property
     def fitted(self) -> dict[str, Any]:
         """The calibration row."""
         return self.calibration.row(0, named=True)
@@ -76,6 +85,7 @@ def judge_candidate(
     suites: Sequence[GateResult],
     agreement: GateResult,
     terms: EconomicsTerms,
+    maximum_risk_ratio: float | None,
     baseline: Baseline,
 ) -> GateVerdict:
     """Return the verdict on a candidate.
@@ -84,19 +94,24 @@ def judge_candidate(
         evidence: its tables.
         locked_sha256: what the golden set's lock says now.
         policy: the limits.
-        suites: the gates of its suites.
+        suites: the gates of its suites, and on the kinds of real question it loses.
         agreement: the gate on agreement in shadow.
         terms: say which prices are stated.
+        maximum_risk_ratio: the risk that the router's policy promises.
         baseline: what it all was measured with.
     """
     return decide(
         evidence.parity_report,
         integrity=gather_integrity(
             evidence.golden_cases,
+            evidence.protected_cases,
             evidence.guarded_questions,
+            evidence.training_set,
+            evidence.labelled_examples,
             locked_sha256=locked_sha256,
             calibration=evidence.fitted,
             adapter=evidence.adapter,
+            maximum_risk_ratio=maximum_risk_ratio,
         ),
         policy=policy,
         suites=suites,
@@ -114,6 +129,7 @@ def choose_gates(
     measured: pl.DataFrame,
     candidate: CandidateIdentity,
     last: LastStudent | None,
+    policy: GatePolicy,
 ) -> list[GateResult]:
     """Return the gates of the suites that were measured of this very candidate, else open ones."""
     chosen = choose_suite_gates(
@@ -123,6 +139,7 @@ def choose_gates(
         refusal_suite=evidence.refusal_suite,
         over_refusal_suite=evidence.over_refusal_suite,
         behaviour_registry=evidence.behaviour_registry,
+        limits=policy.suite_limits,
     )
     return [GateResult(**vars(gate)) for gate in chosen]
 
@@ -147,57 +164,4 @@ def advise(evidence: Evidence, verdict: GateVerdict, terms: EconomicsTerms) -> t
         terms=terms,
         example_count=evidence.labelled_examples.height,
         quality=QUALITY_OF[verdict.verdict],
-    )
-
-
-def describe_worth(
-    evidence: Evidence, advice: tuple[Strategy, str], terms: EconomicsTerms
-) -> tuple[ReportSection, ...]:
-    """Return the report's sections that are read from the verdict's own tables."""
-    strategy, reason = advice
-    return (
-        describe_reliability(evidence.fitted, evidence.held_out_answers),
-        describe_router(evidence.router_curve, evidence.router_figures),
-        describe_economics(
-            evidence.economics,
-            strategy=strategy,
-            reason=reason,
-            stated_zeros=state_zeros(terms.prices, evidence.adapter["student"]),
-        ),
-    )
-
-
-def compose_report(
-    evidence: Evidence,
-    *,
-    recipe: str,
-    generated_at: str,
-    verdict: GateVerdict,
-    parent: ParentComparison,
-    margin_ratio: float,
-    readers: Sequence[ReaderCount],
-    sections: Sequence[ReportSection],
-    baseline: Baseline,
-    terms: ReleaseTerms,
-) -> ReportContents:
-    """Return everything the report of a recipe is made of."""
-    return ReportContents(
-        product=terms.product,
-        recipe=recipe,
-        generated_at=generated_at,
-        parity_report=evidence.parity_report,
-        arm_answers=evidence.arm_answers,
-        graded_answers=evidence.graded_answers,
-        golden_cases=evidence.golden_cases,
-        chunks=evidence.chunks,
-        leakage_cosine_limit=LEAKAGE_COSINE_LIMIT,
-        margin_ratio=margin_ratio,
-        readers=readers,
-        guarded_questions=evidence.guarded_questions,
-        training_curve=evidence.training_curve,
-        operating_points=evidence.operating_points,
-        verdict=verdict,
-        parent=parent,
-        sections=tuple(sections),
-        provenance=evidence.adapter | asdict(baseline) | terms.describe(),
     )

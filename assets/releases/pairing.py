@@ -16,12 +16,14 @@ COMPARED = (
     "prompt_version",
 )  # fmt: skip
 """What is read of both sides of a pair."""
-ASKED = ("trace_id", "asked_at")
+ASKED = ("trace_id", "asked_at", "question", "question_hash")
 
 PAIRS = pl.Schema(
     {
         "trace_id": pl.String(),
         "asked_at": pl.Datetime("us", "UTC"),
+        "question": pl.String(),
+        "question_hash": pl.String(),
         "conversation": pl.String(),
         "student": pl.String(),
         "teacher": pl.String(),
@@ -77,6 +79,8 @@ def _compare(row: dict[str, Any], *, student: str, teacher: str) -> dict[str, An
     return {
         "trace_id": row["trace_id"],
         "asked_at": row["asked_at"],
+        "question": row["question"],
+        "question_hash": row["question_hash"],
         "conversation": row["conversation"],
         "student": row[f"model{student}"],
         "teacher": row[f"model{teacher}"],

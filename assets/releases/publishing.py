@@ -4,6 +4,7 @@ Belongs here: whether and how a release becomes the current one. Does not belong
 (`bundling`), signing and verifying (`serving/releases`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,21 +43,33 @@ class Published:
         }
 
 
-def publish_release(home: Home, manifest: ReleaseManifest, adapter_folder: Path) -> Published:
+def publish_release(
+    home: Home,
+    manifest: ReleaseManifest,
+    adapters: Mapping[str, Path],
+    *,
+    is_skill: bool = False,
+) -> Published:
     """Build the bundle of a manifest, and point CURRENT at it if that takes nothing away.
 
     A student that did not earn PROMOTE never replaces one that did: production would fall back to
     the teacher because somebody tried a recipe. One of another lane than the clean one is never
-    published at all, not even to wait behind the teacher.
+    published at all, not even to wait behind the teacher; nor is one that serves a skill, which is
+    published with the general students.
+
+    Args:
+        home: the releases and the signing key are its.
+        manifest: of the release.
+        adapters: the folder of every student of the manifest, by its name there.
+        is_skill: whether the student is a skill's, so that it must not answer everything.
 
     Raises:
         ReleaseError: the bundle does not verify, or another publisher was first.
     """
-    (student,) = manifest.students
-    release_id = build_bundle(home.releases, manifest, {student: adapter_folder})
+    release_id = build_bundle(home.releases, manifest, adapters)
     key = ensure_signing_key(home.keys)
     current = read_pointer(home.releases / "CURRENT", key.public_key())
-    if manifest.lane != CLEAN_LANE:
+    if manifest.lane != CLEAN_LANE or is_skill:
         return Published(release_id=release_id, current=current)
     if current is not None:
         is_step_back = _is_promoted(home, key.public_key()) and manifest.gate.verdict != "PROMOTE"

@@ -14,7 +14,8 @@ import polars as pl
 
 from assets.parity.arms import label_arm
 from assets.parity.metrics import METRICS
-from assets.parity.report import ReportContents, render_report, report_json
+from assets.parity.report import ReportContents, render_report
+from assets.parity.report_facts import list_tables, report_json
 from assets.parity.report_tables import list_arms
 from serving.files import atomic_path, write_text_atomically
 
@@ -34,25 +35,42 @@ class ReportFiles:
     html: Path
     json: Path
     parquet: Path
+    tables: Path
     chart_markdown: str
 
 
 def write_report(folder: Path, contents: ReportContents) -> ReportFiles:
-    """Write `parity.html`, `parity.json` and `parity.parquet` into `folder`."""
+    """Write `parity.html`, `parity.json`, `parity.parquet` and `tables/` into `folder`.
+
+    `tables/` holds those of every section; what an earlier report had and this one has not is gone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(
         html=folder / "parity.html",
         json=folder / "parity.json",
         parquet=folder / "parity.parquet",
+        tables=folder / "tables",
         chart_markdown=draw_parity_chart(contents.parity_report),
     )
     write_text_atomically(files.html, render_report(contents))
     write_text_atomically(
         files.json, json.dumps(report_json(contents), ensure_ascii=False, indent=1)
     )
-    with atomic_path(files.parquet) as path:
-        contents.parity_report.write_parquet(path, compression="zstd")
+    write_table_atomically(contents.parity_report, files.parquet)
+    files.tables.mkdir(exist_ok=True)
+    tables = list_tables(contents)
+    for name, frame in tables.items():
+        write_table_atomically(frame, files.tables / f"{name}.parquet")
+    for path in files.tables.glob("*.parquet"):
+        if path.stem not in tables:
+            path.unlink()
     return files
+
+
+def write_table_atomically(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table that a reader sees whole or not at all."""
+    with atomic_path(path) as temporary:
+        frame.write_parquet(temporary, compression="zstd")
 
 
 def draw_parity_chart(report: pl.DataFrame) -> str:

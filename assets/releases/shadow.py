@@ -11,14 +11,12 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from assets.releases.gates import GateResult, Outcome
+from assets.releases.gates import GatePolicy, GateResult, Outcome
 from assets.releases.pairing import pair_answers
 from assets.statistics import wilson_interval
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from serving.home import Home
 
-AGREEMENT_RATIO = 0.95  # lower Wilson bound at or above: the student may stand in
-MINIMUM_PAIRS = 500
 MINIMUM_HOURS = 24  # different hours with traffic: less is no day, whatever its volume
 ALPHA = 0.05
 
@@ -72,33 +70,51 @@ def _has_other(column: str, value: str) -> pl.Expr:
     return pl.col(column).list.eval(pl.element().ne_missing(value)).list.any()
 
 
+def take_first(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return one pair per conversation: who asks again asks about the same."""
+    return pairs.unique("conversation", keep="first", maintain_order=True)
+
+
+def find_shortage(own: pl.DataFrame, pipeline: ShadowedPipeline, policy: GatePolicy) -> str | None:
+    """Say why so few pairs of the pipeline judge nothing; None where they do."""
+    first = take_first(own)
+    hours = first["asked_at"].dt.truncate("1h").n_unique()
+    if first.height >= policy.minimum_agreement_pairs and hours >= MINIMUM_HOURS:
+        return None
+    return (
+        f"{first.height} pairs of {pipeline.student} in {hours} different hours of the last "
+        f"{policy.shadow_days} days; {policy.minimum_agreement_pairs} pairs in {MINIMUM_HOURS} "
+        "hours are needed"
+    )
+
+
 def check_shadow_agreement(
-    pairs: pl.DataFrame, pipeline: ShadowedPipeline, *, days: int
+    pairs: pl.DataFrame, pipeline: ShadowedPipeline, policy: GatePolicy
 ) -> GateResult:
-    """Student and teacher answer alike in shadow: the Wilson lower bound is at or above 0.95.
+    """Student and teacher answer alike in shadow: the Wilson lower bound is at or above the limit.
 
     One pair counts of each conversation: who asks again asks about the same. Fails when the upper
-    bound is below. With fewer than 500 pairs of this very pipeline, or of fewer than 24 different
-    hours, the gate is shown and not counted: production has not been asked yet.
+    bound is below. With too few pairs of this very pipeline, or of fewer than 24 different hours,
+    the gate is shown and not counted: production has not been asked yet.
     """
+    limit, days = policy.minimum_agreement_ratio, policy.shadow_days
     own, left_out = leave_out_others(pairs, pipeline)
-    own = own.unique("conversation", keep="first", maintain_order=True)
-    hours = own["asked_at"].dt.truncate("1h").n_unique()
+    own = take_first(own)
     named = ", ".join(f"{count} of {reason}" for reason, count in left_out.items())
     aside = f"; left out: {named}" if named else ""
     if pairs.is_empty():
         detail = f"no shadow run in the last {days} days: the phase `imposter` makes one"
-        return _describe("INCONCLUSIVE", n=0, detail=detail)
-    if own.height < MINIMUM_PAIRS or hours < MINIMUM_HOURS:
-        detail = f"{own.height} pairs of {pipeline.student} in {hours} different hours of the last "
-        detail += f"{days} days; {MINIMUM_PAIRS} pairs in {MINIMUM_HOURS} hours are needed{aside}"
-        return _describe("INCONCLUSIVE", n=own.height, detail=detail)
+        return _describe("INCONCLUSIVE", limit=limit, n=0, detail=detail)
+    if shortage := find_shortage(own, pipeline, policy):
+        detail = f"{shortage}{aside}"
+        return _describe("INCONCLUSIVE", limit=limit, n=own.height, detail=detail)
     hits, newest = int(own["agrees"].sum()), own["asked_at"].dt.date().max()
     # One-sided at 5 %: the two-sided interval at 10 %.
     bounds = wilson_interval(hits, own.height, alpha=2 * ALPHA)
-    holds, is_lost = bounds.lower >= AGREEMENT_RATIO, bounds.upper < AGREEMENT_RATIO
+    holds, is_lost = bounds.lower >= limit, bounds.upper < limit
     return _describe(
         "PASS" if holds else "FAIL" if is_lost else "INCONCLUSIVE",
+        limit=limit,
         n=own.height,
         detail=f"{hits} of {own.height} pairs of {pipeline.student}, Wilson bounds "
         f"{bounds.lower:.3f} and {bounds.upper:.3f}, until {newest!s}{aside}",
@@ -108,7 +124,13 @@ def check_shadow_agreement(
 
 
 def _describe(
-    outcome: Outcome, *, n: int, detail: str, number: float | None = None, is_gating: bool = False
+    outcome: Outcome,
+    *,
+    limit: float,
+    n: int,
+    detail: str,
+    number: float | None = None,
+    is_gating: bool = False,
 ) -> GateResult:
     return GateResult(
         name="shadow_agreement",
@@ -116,7 +138,7 @@ def _describe(
         relation="at least",
         outcome=outcome,
         number=number,
-        limit=AGREEMENT_RATIO,
+        limit=limit,
         n=n,
         detail=detail,
         is_gating=is_gating,

@@ -1,6 +1,7 @@
 """Each verdict recreated from a parity table made by hand."""
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from assets import tables
 from assets.parity.metrics import METRICS, SLICES
 from assets.parity.prices import find_missing_price
+from assets.parity.suite_evidence import CandidateIdentity
 from assets.releases.baseline import COMPARED, Baseline, ParentRelease, compare_with_parent
 from assets.releases.gate import GateVerdict, decide
 from assets.releases.gates import GatePolicy, GateResult, IntegrityEvidence
@@ -29,7 +31,9 @@ SOUND = IntegrityEvidence(
     leaked_question_count=0,
     calibrated_case_count=60,
     calibration_is_of_student=True,
+    threshold="none is in force",
 )
+CANDIDATE = CandidateIdentity(adapter_sha256="a" * 64, pipeline_fingerprint="b" * 16)
 SLICE_SIZES = {
     "all": 150, "answerable": 90, "boundary": 30, "out_of_scope": 30, "seen_chunk": 75,
     "unseen_chunk": 15,
@@ -112,6 +116,7 @@ def test_promote_when_every_gate_passes() -> None:
         ({"golden_lock_matches": False}, "golden_lock", "FAIL"),
         ({"golden_case_count": 0}, "golden_lock", "INCONCLUSIVE"),
         ({"leaked_question_count": 1}, "no_leaked_training_text", "FAIL"),
+        ({"unguarded_example_count": 1}, "no_leaked_training_text", "FAIL"),
         ({"training_question_count": 0}, "no_leaked_training_text", "INCONCLUSIVE"),
         ({"calibration_is_of_student": False}, "calibration", "FAIL"),
         ({"lane": "contaminated"}, "lane", "FAIL"),
@@ -124,6 +129,18 @@ def test_broken_integrity_is_never_promoted(
     verdict = judge(IntegrityEvidence(**(vars(SOUND) | changes)))
     assert gate_of(verdict, gate).outcome == outcome
     assert verdict.verdict == ("HOLD" if outcome == "FAIL" else "INCONCLUSIVE")
+
+
+def test_the_gate_on_leaks_says_what_was_let_through_and_what_was_trained_on() -> None:
+    taught = IntegrityEvidence(
+        **(vars(SOUND) | {"trained_example_count": 192, "unguarded_example_count": 7})
+    )
+    gate = gate_of(judge(taught), "no_leaked_training_text")
+    assert (gate.number, gate.n) == (7.0, 900)
+    assert gate.detail == (
+        "0 of 900 questions that may be trained on stand too near a protected case (golden or "
+        "suite); the student learned from 192 examples, 7 of which never passed the guard"
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,15 +220,49 @@ def test_inconclusive_says_how_many_more_cases_would_decide() -> None:
     scale = (150 + verdict.more_cases) / 150
     counts = (round(5 * scale), round(13 * scale))
     assert tango_interval(*counts, 150 + verdict.more_cases, alpha=0.10).lower > -0.10
-    assert f"about {verdict.more_cases} more cases" in verdict.statement
+    assert f"about {verdict.more_cases} more golden cases" in verdict.statement
+    need = f"about {verdict.more_cases} more golden cases at these rates would decide"
+    assert need in gate_of(verdict, "pooled_non_inferiority").detail
 
 
-def test_more_cases_is_unknown_when_another_gate_is_open_too() -> None:
-    cost = {"value": 0.6, "lower": 0.5, "upper": 0.7}
-    verdict = judge(**{POOLED: discordant(5, 13), "routed/teacher|usd_per_1k|all": cost})
+FEW_REFUSED = {"numerator": 48.0, "n": 54, "value": 48 / 54, "inconclusive_count": 0}
+OPEN_COST = {"value": 0.6, "lower": 0.5, "upper": 0.7}
+
+
+def test_what_refusals_need_is_counted_in_golden_cases() -> None:
+    """48 of 54 refused: 175 more to refuse, and of 150 golden cases 54 are to be refused."""
+    verdict = judge(**{"routed|refusal_recall|all": FEW_REFUSED})
+    more = 175
+    assert wilson_interval(48 / 54 * (54 + more), 54 + more, alpha=0.10).lower >= 0.85
+    assert wilson_interval(48 / 54 * (53 + more), 53 + more, alpha=0.10).lower < 0.85
+    assert verdict.more_cases == math.ceil(more * 150 / 54) == 487
+    assert "about 487 more golden cases at the same rates" in verdict.statement
+    needed = {row["gate"]: row["needed_cases"] for row in verdict.to_frame(CANDIDATE).to_dicts()}
+    assert (needed["refusal_recall"], needed["cost_ratio"]) == (more, None)
+    assert gate_of(verdict, "refusal_recall").detail.endswith(
+        "about 175 more cases to refuse at these rates would decide, which is 487 more golden "
+        "cases as they are mixed now"
+    )
+
+
+def test_of_two_open_gates_the_greater_need_in_golden_cases_decides() -> None:
+    both = judge(**{POOLED: discordant(5, 13), "routed|refusal_recall|all": FEW_REFUSED})
+    pooled = judge(**{POOLED: discordant(5, 13)}).more_cases
+    assert pooled is not None
+    assert both.more_cases == max(pooled, 487)
+
+
+def test_a_gates_need_is_told_while_others_are_open_and_while_one_fails() -> None:
+    cost = {"routed/teacher|usd_per_1k|all": OPEN_COST}
+    verdict = judge(**{POOLED: discordant(5, 13), **cost})
     assert verdict.verdict == "INCONCLUSIVE"
     assert verdict.more_cases is None
     assert "more cases alone would not decide" in verdict.statement
+    assert "more golden cases" in gate_of(verdict, "pooled_non_inferiority").detail
+    assert "more golden cases" not in gate_of(verdict, "cost_ratio").detail
+    held = judge(replace(SOUND, lane="contaminated"), **{POOLED: discordant(5, 13)})
+    assert (held.verdict, held.more_cases) == ("HOLD", None)
+    assert "more golden cases" in gate_of(held, "pooled_non_inferiority").detail
 
 
 @pytest.mark.parametrize(
@@ -275,7 +326,7 @@ def test_losses_are_sentences_with_numbers_and_silence_is_bounded() -> None:
 
 
 def test_the_verdict_becomes_one_row_per_gate() -> None:
-    frame = judge().to_frame()
+    frame = judge().to_frame(CANDIDATE)
     assert frame.schema == tables.GATE_VERDICT
     assert frame["position"].to_list() == list(range(1, 12))
     assert set(frame["verdict"]) == {"PROMOTE"}
@@ -291,7 +342,7 @@ def test_evidence_holds_the_policy_and_what_the_caller_adds() -> None:
     verdict = decide(
         make_report(), integrity=SOUND, policy=GatePolicy(margin_ratio=0.08), evidence={"a": 1}
     )
-    frame = verdict.to_frame()
+    frame = verdict.to_frame(CANDIDATE)
     (evidence,) = frame["evidence"].unique().to_list()
     assert json.loads(evidence)["policy"]["margin_ratio"] == 0.08
     assert json.loads(evidence)["a"] == 1
@@ -351,7 +402,32 @@ def test_missing_prices_leave_the_cost_gate_open(n: int, unknown: int, outcome: 
     assert gate.outcome == outcome
     if outcome == "INCONCLUSIVE":
         assert gate.number is None
-        assert "set teacher.price and students.<name>.price" in gate.detail
+        assert "30 cases priced in both arms, of at least 10, 120 not" in gate.detail
+
+
+def test_a_teacher_that_is_free_has_no_cost_to_take_a_share_of() -> None:
+    empty = {"value": None, "lower": None, "upper": None, "n": 0}
+    verdict = judge(
+        **{"routed/teacher|usd_per_1k|all": empty, "teacher|usd_per_1k|all": {"value": 0.0}}
+    )
+    gate = gate_of(verdict, "cost_ratio")
+    assert (gate.outcome, gate.number) == ("INCONCLUSIVE", None)
+    assert gate.detail.startswith("the teacher's price is stated as 0")
+
+
+def test_a_student_that_is_stated_as_free_passes_the_cost_gate(tmp_path: Path) -> None:
+    path = write_product(tmp_path)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["teacher"]["price"] = {"input_usd_per_mtok": 3.0, "output_usd_per_mtok": 15.0}
+    found = []
+    for price in ({"input_usd_per_mtok": 0, "output_usd_per_mtok": 0}, {}):
+        config["students"]["tiny"]["price"] = price
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        prices = Bindings(read_config(path), NoProgress()).economics_terms.prices
+        missing = find_missing_price(prices, "tiny", is_paid_by_hour=False)
+        verdict = decide(make_report(), integrity=SOUND, policy=GatePolicy(), missing_price=missing)
+        found.append(gate_of(verdict, "cost_ratio").outcome)
+    assert found == ["PASS", "INCONCLUSIVE"]
 
 
 @pytest.mark.parametrize("section", ["teacher", "students.tiny"])
@@ -402,7 +478,7 @@ BASELINE_NOW = Baseline(
 def make_parent(**changes: str) -> ParentRelease:
     evidence = {"baseline": asdict(replace(BASELINE_NOW, **changes))}
     verdict = decide(make_report(), integrity=SOUND, policy=GatePolicy(), evidence=evidence)
-    return ParentRelease(release_id="0123456789ab", gates=verdict.to_frame().to_dicts())
+    return ParentRelease(release_id="0123456789ab", gates=verdict.to_frame(CANDIDATE).to_dicts())
 
 
 def test_the_same_baseline_is_compared_gate_by_gate() -> None:

@@ -12,6 +12,15 @@ CASES = pl.DataFrame(
 )
 
 
+PROTECTED = pl.DataFrame(
+    {
+        "case_id": ["g1", "refusal:r1"],
+        "question": ["How do I reset the password?", "Which colour has the moon at noon?"],
+    }
+)
+LABELLED = pl.DataFrame({"example_id": ["1", "2", "3"]})
+
+
 def count_leaks(text: str, cosine: float | None, verdict: str = "kept") -> int:
     row = {name: None for name in tables.GUARDED_QUESTIONS} | {
         "text": text, "nearest_cosine": cosine, "verdict": verdict,
@@ -20,14 +29,24 @@ def count_leaks(text: str, cosine: float | None, verdict: str = "kept") -> int:
     return gather(guarded).leaked_question_count
 
 
-def gather(guarded: pl.DataFrame, lane: str = "clean", **calibration) -> IntegrityEvidence:
-    row = {"fit_count": 0, "certify_count": 0, "adapter_sha256": "a"}
+def gather(
+    guarded: pl.DataFrame, lane: str = "clean", trained: tuple[str, ...] = (), **calibration
+) -> IntegrityEvidence:
+    training_set = {
+        "example_id": [*trained, "3"],
+        "split": ["train"] * len(trained) + ["validation"],
+    }
+    row = {"fit_count": 0, "certify_count": 0, "adapter_sha256": "a", "calibrator": None}
     return gather_integrity(
         CASES,
+        PROTECTED,
         guarded,
+        pl.DataFrame(training_set),
+        LABELLED,
         locked_sha256="abc",
         calibration=row | calibration,
         adapter={"adapter_sha256": "a", "lane": lane},
+        maximum_risk_ratio=0.05,
     )
 
 
@@ -40,6 +59,18 @@ def test_at_the_limit_or_without_a_number_a_kept_question_is_a_leak(cosine):
 def test_the_text_is_compared_as_the_student_sees_it():
     assert count_leaks("Where is the kiln?", 0.9199) == 0
     assert count_leaks("How do I re\u200bset the pass\u00adword?", 0.1) == 1
+
+
+def test_a_case_of_a_suite_is_protected_like_a_golden_one():
+    assert count_leaks("which colour has the moon at noon", 0.1) == 1
+
+
+def test_what_was_trained_on_is_counted_apart_from_what_might_have_been():
+    nothing = pl.DataFrame(schema=tables.GUARDED_QUESTIONS)
+    found = gather(nothing, trained=("1", "2"))
+    assert (found.trained_example_count, found.unguarded_example_count) == (2, 0)
+    leaking = gather(nothing, trained=("1", "leaked"))
+    assert (leaking.trained_example_count, leaking.unguarded_example_count) == (2, 1)
 
 
 def test_a_calibration_counts_its_cases_and_must_be_of_this_student():

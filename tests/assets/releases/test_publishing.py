@@ -16,7 +16,7 @@ def publish(home: Home, name: str, **changes):
     (adapter / "adapter_model.safetensors").write_bytes(name.encode() * 50)
     students = make_manifest().model_dump()["students"]
     students["compact"]["adapter_sha256"] = folder_sha256(adapter)
-    return publish_release(home, make_manifest(students=students, **changes), adapter)
+    return publish_release(home, make_manifest(students=students, **changes), {"compact": adapter})
 
 
 @pytest.fixture

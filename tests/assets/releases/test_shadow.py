@@ -8,8 +8,8 @@ import pytest
 
 from assets import tables
 from assets.monitoring.traffic import add_columns
+from assets.releases.gates import GatePolicy
 from assets.releases.shadow import (
-    AGREEMENT_RATIO,
     ShadowedPipeline,
     check_shadow_agreement,
     leave_out_others,
@@ -85,7 +85,7 @@ def serve(home: Home, hits: int, n: int, **more: Any) -> pl.DataFrame:
 
 
 def check(pairs: pl.DataFrame):
-    return check_shadow_agreement(pairs, PIPELINE, days=DAYS)
+    return check_shadow_agreement(pairs, PIPELINE, GatePolicy(shadow_days=DAYS))
 
 
 @pytest.mark.parametrize(("hits", "outcome"), [(590, "PASS"), (500, "FAIL"), (575, "INCONCLUSIVE")])
@@ -93,7 +93,7 @@ def test_the_lower_bound_of_this_student_is_gated(tmp_path, hits, outcome):
     gate = check(serve(Home(tmp_path), hits, 600))
     assert (gate.outcome, gate.is_gating, gate.n) == (outcome, True, 600)
     assert gate.number is not None
-    assert (gate.number >= AGREEMENT_RATIO) == (outcome == "PASS")
+    assert (gate.number >= GatePolicy.minimum_agreement_ratio) == (outcome == "PASS")
     assert "until 2026-11-19" in gate.detail
 
 
@@ -163,3 +163,15 @@ def test_conversations_of_two_keys_that_chose_one_id_are_two(tmp_path):
 
 def test_a_home_without_traces_has_no_pairs(tmp_path):
     assert read_pairs(Home(tmp_path), days=DAYS).is_empty()
+
+
+def test_the_declared_limits_of_agreement_decide(tmp_path):
+    pairs = serve(Home(tmp_path), 95, 100)
+    policies = [
+        GatePolicy(minimum_agreement_ratio=ratio, minimum_agreement_pairs=count)
+        for ratio, count in ((0.95, 100), (0.8, 100), (0.95, 101))
+    ]
+    gates = [check_shadow_agreement(pairs, PIPELINE, policy) for policy in policies]
+    assert [gate.outcome for gate in gates] == ["INCONCLUSIVE", "PASS", "INCONCLUSIVE"]
+    assert [gate.limit for gate in gates] == [0.95, 0.8, 0.95]
+    assert "101 pairs in 24 hours are needed" in gates[2].detail
