@@ -74,6 +74,7 @@ SUITE_GATES = dg.AssetKey(["parity", "suite_gates"])
 JUDGE_ANCHOR_RUN = dg.AssetKey(["parity", "judge_anchor_run"])
 
 GATE_VERDICT = dg.AssetKey(["releases", "gate_verdict"])
+SKILL_STUDENTS = dg.AssetKey(["releases", "skill_students"])
 RELEASE_BUNDLE = dg.AssetKey(["releases", "release_bundle"])
 
 SHADOW_AGREEMENT = dg.AssetKey(["monitoring", "shadow_agreement"])

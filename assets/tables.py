@@ -436,6 +436,8 @@ REJECTED_EXAMPLES = pl.Schema(
         "lowest_axis": TEXT,
         "lowest_score": INT,
         "rationale": TEXT,
+        "held_out_question_id": TEXT,
+        "held_out_cosine": FLOAT,
         "judge_id": TEXT,
         "judge_epoch": TEXT,
         "rubric_version": TEXT,
@@ -445,9 +447,9 @@ REJECTED_EXAMPLES = pl.Schema(
         "content_key": TEXT,
     }
 )
-"""`reason` is `invalid` (see `validator_verdict`), `judge_inconclusive` (see `judge_status`) or
-`below_minimum_score` (see `lowest_axis`). `judge_*` is the judge in use, also where it was not
-asked."""
+"""`reason` is `invalid` (see `validator_verdict`), `judge_inconclusive` (see `judge_status`),
+`below_minimum_score` (see `lowest_axis`) or `near_held_out` (see `held_out_*`). `judge_*` is the
+judge in use, also where it was not asked."""
 
 OPERATING_POINTS = pl.Schema(
     {
@@ -532,6 +534,9 @@ RELEASE_BUNDLE = pl.Schema(
         "verdict": TEXT,
         "is_current": FLAG,
         "folder": TEXT,
+        "skills": pl.List(
+            pl.Struct({"skill": TEXT, "recipe": TEXT, "adapter": TEXT, "adapter_sha256": TEXT})
+        ),
     }
 )
 
@@ -762,6 +767,7 @@ ROUTER_CURVE = pl.Schema(
         "min_retrieval_score": FLOAT,
         "confidence_threshold": FLOAT,
         "direct_ratio": FLOAT,
+        "student_calls_ratio": FLOAT,
         "teacher_ratio": FLOAT,
         "quality": FLOAT,
         "random_quality": FLOAT,
@@ -771,7 +777,8 @@ ROUTER_CURVE = pl.Schema(
     }
 )
 """`quality` is agreement with the teacher's label on held-out questions. `random_quality` is that
-of drawing lots at the same share, `oracle_quality` of knowing which answers are wrong."""
+of drawing lots at the same share, `oracle_quality` of knowing which answers are wrong.
+`student_calls_ratio`: questions whose student model is asked; a refusal by a rule asks none."""
 
 ROUTER_FIGURES = pl.Schema(
     {
@@ -860,7 +867,7 @@ ECONOMICS = pl.Schema(
     }
 )
 """`scenario`: pessimistic, expected or optimistic. Null: it never pays back, or costs nothing; with
-an `inconclusive_reason` nothing is known of money, because a price is missing."""
+an `inconclusive_reason` nothing is known of money: a price or a timing is missing."""
 
 SUITE_ANSWERS = pl.Schema(
     {
@@ -943,12 +950,17 @@ GATE_VERDICT = pl.Schema(
         "n": INT,
         "detail": TEXT,
         "statement": TEXT,
+        "needed_cases": INT,
         "more_cases": INT,
         "evidence": TEXT,
+        "adapter_sha256": TEXT,
+        "pipeline_fingerprint": TEXT,
     }
 )
-"""`evidence`: JSON of what the verdict rests on beside the numbers, the same in every row: the
-gate's policy, and the baseline that a later release may be compared with."""
+"""`needed_cases`: of the kind that the gate counts; `more_cases`: golden cases, for all open gates.
+`evidence`: JSON of what the verdict rests on beside the numbers, the same in every row: the
+gate's policy, and the baseline that a later release may be compared with. `adapter_sha256` and
+`pipeline_fingerprint` name the candidate, as in suite_answers."""
 
 MEASUREMENTS = pl.Schema(
     {
@@ -977,6 +989,8 @@ DISAGREEMENT_CLUSTERS = pl.Schema(
         "medoid_trace_id": TEXT,
         "question_count": pl.Int64(),
         "pair_count": pl.Int64(),
+        "asked_count": pl.Int64(),
+        "p_value": FLOAT,
         "trace_ids": TEXTS,
         "nearest_behaviour": TEXT,
         "nearest_cosine": FLOAT,

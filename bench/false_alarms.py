@@ -2,10 +2,11 @@
 
 Run: `python -m bench.false_alarms [--weeks 20] [--looks 7] [--json]`; `--weeks 400` is the full
 size. Two quiet weeks go through the real server's app (canned models, real questions, canary and
-shadow on). Each simulated week draws whole conversations of theirs with replacement, draws every
-conversation's arm anew with the server's own draw, and is then judged as every night of that week
-would be: the seven days before against the week before those. Everything the monitors compare
-comes from one distribution, so each alarm is a false one.
+shadow on; the student parts from the teacher on 4 % of them, where 5 % may be). Each simulated week
+draws whole conversations of theirs with replacement, draws every conversation's arm anew with the
+server's own draw, and is then judged as every night of that week would be: the seven days before
+against the week before those. Curation decides about the first half of its queue. Everything the
+monitors compare comes from one distribution, so each alarm is a false one.
 """
 
 import argparse
@@ -24,25 +25,29 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from assets import tables
 from assets.monitoring.agreement import measure_agreement, pair_questions
 from assets.monitoring.alarms import WEEKLY_ALPHA, judge_measurements
 from assets.monitoring.assignment import measure_assignment
-from assets.monitoring.clusters import cluster_pairs, judge_clusters, tabulate_clusters
+from assets.monitoring.clusters import judge_clusters, tabulate_clusters
 from assets.monitoring.cold_starts import measure_cold_starts
 from assets.monitoring.drift import gather_drift, measure_drift
 from assets.monitoring.measurements import MonitoringPlan, tabulate_measurements
 from assets.monitoring.probing import measure_fingerprints
-from assets.monitoring.sampling import draw_stratified, measure_samples
+from assets.monitoring.sampling import CURATED, draw_stratified, measure_samples, take_curated
 from assets.monitoring.separation import TrainingSpan, measure_separation
 from assets.monitoring.slices import measure_slices
 from assets.monitoring.traffic import Traffic, split_traffic
+from assets.releases.disagreements import Registry, cluster_pairs
 from assets.statistics import clopper_pearson_interval
+from assets.traces.curating import find_candidates
 from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder, Vectors
 from serving.pipeline.canary import draw_conversation
-from tests.assets.monitoring.weeks import START, WEEK, serve_week
+from tests.assets.monitoring.weeks import START, WEEK, Faults, serve_week
 
 CANARY_RATIO = 0.5
+LAPSE_RATIO = 0.04  # of a student that is as good as it has to be, and not much better
 DAY = timedelta(days=1)
 FINGERPRINTS = ("feedfacefeedface", "e0e0")
 
@@ -75,11 +80,14 @@ def main() -> None:
     parser.add_argument("--weeks", type=int, default=20)
     parser.add_argument("--looks", type=int, default=7, help="nights of a week that are judged")
     parser.add_argument("--asks-per-day", type=int, default=100)
+    parser.add_argument("--lapse-ratio", type=float, default=LAPSE_RATIO, help="of the student")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pool = serve_pool(Path(folder), asks_per_day=options.asks_per_day)
+        pool = serve_pool(
+            Path(folder), asks_per_day=options.asks_per_day, lapse_ratio=options.lapse_ratio
+        )
     models = Path(".understudy") / "models"
     embedder = RememberedEmbedder(
         load_embedder("sentence-transformers/all-MiniLM-L6-v2", "embedded", models)
@@ -103,12 +111,17 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def serve_pool(folder: Path, *, asks_per_day: int = 100) -> pl.DataFrame:
+def serve_pool(
+    folder: Path, *, asks_per_day: int = 100, lapse_ratio: float = LAPSE_RATIO
+) -> pl.DataFrame:
     """Return two quiet weeks of the real server, laid over one another."""
     weeks = [
-        serve_week(folder / str(seed), START, seed=seed, asks_per_day=asks_per_day)
+        serve_week(
+            folder / str(seed), START, seed=seed, asks_per_day=asks_per_day,
+            faults=Faults(student_lapse_ratio=lapse_ratio),
+        )
         for seed in (11, 12)
-    ]
+    ]  # fmt: skip
     return pl.concat(weeks)
 
 
@@ -181,9 +194,9 @@ def measure_night(
 ) -> pl.DataFrame:
     """Return what every monitor that reads traffic measures at one night."""
     traffic = split_traffic(records, start=end - WEEK, end=end, before_start=end - 5 * WEEK)
-    agreement = measure_agreement(traffic)
-    spans = [_draw_training(chance, traffic) for _ in range(2)]
     plan = MonitoringPlan()
+    agreement = measure_agreement(traffic, plan)
+    spans = [_draw_training(chance, traffic) for _ in range(2)]
     found = {
         "shadow_agreement": agreement,
         "traffic_drift": measure_drift(traffic, gather_drift(traffic), embedder),
@@ -201,11 +214,11 @@ def measure_night(
     clusters = cluster_pairs(
         pair_questions(traffic.asks, traffic.shadows),
         embedder,
-        registered=np.zeros((0, embedder.dimension), dtype=np.float32),
-        behaviours=(),
+        Registry(vectors=np.zeros((0, embedder.dimension), dtype=np.float32), behaviours=()),
+        agreement_ratio=plan.minimum_agreement_ratio,
     )
     table = tabulate_clusters(clusters, start=traffic.start, end=traffic.end)
-    verdict = judge_clusters(table, frames["shadow_agreement"])
+    verdict = judge_clusters(table, frames["shadow_agreement"], plan)
     frames["disagreement_clusters"] = tabulate_measurements(
         "disagreement_clusters", [verdict], start=traffic.start, end=traffic.end
     )
@@ -213,10 +226,13 @@ def measure_night(
 
 
 def _draw_samples(traffic: Traffic, chance: np.random.Generator) -> dict[str, pl.DataFrame]:
-    """Return what is audited: the stratified sample, and one drawn plainly as a shadow's is."""
+    """Return what is audited: a stratified sample, one drawn as a shadow's is, and curation's."""
     lots = chance.random(traffic.asks.height) < 0.6
+    queue = find_candidates(traffic.asks.lazy(), tables.CURATION_DECISIONS.to_frame())
+    decided = queue.head(queue.height // 2)["trace_id"]
     return {
         "shadow_pairs": traffic.asks.filter(pl.Series(lots)),
+        CURATED: take_curated(traffic.asks, decided),
         "stratified": draw_stratified(traffic.asks, 400),
     }
 

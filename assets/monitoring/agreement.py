@@ -12,6 +12,7 @@ import polars as pl
 from assets.monitoring.measurements import (
     BOUND_ALPHA,
     Measurement,
+    MonitoringPlan,
     compare_interval,
     compare_number,
     leave_open,
@@ -19,56 +20,52 @@ from assets.monitoring.measurements import (
 )
 from assets.monitoring.traffic import Traffic, find_gap
 from assets.releases.pairing import pair_answers
-from assets.releases.shadow import AGREEMENT_RATIO, MINIMUM_PAIRS
+from assets.releases.shadow import take_first
 from assets.statistics import wilson_interval
 
-LOST_RATIO = 0.90  # what the sequential test tells the target from
+LOST_BY = 0.05  # so far under the target is what the sequential test tells it from
 SEQUENTIAL_BETA = 0.05
 LARGEST_FALL = 0.03  # against the weeks before
 
 
 def pair_questions(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
-    """Return the pairs as the gate makes them, each with its question, question_hash and topic."""
-    asked = asks.select("trace_id", "question", "question_hash", "topic")
-    return pair_answers(asks, shadows).join(asked, on="trace_id", maintain_order="left")
+    """Return the pairs as the gate makes them, each with its topic."""
+    topics = asks.select("trace_id", "topic")
+    return pair_answers(asks, shadows).join(topics, on="trace_id", maintain_order="left")
 
 
-def measure_agreement(traffic: Traffic) -> list[Measurement]:
+def measure_agreement(traffic: Traffic, plan: MonitoringPlan) -> list[Measurement]:
     """Return the bound, the sequential test, the fall since before, and the share by topic.
 
     Only the newest student is measured: another one's answers say nothing of it.
     """
-    pairs = _keep_newest(_take_first(pair_questions(traffic.asks, traffic.shadows)))
-    before = _take_first(pair_questions(traffic.before, traffic.shadows_before))
+    pairs = _keep_newest(take_first(pair_questions(traffic.asks, traffic.shadows)))
+    before = take_first(pair_questions(traffic.before, traffic.shadows_before))
     if pairs.is_empty():
         reason = (
             "no traffic in the window"
             if traffic.asks.is_empty()
             else "no question was answered by both models: the shadow is off, or it failed"
         )
-        return [leave_open("agreement", reason, relation="at least", limit=AGREEMENT_RATIO)]
+        limit = plan.minimum_agreement_ratio
+        return [leave_open("agreement", reason, relation="at least", limit=limit)]
     before = before.filter(student=pairs["student"][0])
     return [
-        _bound(pairs),
-        _test_in_sequence(pl.concat([before, pairs])),
-        _compare_with_before(pairs, before),
+        _bound(pairs, plan),
+        _test_in_sequence(pl.concat([before, pairs]), plan.minimum_agreement_ratio),
+        _compare_with_before(pairs, before, minimum=plan.minimum_agreement_pairs),
         *_show_topics(pairs),
     ]
-
-
-def _take_first(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Return one pair per conversation: who asks again asks about the same."""
-    return pairs.unique("conversation", keep="first", maintain_order=True)
 
 
 def _keep_newest(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs if pairs.is_empty() else pairs.filter(pl.col("student") == pairs["student"][-1])
 
 
-def _bound(pairs: pl.DataFrame) -> Measurement:
-    hits, n = int(pairs["agrees"].sum()), pairs.height
-    if gap := find_gap(pairs, minimum=MINIMUM_PAIRS, unit="pairs"):
-        return leave_open("agreement", gap, n=n, relation="at least", limit=AGREEMENT_RATIO)
+def _bound(pairs: pl.DataFrame, plan: MonitoringPlan) -> Measurement:
+    hits, n, limit = int(pairs["agrees"].sum()), pairs.height, plan.minimum_agreement_ratio
+    if gap := find_gap(pairs, minimum=plan.minimum_agreement_pairs, unit="pairs"):
+        return leave_open("agreement", gap, n=n, relation="at least", limit=limit)
     from scipy.stats import binomtest
 
     # One-sided at 5 %: the two-sided interval at 10 %.
@@ -77,13 +74,13 @@ def _bound(pairs: pl.DataFrame) -> Measurement:
         "agreement",
         interval,
         relation="at least",
-        limit=AGREEMENT_RATIO,
-        p_value=float(binomtest(hits, n, AGREEMENT_RATIO, alternative="less").pvalue),
+        limit=limit,
+        p_value=float(binomtest(hits, n, limit, alternative="less").pvalue),
         detail=f"{hits} of {n} pairs of {pairs['student'][0]}, Wilson bound",
     )
 
 
-def _test_in_sequence(pairs: pl.DataFrame) -> Measurement:
+def _test_in_sequence(pairs: pl.DataFrame, target: float) -> Measurement:
     """Wald's sequential test of the target against a lost one, stopped at its first decision.
 
     It runs from the student's first pair on and may be read after each: a student that never was
@@ -92,8 +89,12 @@ def _test_in_sequence(pairs: pl.DataFrame) -> Measurement:
     """
     reject = math.log((1 - SEQUENTIAL_BETA) / BOUND_ALPHA)
     accept = math.log(SEQUENTIAL_BETA / (1 - BOUND_ALPHA))
-    hit = math.log(LOST_RATIO / AGREEMENT_RATIO)
-    miss = math.log((1 - LOST_RATIO) / (1 - AGREEMENT_RATIO))
+    lost = target - LOST_BY
+    if lost <= 0 or target >= 1:
+        told = f"a limit of {target:g} and one of {LOST_BY:g} less have no odds to compare"
+        return leave_open("agreement_sprt", told, relation="at most", limit=reject)
+    hit = math.log(lost / target)
+    miss = math.log((1 - lost) / (1 - target))
     evidence, stop = 0.0, pairs.height
     for position, agrees in enumerate(pairs["agrees"], start=1):
         evidence += hit if agrees else miss
@@ -109,14 +110,12 @@ def _test_in_sequence(pairs: pl.DataFrame) -> Measurement:
     )
 
 
-def _compare_with_before(pairs: pl.DataFrame, before: pl.DataFrame) -> Measurement:
+def _compare_with_before(pairs: pl.DataFrame, before: pl.DataFrame, *, minimum: int) -> Measurement:
     from statsmodels.stats.proportion import proportions_ztest
 
     n, m = pairs.height, before.height
-    if min(n, m) < MINIMUM_PAIRS:
-        reason = (
-            f"{n} pairs now and {m} before of {pairs['student'][0]}, {MINIMUM_PAIRS} are needed"
-        )
+    if min(n, m) < minimum:
+        reason = f"{n} pairs now and {m} before of {pairs['student'][0]}, {minimum} are needed"
         return leave_open("agreement_fall", reason, n=n, relation="at most", limit=LARGEST_FALL)
     hits = [int(before["agrees"].sum()), int(pairs["agrees"].sum())]
     fall = hits[0] / m - hits[1] / n

@@ -12,16 +12,10 @@ import dagster as dg
 import polars as pl
 
 from assets import keys
-from assets.eval_set.suites import BEHAVIOURS
 from assets.monitoring.agreement import measure_agreement, pair_questions
 from assets.monitoring.alarms import MONITORS, raise_alarms
 from assets.monitoring.assignment import measure_assignment
-from assets.monitoring.clusters import (
-    cluster_pairs,
-    judge_clusters,
-    read_registered,
-    tabulate_clusters,
-)
+from assets.monitoring.clusters import judge_clusters, tabulate_clusters
 from assets.monitoring.cold_starts import measure_cold_starts
 from assets.monitoring.curation import measure_curation
 from assets.monitoring.drift import EMBEDDED, gather_drift, measure_drift
@@ -34,10 +28,11 @@ from assets.monitoring.probing import (
     read_probes,
 )
 from assets.monitoring.reporting import write_alarm_report
-from assets.monitoring.sampling import draw_stratified, measure_samples
+from assets.monitoring.sampling import CURATED, draw_stratified, measure_samples, take_curated
 from assets.monitoring.separation import find_training, measure_separation
 from assets.monitoring.slices import measure_slices
 from assets.monitoring.traffic import Traffic, gather_traffic
+from assets.releases.disagreements import cluster_pairs, read_registered
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.planting import open_plants
 from serving.home import Home
@@ -79,7 +74,7 @@ def _declare_monitor(
 
 shadow_agreement = _declare_monitor(
     keys.SHADOW_AGREEMENT,
-    lambda traffic, *_: measure_agreement(traffic),
+    lambda traffic, _, plan: measure_agreement(traffic, plan),
     "How often student and teacher answered the same question alike: bound, test, fall, topics.",
     kinds={"scipy", "polars"},
 )
@@ -115,7 +110,7 @@ pool_separation = _declare_monitor(
     ins=_take(keys.EVAL_EMBEDDINGS),
     deps=[keys.HOURLY_RECORDS],
     kinds={"scikitlearn", "polars"},
-    code_version="2",
+    code_version="3",
 )
 def disagreement_clusters(
     eval_embeddings: pl.DataFrame,
@@ -125,12 +120,11 @@ def disagreement_clusters(
 ) -> Table:
     """What student and teacher part over in shadow, by kind of question."""
     traffic = gather_traffic(home, monitoring_plan)
-    registered, behaviours = read_registered(eval_embeddings, BEHAVIOURS)
     clusters = cluster_pairs(
         pair_questions(traffic.asks, traffic.shadows),
         live_embedder,
-        registered=registered,
-        behaviours=behaviours,
+        read_registered(eval_embeddings),
+        agreement_ratio=monitoring_plan.minimum_agreement_ratio,
     )
     frame = tabulate_clusters(clusters, start=traffic.start, end=traffic.end)
     return dg.MaterializeResult(
@@ -195,22 +189,20 @@ def embedder_probe(
     ins=_take(keys.CURATION_DECISIONS),
     deps=[keys.HOURLY_RECORDS],
     kinds={"scipy", "polars"},
-    code_version="1",
+    code_version="2",
 )
 def sample_audit(
     curation_decisions: pl.DataFrame,
     home: dg.ResourceParam[Home],
     monitoring_plan: dg.ResourceParam[MonitoringPlan],
 ) -> Table:
-    """Whether what is judged stands for what was asked: pairs, curated traces, own sample."""
+    """Whether what is judged stands for what was asked: pairs, curated questions, own sample."""
     traffic = gather_traffic(home, monitoring_plan)
 
-    def keep(ids: pl.Series) -> pl.DataFrame:
-        return traffic.asks.filter(pl.col("trace_id").is_in(ids.drop_nulls().implode()))
-
+    paired = traffic.shadows["parent_trace_id"].drop_nulls().implode()
     samples = {
-        "shadow_pairs": keep(traffic.shadows["parent_trace_id"]),
-        "curated_traces": keep(curation_decisions["trace_id"]),
+        "shadow_pairs": traffic.asks.filter(pl.col("trace_id").is_in(paired)),
+        CURATED: take_curated(traffic.asks, curation_decisions["trace_id"]),
         "stratified": draw_stratified(traffic.asks, EMBEDDED),
     }
     return _report("sample_audit", measure_samples(traffic, samples), traffic)
@@ -246,13 +238,17 @@ def curation_audit(
     key=keys.ALARMS,
     ins=_take(*(dg.AssetKey(["monitoring", name]) for name in MONITORS)),
     kinds={"statsmodels", "polars"},
-    code_version="1",
+    code_version="2",
 )
-def alarms(home: dg.ResourceParam[Home], **monitors: pl.DataFrame) -> Table:
+def alarms(
+    home: dg.ResourceParam[Home],
+    monitoring_plan: dg.ResourceParam[MonitoringPlan],
+    **monitors: pl.DataFrame,
+) -> Table:
     """One row per monitor: ok, alarm or inconclusive, after Holm's correction over all tests."""
     agreement = monitors["shadow_agreement"]
     start, end = agreement.select("window_start", "window_end").row(0)
-    clusters = judge_clusters(monitors["disagreement_clusters"], agreement)
+    clusters = judge_clusters(monitors["disagreement_clusters"], agreement, monitoring_plan)
     tables = monitors | {
         "disagreement_clusters": tabulate_measurements(
             "disagreement_clusters", [clusters], start=start, end=end

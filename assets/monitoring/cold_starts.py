@@ -22,6 +22,7 @@ from assets.statistics import Interval, clopper_pearson_interval
 LARGEST_GAP_RATIO = 0.20  # of the promise
 LARGEST_COLD_RATIO = 0.01
 MINIMUM_ASKS = 300  # a 99th percentile of fewer rests on less than three answers
+MINIMUM_WARM = 100  # a 99th percentile of fewer is their maximum
 Flags = npt.NDArray[np.bool_]
 RESAMPLES = 2000  # a tail of BOUND_ALPHA holds one of them
 LARGEST_RESAMPLED = 20_000
@@ -48,6 +49,10 @@ def measure_cold_starts(traffic: Traffic, plan: MonitoringPlan) -> list[Measurem
 
 
 def _measure_gap(told: pl.DataFrame, is_cold: Flags, limit_ms: float) -> Measurement:
+    warm_count = int((~is_cold).sum())
+    if warm_count < MINIMUM_WARM:
+        reason = f"{warm_count} of {len(is_cold)} asks met a warm model, {MINIMUM_WARM} are needed"
+        return leave_open("p99_gap_ms", reason, n=warm_count, relation="at most", limit=limit_ms)
     latency = told["total_latency_ms"].to_numpy()
     all_ms, warm_ms = np.percentile(latency, 99), np.percentile(latency[~is_cold], 99)
     interval = _bootstrap_gap(latency[-LARGEST_RESAMPLED:], is_cold[-LARGEST_RESAMPLED:])

@@ -13,6 +13,7 @@ from typing import Literal
 import polars as pl
 
 from assets import tables
+from assets.releases.gates import GatePolicy
 from assets.statistics import Interval
 
 Outcome = Literal["within", "past", "inconclusive", "shown"]
@@ -28,7 +29,8 @@ class MonitoringPlan:
     """What the configuration says of monitoring.
 
     `until` ends the window; None: now. `slo_ms` is what users were promised at the 99th percentile.
-    The devices are those that the operator gives to serving and to training.
+    The devices are those that the operator gives to serving and to training. What agreement must
+    reach, on how many pairs, and how many questions of one kind may disagree are the gate's limits.
     """
 
     slo_ms: float = 10_000.0
@@ -39,6 +41,9 @@ class MonitoringPlan:
     serving_devices: tuple[str, ...] = ("cpu",)
     training_devices: tuple[str, ...] = ("cpu",)
     embedder_place: Literal["local", "hosted"] = "local"
+    minimum_agreement_ratio: float = GatePolicy.minimum_agreement_ratio
+    minimum_agreement_pairs: int = GatePolicy.minimum_agreement_pairs
+    unregistered_cluster_cases: int = GatePolicy.unregistered_cluster_cases
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The samples' audit: does what is judged stand for what was asked, or only for the 3 am cron?
 
-Shadow pairs, curated traces and the sample that drift is embedded from are compared with the whole
+Shadow pairs, curated questions and the sample that drift is embedded from are compared with all
 traffic by hour, weekday and route. Belongs here: drawing a stratified sample, and the comparison.
 Does not belong here: what is then measured on a sample.
 """
@@ -21,6 +21,10 @@ SMALLEST_P = 0.01
 LARGEST_TVD, LARGEST_TVD_LARGE = 0.15, 0.10
 PSI_QUANTILE = 0.99
 STRATA = ("hour_block", "weekday", "route_reason")
+CURATED = "curated_traces"
+STRATA_OF: Mapping[str, tuple[str, ...]] = {CURATED: ("hour_block", "weekday")}
+"""What a sample is compared by where that is not all of STRATA: curation chooses by the route, so
+that what it chose always differs from the traffic there."""
 
 
 def add_strata(asks: pl.DataFrame) -> pl.DataFrame:
@@ -43,6 +47,15 @@ def draw_stratified(asks: pl.DataFrame, count: int, *, seed: int = SEED) -> pl.D
     places = np.minimum((start + step * np.arange(count)).astype(int), asks.height - 1)
     drawn: pl.DataFrame = ordered[places.tolist()].select(asks.columns)
     return drawn.sort("asked_at", "trace_id")
+
+
+def take_curated(asks: pl.DataFrame, decided: pl.Series) -> pl.DataFrame:
+    """Return the asks of the questions that were decided about.
+
+    A question is decided about once, by its latest trace: the traces alone would all be late.
+    """
+    hashes = asks.filter(pl.col("trace_id").is_in(decided.drop_nulls().implode()))["question_hash"]
+    return asks.filter(pl.col("question_hash").is_in(hashes.drop_nulls().unique().implode()))
 
 
 def measure_samples(traffic: Traffic, samples: Mapping[str, pl.DataFrame]) -> list[Measurement]:
@@ -70,7 +83,7 @@ def measure_samples(traffic: Traffic, samples: Mapping[str, pl.DataFrame]) -> li
                 )
             )
         else:
-            for stratum in STRATA:
+            for stratum in STRATA_OF.get(name, STRATA):
                 found += _compare(name, stratum, add_strata(sample), whole)
     return found
 

@@ -18,6 +18,7 @@ MAXIMUM_KEY_RATIO = 0.02  # of all seeds, hand-written ones included; at least o
 MINIMUM_KEYS = 10  # below it: nothing is admitted
 
 ADMITTED = ""
+NOT_ACCEPTED = "not_accepted"
 KEY_LIMIT = "key_limit"
 TOO_FEW_KEYS = "too_few_keys"
 
@@ -43,25 +44,25 @@ def admit_decisions(
 
     In this order: `superseded` (a later decision about the trace stands), `not_accepted`,
     `deleted`, `not_production`, `not_trainable`, `escalated`, `injection`, `not_human` (automation
-    closed an escalation that only people may close), then over what is left: `key_limit` (past the
-    rows of one key, in order of decision), `too_few_keys`. A trace without a key counts for a key
-    of its own that all such traces share, so a server without keys teaches nothing.
+    decided about a trace that a person had decided about, or that was decided as an escalation),
+    then over what is left: `key_limit` (past the rows of one key, in order of decision),
+    `too_few_keys`. A trace without a key counts for a key of its own that all such traces share, so
+    a server without keys teaches nothing.
     """
     dated = decisions.sort("decided_at", maintain_order=True)
     is_last = pl.int_range(pl.len()).over("trace_id") == pl.len().over("trace_id") - 1
+    is_human = pl.col("reviewer_kind").eq_missing("human")
+    is_persons = is_human | pl.col("escalation_id").is_not_null()
     is_deleted = mark_deleted(dated, tombstones) | dated["question"].is_null()
     terms: Sequence[tuple[str, pl.Expr]] = (
         ("superseded", ~is_last),
-        ("not_accepted", pl.col("decision").ne_missing("accepted")),
+        (NOT_ACCEPTED, pl.col("decision").ne_missing("accepted")),
         ("deleted", pl.lit(is_deleted)),
         ("not_production", pl.col("env").ne_missing("prod")),
         ("not_trainable", ~pl.col("trainable").fill_null(value=False)),
         ("escalated", pl.col("escalation_requested").fill_null(value=True)),
         ("injection", pl.col("is_injection").fill_null(value=True)),
-        (
-            "not_human",
-            pl.col("escalation_id").is_not_null() & pl.col("reviewer_kind").ne_missing("human"),
-        ),
+        ("not_human", ~is_human & is_persons.any().over("trace_id")),
     )
     reason = pl.coalesce(
         *(pl.when(condition).then(pl.lit(name)) for name, condition in terms), pl.lit(ADMITTED)

@@ -156,13 +156,15 @@ def human_loop_is_human(
 ) -> dg.AssetCheckResult:
     """No escalation was closed by automation, and at most 1 % faster than a person reads.
 
-    A closing by automation fails; too many hasty ones warn. Without any closing it passes.
+    A closing by automation fails, and so does its decision about what a person closed. Too many
+    hasty ones warn, and so does what automation accepted before users made it a person's matter:
+    it may be trained on until a person decides. Without any closing it passes.
     """
     loop = audit_loop(escalations, curation_decisions)
     is_hasty = loop.hasty_ratio > HASTY_LIMIT_RATIO
     severity = dg.AssetCheckSeverity
     return dg.AssetCheckResult(
-        passed=loop.is_human and not is_hasty,
+        passed=loop.is_human and not is_hasty and not loop.unseen,
         severity=severity.WARN if loop.is_human else severity.ERROR,
         metadata={
             "closed_count": loop.closed_count,
@@ -172,6 +174,8 @@ def human_loop_is_human(
             "hasty_ratio": loop.hasty_ratio,
             "hasty_limit_ratio": HASTY_LIMIT_RATIO,
             "hasty": list(loop.hasty[:SHOWN]),
+            "unseen_count": len(loop.unseen),
+            "unseen": list(loop.unseen[:SHOWN]),
         },
     )
 

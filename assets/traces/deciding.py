@@ -31,6 +31,8 @@ REASON_CODES: Mapping[Verdict, tuple[str, ...]] = {
     "accepted": ("recurring", "new_topic", "weak_spot", "wording"),
     "rejected": ("unclear", "off_topic", "personal", "injection", "duplicate", "wrong_answer"),
 }
+ANSWER_ALONE = "wrong_answer"
+"""The reason that says nothing about the question: another answer to it is another matter."""
 QUOTED = (
     "question", "question_hash", "env", "key_id", "conversation_id", "asked_at", "trainable",
     "escalation_requested", "is_injection",
@@ -89,17 +91,29 @@ def decide_trace(
     shown_at: datetime | None,
     decided_at: datetime,
     escalation_id: str | None = None,
+    reserved: str = "",
 ) -> dict[str, Any]:
     """Return a line for the journal: a decision about a trace, which may close an escalation.
 
+    Args:
+        trace: the stored trace, of which the line keeps what `QUOTED` names.
+        verdict: of `VERDICTS`.
+        reason_code: of `REASON_CODES`.
+        reviewer: who decides.
+        shown_at: when the trace was shown to a person.
+        decided_at: when that was over.
+        escalation_id: the open escalation that the decision closes.
+        reserved: why else the decision is a person's, as `find_reservation` says.
+
     Raises:
-        InvalidInputError: a word is none of the rubric's, the reviewer has no name, or the contract
-            of the escalation lets only people close it.
+        InvalidInputError: a word is none of the rubric's, the reviewer has no name, or the decision
+            is one that the contract lets only people take.
     """
     _refuse_words(verdict, reason_code, reviewer)
-    if escalation_id is not None and reviewer.kind not in CONTRACT.may_close:
+    matter = f"closing the escalation {escalation_id}" if escalation_id else reserved
+    if matter and reviewer.kind not in CONTRACT.may_close:
         raise InvalidInputError(
-            f"closing the escalation {escalation_id}",
+            matter,
             expected=f"a reviewer of the kind {' or '.join(CONTRACT.may_close)} "
             f"(contract {CONTRACT.version})",
             found=reviewer.kind,
@@ -127,6 +141,20 @@ def find_open_escalation(folder: Path, decisions: pl.DataFrame, trace_id: str) -
     rows = find_escalations(scan_reviewed(folder), decisions)
     rows = rows.filter((pl.col("trace_id") == trace_id) & pl.col("closed_at").is_null())
     return None if rows.is_empty() else str(rows["escalation_id"][0])
+
+
+def find_reservation(folder: Path, decisions: pl.DataFrame, trace_id: str) -> str:
+    """Return why only a person may decide about a trace; empty: anybody may.
+
+    What was ever escalated, or decided by a person, is not decided anew by automation.
+    """
+    queue = find_escalations(scan_reviewed(folder), decisions).filter(trace_id=trace_id)
+    if not queue.is_empty():
+        return f"deciding about the escalation {queue['escalation_id'][0]}"
+    people = decisions.filter(trace_id=trace_id, reviewer_kind="human")
+    if not people.is_empty():
+        return f"deciding about {trace_id} after {people['reviewer'][-1]}"
+    return ""
 
 
 def forget_quotes(row: dict[str, Any], *, trace_ids: frozenset[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ and what counts as having looked. Belongs here: who is escalated, and the audit 
 not belong here: making decisions (`deciding`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -42,7 +42,10 @@ class HumanLoop:
 
     closed_count: int
     by_automation: tuple[str, ...]
+    """Escalations that automation closed, or decided about after a person had."""
     hasty: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    """Open escalations whose trace automation had accepted before it was escalated."""
 
     @property
     def hasty_ratio(self) -> float:
@@ -58,9 +61,10 @@ class HumanLoop:
 def find_escalations(records: pl.LazyFrame, decisions: pl.DataFrame) -> pl.DataFrame:
     """Return the review queue, oldest first: one row per trace, with its closing.
 
-    Reasons: `high_stakes` (the router says so), `failed_twice` (two attempts or more, and the user
-    got a problem or a refusal), `contested_refusal` (the same conversation asks again within 30
-    minutes of a refusal); the first that holds is told. Only production traffic is escalated.
+    Reasons: `high_stakes` (the router says so), `failed_twice` (two attempts or more, one of which
+    failed, and the user got a problem or a refusal), `contested_refusal` (the same conversation
+    asks again within 30 minutes of a refusal); the first that holds is told. Only production
+    traffic is escalated.
 
     Args:
         records: rows of `tables.STORED_TRACES`.
@@ -70,9 +74,11 @@ def find_escalations(records: pl.LazyFrame, decisions: pl.DataFrame) -> pl.DataF
         pl.col("selection_mode").ne_missing("shadow") & (pl.col("env") == "prod")
     ).sort("asked_at", "trace_id")
     again = pl.col("asked_at").shift(-1).over("key_id", "conversation_id") - pl.col("asked_at")
+    has_failed = pl.element().struct.field("verdict").ne_missing("valid")
     reasons = {
         HIGH_STAKES: pl.col("route_reason") == HIGH_STAKES,
         FAILED_TWICE: (pl.col("attempts").list.len() >= 2)
+        & pl.col("attempts").list.eval(has_failed).list.any()  # doubting a valid answer is none
         & (pl.col("refused").fill_null(value=False) | (pl.col("outcome") != "answered")),
         CONTESTED: pl.col("refused").fill_null(value=False)
         & pl.col("conversation_id").is_not_null()
@@ -103,11 +109,17 @@ def audit_loop(escalations: pl.DataFrame, decisions: pl.DataFrame) -> HumanLoop:
     seconds = (pl.col("decided_at") - pl.col("shown_at")).dt.total_milliseconds() / 1000
     hasty = closings.filter((seconds < MINIMUM_SECONDS).fill_null(value=True))
     automated = closings.filter(pl.col("reviewer_kind").ne_missing("human"))
+    about = decisions.filter(pl.col("reviewer_kind").ne_missing("human")).join(
+        escalations.select("trace_id", "closed_at", id_of_trace="escalation_id"), on="trace_id"
+    )
+    overridden = about.filter(pl.col("decided_at") > pl.col("closed_at"))
+    unseen = about.filter(pl.col("closed_at").is_null(), decision="accepted")
     closed = escalations.filter(pl.col("closed_at").is_not_null())["escalation_id"].to_list()
     return HumanLoop(
         closed_count=len({*closed, *closings["escalation_id"].to_list()}),
-        by_automation=_unique(automated),
-        hasty=_unique(hasty),
+        by_automation=_unique([*automated["escalation_id"], *overridden["id_of_trace"]]),
+        hasty=_unique(hasty["escalation_id"]),
+        unseen=_unique(unseen["id_of_trace"]),
     )
 
 
@@ -129,6 +141,5 @@ def _close(queue: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
     return joined.select(tables.ESCALATIONS.names()).sort("opened_at", "escalation_id")
 
 
-def _unique(rows: pl.DataFrame) -> tuple[str, ...]:
-    ids: Sequence[str] = rows["escalation_id"].unique().sort().to_list()
-    return tuple(ids)
+def _unique(ids: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(ids)))

@@ -17,6 +17,7 @@ from serving.hashing import content_hash
 from serving.models.protocols import ServedBy
 from serving.pipeline.router import Phase, RouteReason
 from serving.schemas import ProblemName
+from serving.tracing.clients import CLIENT_KINDS
 from serving.tracing.record import SelectionMode
 from serving.tracing.scrub import scrub
 
@@ -39,6 +40,7 @@ FILLED = (
 """Columns that every record must fill."""
 
 VOCABULARIES: Mapping[str, tuple[str, ...]] = {
+    "client_kind": CLIENT_KINDS,
     "phase": get_args(Phase),
     "route": get_args(ServedBy),
     "route_reason": get_args(RouteReason),
@@ -74,7 +76,7 @@ def flatten_records(records: pl.DataFrame) -> pl.DataFrame:
     retrieved = pl.col("retrieved").list.eval(pl.element().struct.field("chunk_id"))
     paid = pl.col("attempts").list.eval(pl.element().struct.field("cost_usd")).list.sum()
     scalars = records.select(
-        *FILLED, "route", "route_reason", "served_by", "propensity",
+        *FILLED, "client_kind", "route", "route_reason", "served_by", "propensity",
         (pl.col("question").str.len_chars() > 0).fill_null(value=False).alias("has_question"),
         pl.when(pl.col("outcome") != "answered").then(pl.lit("problem"))
         .when("refused").then(pl.lit("refusal")).otherwise(pl.lit("answer")).alias("kind"),

@@ -86,7 +86,7 @@ def redact_frames(path: Path, offsets: Collection[int]) -> None:
     """
     data = bytearray(path.read_bytes())
     for offset in offsets:
-        payload = _read_payload(bytes(data), offset)
+        payload = _read_payload(data, offset)
         if payload is None or payload.startswith(REDACTED_PREFIX):
             continue
         blank = REDACTED_PREFIX + b" " * (len(payload) - len(REDACTED_PREFIX) - 1) + b"}"
@@ -120,7 +120,7 @@ def _describe(path: Path, offset: int, size: int, reason: str, *, is_final: bool
     )
 
 
-def _read_payload(data: bytes, offset: int) -> bytes | None:
+def _read_payload(data: bytes | bytearray, offset: int) -> bytes | None:
     """Return the bytes of the record at `offset`, or None where no whole frame is."""
     start = offset + FRAME.size
     if start > len(data):
@@ -129,5 +129,5 @@ def _read_payload(data: bytes, offset: int) -> bytes | None:
     end = start + length
     if not 0 < length <= MAXIMUM_RECORD_BYTES or end > len(data):
         return None
-    payload = data[start:end]
+    payload = bytes(data[start:end])
     return payload if zlib.crc32(payload) == checksum else None

@@ -14,6 +14,9 @@ from assets import tables
 from serving.files import PRIVATE_MODE, atomic_path
 from serving.home import Home
 
+ROW_GROUP_ROWS = 8192
+"""Of an hour: whoever writes or reads one holds a group of rows in memory, some 30 MB."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """The first hour there is: an empty file that gives readers the columns before any trace is."""
 
@@ -80,7 +83,9 @@ def write_hour(path: Path, rows: pl.LazyFrame) -> None:
     """Replace an hour atomically and privately, streaming: no hour has to fit in memory."""
     with atomic_path(path) as temporary:
         temporary.chmod(PRIVATE_MODE)
-        rows.sink_parquet(temporary, compression="zstd", statistics=True)
+        rows.sink_parquet(
+            temporary, compression="zstd", statistics=True, row_group_size=ROW_GROUP_ROWS
+        )
 
 
 def keep_columns_known(folder: Path) -> None:

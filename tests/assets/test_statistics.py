@@ -60,6 +60,14 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert mcnemar_exact(4, 4) == 1.0
 
 
+def test_exact_mcnemar_matches_what_r_publishes() -> None:
+    """The vignette of R's exact2x2 (Fay 2010), matrix(c(21, 9, 2, 12)): 2 against 9, p = 0.06543.
+
+    Its `mcnemar.exact` conditions on the discordant pairs; statsmodels had no part in it.
+    """
+    assert round(mcnemar_exact(2, 9), 5) == round(mcnemar_exact(9, 2), 5) == 0.06543
+
+
 def test_tango_reproduces_the_worked_example_of_the_paper() -> None:
     """Tango 1998 section 6.1 (soft contact lenses): 0 against 1 discordant of 44, margin 0.1."""
     statistic = tango_statistic(0, 1, 44, -0.1)
@@ -217,6 +225,56 @@ def test_holm_matches_what_r_prints() -> None:
     """R's p.adjust(c(0.0001, 0.005, 0.03, 0.5, 0.7), "holm"), by hand: 5p, 4p, 3p, 2p, p."""
     found = adjust_by_holm([0.0001, 0.005, 0.03, 0.5, 0.7])
     assert found == pytest.approx((0.0005, 0.02, 0.09, 1.0, 1.0))
+
+
+def test_holm_matches_the_example_that_pingouin_publishes() -> None:
+    """The documentation of `pingouin.holm` 0.5, which computes it without statsmodels."""
+    found = adjust_by_holm([0.50, 0.003, 0.32, 0.054, 0.0003])
+    assert found == pytest.approx((0.64, 0.012, 0.64, 0.162, 0.0015))
+
+
+DYESTUFF = {
+    "A": (1545, 1440, 1440, 1520, 1580), "B": (1540, 1555, 1490, 1560, 1495),
+    "C": (1595, 1550, 1605, 1510, 1560), "D": (1445, 1440, 1595, 1465, 1545),
+    "E": (1595, 1630, 1515, 1635, 1625), "F": (1520, 1455, 1450, 1480, 1445),
+}  # fmt: skip
+"""Yields of six batches, five preparations each: Davies and Goldsmith 1972, section 6.4."""
+
+
+def test_the_clustered_bootstrap_finds_the_published_error_of_a_mean_of_batches() -> None:
+    """The documentation of MixedModels.jl, model 1 + (1 | batch) by maximum likelihood.
+
+    1527.5 with a standard error of 17.6946. In a balanced layout that error is, exactly, the spread
+    of the mean when whole batches are drawn with replacement; single yields would give 11.3.
+    """
+    values = [float(value) for batch in DYESTUFF.values() for value in batch]
+    clusters = [name for name, batch in DYESTUFF.items() for _ in batch]
+    one_error = clustered_bootstrap(values, clusters, alpha=2 * float(norm.sf(1)))
+    assert one_error.value == 1527.5
+    assert (one_error.upper - one_error.lower) / 2 == pytest.approx(17.6946, rel=0.03)
+    two_sided = clustered_bootstrap(values, clusters)
+    assert (two_sided.upper - two_sided.lower) / 2 == pytest.approx(1.96 * 17.6946, rel=0.03)
+
+
+def test_the_clustered_bootstrap_agrees_with_scipy_on_clusters_of_unequal_size() -> None:
+    """Scipy draws pairs of a cluster's sum and size, and takes the ratio of their totals."""
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(12)
+    sizes = rng.integers(1, 12, size=40)
+    values = [
+        rng.normal(mean, 1, size) for mean, size in zip(rng.normal(5, 2, 40), sizes, strict=True)
+    ]
+    clusters = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
+    ours = clustered_bootstrap(np.concatenate(values).tolist(), clusters)
+    sums = np.array([part.sum() for part in values])
+    theirs = bootstrap(
+        (sums, sizes),
+        lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis),
+        paired=True, n_resamples=10_000, method="percentile", rng=12,
+    )  # fmt: skip
+    limits = (theirs.confidence_interval.low, theirs.confidence_interval.high)
+    assert (ours.lower, ours.upper) == pytest.approx(limits, rel=0.02)
 
 
 def test_the_clustered_bootstrap_agrees_with_scipy_where_every_unit_is_alone() -> None:

@@ -1,5 +1,6 @@
 """One row per monitor: what Holm's correction leaves, and what is inconclusive instead."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 
 from assets import tables
 from assets.automation import EVERY_NIGHT
-from assets.monitoring.agreement import measure_agreement
+from assets.monitoring.agreement import measure_agreement, pair_questions
 from assets.monitoring.alarms import FAMILY_ALPHA, MONITORS, WEEKLY_ALPHA, raise_alarms
 from assets.monitoring.assignment import measure_assignment
+from assets.monitoring.clusters import judge_clusters, tabulate_clusters
 from assets.monitoring.cold_starts import measure_cold_starts
 from assets.monitoring.comparing import compare_counts, compare_vectors, tell_apart
 from assets.monitoring.drift import METRICS, gather_drift, measure_drift
@@ -24,10 +26,11 @@ from assets.monitoring.measurements import (
 )
 from assets.monitoring.probing import measure_fingerprints
 from assets.monitoring.reporting import render_alarms
-from assets.monitoring.sampling import measure_samples
+from assets.monitoring.sampling import CURATED, measure_samples
 from assets.monitoring.separation import TrainingSpan, measure_separation
 from assets.monitoring.slices import measure_slices
 from assets.monitoring.traffic import split_traffic
+from assets.releases.disagreements import Registry, cluster_pairs
 from assets.statistics import wilson_interval
 from tests.assets.monitoring.weeks import START, WEEK
 from tests.counting_embedder import CountingEmbedder
@@ -67,6 +70,7 @@ def test_a_count_past_its_limit_needs_no_p():
 def test_an_interval_that_holds_its_limit_is_neither():
     near = compare_interval("agreement", wilson_interval(94, 100), relation="at least", limit=0.95)
     assert near.outcome == "inconclusive"
+    assert "more traffic decides" in near.detail
     assert status_of("shadow_agreement", near) == "inconclusive"
     fine = compare_interval(
         "agreement", wilson_interval(990, 1000), relation="at least", limit=0.95
@@ -87,11 +91,22 @@ def test_a_monitor_that_measured_nothing_is_inconclusive_and_there():
     assert frame.schema == tables.ALARMS
 
 
+def measure_clusters(traffic):
+    embedder = CountingEmbedder()
+    pairs = pair_questions(traffic.asks, traffic.shadows)
+    nothing = Registry(vectors=np.zeros((0, embedder.dimension), np.float32), behaviours=())
+    found = cluster_pairs(pairs, embedder, nothing, agreement_ratio=PLAN.minimum_agreement_ratio)
+    table = tabulate_clusters(found, start=traffic.start, end=traffic.end)
+    rows = tabulate_measurements("shadow_agreement", measure_agreement(traffic, PLAN), **AT)
+    return judge_clusters(table, rows, PLAN)
+
+
 def measure_everything(traffic, spans=()):
     """Measure all that chance plays a part in."""
-    samples = {"stratified": traffic.asks}
+    samples = {"stratified": traffic.asks, CURATED: traffic.asks}
     return [
-        *measure_agreement(traffic),
+        *measure_agreement(traffic, PLAN),
+        measure_clusters(traffic),
         *measure_drift(traffic, gather_drift(traffic), CountingEmbedder()),
         *measure_slices(traffic),
         *measure_assignment(traffic),
@@ -140,8 +155,6 @@ def test_a_first_week_has_nothing_to_drift_from(quiet):
 
 
 def test_missing_fingerprints_and_missing_cold_starts_are_inconclusive(quiet):
-    from dataclasses import replace
-
     nameless = replace(
         quiet, asks=quiet.asks.with_columns(pl.lit(None, pl.String).alias("index_fingerprint"))
     )
@@ -155,6 +168,52 @@ def test_missing_fingerprints_and_missing_cold_starts_are_inconclusive(quiet):
     found = measure_cold_starts(mute, PLAN)
     assert {m.outcome for m in found} == {"inconclusive"}
     assert "`cold_start` is missing in every trace" in found[0].detail
+
+
+@pytest.mark.parametrize(
+    ("kinds", "has_enough", "outcome", "p"),
+    [
+        ([], False, "inconclusive", None),
+        ([(2, 9, 0.5)], False, "inconclusive", None),
+        ([], True, "within", 1.0),
+        ([(2, 9, 0.5)], True, "within", 0.5),
+        ([(6, 100, 1.0), (5, 6, 1e-5)], False, "past", 1e-5),
+        ([(6, 100, 1.0)], True, "past", 1.0),
+    ],
+)
+def test_a_kind_is_judged_by_chance_and_too_few_pairs_say_nothing(kinds, has_enough, outcome, p):
+    """Rows are how many questions disagree, of how many asked, and how likely that is."""
+    enough = compare_number("agreement", 0.96, relation="at least", limit=0.95, n=600)
+    agreement = enough if has_enough else leave_open("agreement", "12 pairs", n=12)
+    clusters = pl.DataFrame(
+        [
+            {"question_count": count, "asked_count": asked, "p_value": chance,
+             "medoid_trace_id": "t", "is_registered": False}
+            for count, asked, chance in kinds
+        ],
+        schema_overrides=tables.DISAGREEMENT_CLUSTERS,
+    ) if kinds else tables.DISAGREEMENT_CLUSTERS.to_frame()  # fmt: skip
+    rows = tabulate_measurements("shadow_agreement", [agreement], **AT)
+    found = judge_clusters(clusters, rows, PLAN)
+    assert (found.outcome, found.p_value) == (outcome, p)
+    is_alarm = status_of("disagreement_clusters", found) == "alarm"
+    assert is_alarm == (p == 1e-5)
+
+
+@pytest.mark.parametrize("warm", [0, 1])
+def test_a_week_of_cold_answers_alarms_by_their_share_and_leaves_the_gap_open(quiet, warm):
+    """Nothing warm is left to compare the 99th percentile with."""
+    is_cold = pl.lit(value=True)
+    cold = pl.col("attempts").list.eval(
+        pl.element().struct.with_fields(is_cold.alias("cold_start"))
+    )
+    asks = quiet.asks.with_columns(cold)
+    asks = pl.concat([asks[:-warm] if warm else asks, quiet.asks.tail(warm)])
+    found = {m.metric: m for m in measure_cold_starts(replace(quiet, asks=asks), PLAN)}
+    assert found["p99_gap_ms"].outcome == "inconclusive"
+    assert f"{warm} of {asks.height} asks met a warm model" in found["p99_gap_ms"].detail
+    assert found["cold_ratio"].outcome == "past"
+    assert status_of("cold_start_report", *found.values()) == "alarm"
 
 
 def test_the_reference_is_whole_weeks(quiet):

@@ -1,5 +1,6 @@
 """Every alarm with its cause re-created in served traffic, and the quiet week that raises none."""
 
+import json
 import zlib
 from dataclasses import replace
 from datetime import timedelta
@@ -8,16 +9,26 @@ import numpy as np
 import polars as pl
 import pytest
 
+from assets import tables
 from assets.monitoring.agreement import measure_agreement, pair_questions
 from assets.monitoring.assignment import measure_assignment
-from assets.monitoring.clusters import cluster_pairs, judge_clusters, tabulate_clusters
+from assets.monitoring.clusters import judge_clusters, tabulate_clusters
 from assets.monitoring.cold_starts import measure_cold_starts
 from assets.monitoring.drift import detect_languages, gather_drift, measure_drift
 from assets.monitoring.measurements import MonitoringPlan, tabulate_measurements
 from assets.monitoring.probing import Probes, measure_embedder, measure_fingerprints
-from assets.monitoring.sampling import add_strata, draw_stratified, measure_samples
-from assets.monitoring.separation import TrainingSpan, measure_separation
+from assets.monitoring.sampling import (
+    CURATED,
+    add_strata,
+    draw_stratified,
+    measure_samples,
+    take_curated,
+)
+from assets.monitoring.separation import find_training, measure_separation
 from assets.monitoring.slices import measure_slices
+from assets.releases.disagreements import Registry, cluster_pairs
+from assets.traces.curating import find_candidates
+from serving.home import Home
 from tests.assets.monitoring.judging import judge
 from tests.assets.monitoring.weeks import QUESTIONS, START, WEEK, Faults, plan_week
 
@@ -46,13 +57,13 @@ def lapsed(tmp_path_factory, week_before):
 
 
 def test_a_quiet_student_agrees(quiet):
-    found = measure_agreement(quiet)
+    found = measure_agreement(quiet, PLAN)
     assert judge("shadow_agreement", found)["status"] == "ok"
     assert find(found, "agreement").n > 500
 
 
 def test_a_student_that_lost_a_behaviour_is_caught(lapsed):
-    found = measure_agreement(lapsed)
+    found = measure_agreement(lapsed, PLAN)
     assert judge("shadow_agreement", found)["status"] == "alarm"
     assert find(found, "agreement").outcome == "past"
     assert find(found, "agreement_fall").outcome == "past"
@@ -60,7 +71,7 @@ def test_a_student_that_lost_a_behaviour_is_caught(lapsed):
 
 def test_a_student_that_never_was_good_enough_is_found_within_few_pairs(lapsed):
     fresh = replace(lapsed, before=lapsed.before.clear(), shadows_before=lapsed.before.clear())
-    found = measure_agreement(fresh)
+    found = measure_agreement(fresh, PLAN)
     assert find(found, "agreement_sprt").outcome == "past"
     assert find(found, "agreement_sprt").n < 200
     assert find(found, "agreement_fall").outcome == "inconclusive"
@@ -69,18 +80,34 @@ def test_a_student_that_never_was_good_enough_is_found_within_few_pairs(lapsed):
 def cluster(traffic, embedder, registered=None, behaviours=()):
     pairs = pair_questions(traffic.asks, traffic.shadows)
     known = np.zeros((0, embedder.dimension), np.float32) if registered is None else registered
-    clusters = cluster_pairs(pairs, embedder, registered=known, behaviours=behaviours)
+    registry = Registry(vectors=known, behaviours=behaviours)
+    clusters = cluster_pairs(
+        pairs, embedder, registry, agreement_ratio=PLAN.minimum_agreement_ratio
+    )
     table = tabulate_clusters(clusters, start=traffic.start, end=traffic.end)
     agreement = tabulate_measurements(
-        "shadow_agreement", measure_agreement(traffic), start=traffic.start, end=traffic.end
+        "shadow_agreement", measure_agreement(traffic, PLAN), start=traffic.start, end=traffic.end
     )
-    return table, judge("disagreement_clusters", [judge_clusters(table, agreement)])
+    return table, judge("disagreement_clusters", [judge_clusters(table, agreement, PLAN)])
 
 
 def test_quiet_disagreements_form_no_cluster(quiet, embedder):
-    table, verdict = cluster(quiet, embedder)
-    assert table.height > 0
+    _, verdict = cluster(quiet, embedder)
     assert verdict["status"] == "ok"
+
+
+def test_a_student_as_good_as_allowed_disagrees_alike_by_chance_and_is_quiet(
+    serve_faulty, embedder
+):
+    """Everybody asks one kind of question: what it gets wrong of them lies close together."""
+    alike = Faults(
+        student_lapse_ratio=0.045,
+        reword=lambda q: f"How do I delete adapter number {zlib.crc32(q.encode()) % 10_000}?",
+    )
+    table, verdict = cluster(serve_faulty(alike), embedder)
+    assert table["question_count"].max() >= PLAN.unregistered_cluster_cases
+    assert table["asked_count"].max() > 200
+    assert verdict["status"] == "ok", verdict
 
 
 def test_an_unregistered_kind_of_disagreement_alarms_and_names_traces(lapsed, embedder):
@@ -146,6 +173,15 @@ def test_a_quiet_router_serves_as_before(quiet):
     assert {m.slice.split("=")[0] for m in found} > {"topic", "route_reason", "hour_block"}
 
 
+def test_worse_sources_are_drift_of_the_retrieval_score(serve_faulty, embedder):
+    """Half of the docs left the index: what is asked is as before, and found from farther away."""
+    traffic = serve_faulty(Faults(score_shift=-0.1, shadow_ratio=0.0))
+    found = measure_drift(traffic, gather_drift(traffic), embedder)
+    row = judge("traffic_drift", found)
+    assert (row["status"], row["metric"]) == ("alarm", "retrieval_score")
+    assert find(found, "topic").p_value > 0.01
+
+
 def test_a_router_that_moved_is_caught_with_topics_held_fixed(serve_faulty):
     found = measure_slices(serve_faulty(Faults(canary_ratio=0.7, shadow_ratio=0.0)))
     assert judge("served_by_slices", found)["status"] == "alarm"
@@ -206,39 +242,52 @@ def test_a_stratified_sample_and_a_random_one_stand_for_the_traffic(quiet):
     assert abs(by_day.max() / 400 - whole.max() / quiet.asks.height) < 0.02
 
 
-def test_a_sample_of_nights_and_weekends_is_caught(quiet):
-    """The job that draws it runs when nobody is at work, and takes the newest traces there are."""
-    hour, day = pl.col("asked_at").dt.hour(), pl.col("asked_at").dt.weekday()
-    night = quiet.asks.filter((hour < 10) | (hour > 17) | (day > 5))
-    found = measure_samples(quiet, {"curated_traces": night})
+def test_what_curation_chose_by_its_queue_is_compared_by_time_and_not_by_route(quiet):
+    """The queue puts what fell back first, and names of each question the latest trace."""
+    queue = find_candidates(quiet.asks.lazy(), tables.CURATION_DECISIONS.to_frame())
+    chosen = take_curated(quiet.asks, queue.head(queue.height // 2)["trace_id"])
+    found = measure_samples(quiet, {CURATED: chosen})
     row = judge("sample_audit", found)
-    assert night.height > 300
+    assert {m.slice for m in found} == {f"{CURATED} by {s}" for s in ("hour_block", "weekday")}
+    assert row["status"] == "ok", row["detail"]
+
+
+def test_shadow_pairs_of_mornings_alone_are_caught(serve_faulty):
+    """The shadow's budget of a day is spent before noon."""
+    traffic = serve_faulty(Faults(shadow_calls_per_day=50))
+    paired = traffic.asks.filter(
+        pl.col("trace_id").is_in(traffic.shadows["parent_trace_id"].implode())
+    )
+    found = measure_samples(traffic, {"shadow_pairs": paired})
+    row = judge("sample_audit", found)
     assert row["status"] == "alarm"
     assert {m.outcome for m in found if "hour_block" in m.slice} == {"past"}
-
-
-def spans(hours):
-    return [
-        TrainingSpan(
-            adapter=f"midweight@{day}",
-            start=START + WEEK + timedelta(days=day, hours=min(hours)),
-            end=START + WEEK + timedelta(days=day, hours=max(hours) + 1),
-        )
-        for day in range(7)
-    ]
 
 
 HOURS = (9, 10, 11, 12)
 
 
-def test_training_that_slows_nothing_does_not_alarm(quiet):
-    row = judge("pool_separation", measure_separation(quiet, spans(HOURS), PLAN))
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory):
+    """A training in each day's HOURS, as the provenance of its adapter tells it."""
+    home = Home(tmp_path_factory.mktemp("trained"))
+    for day in range(7):
+        end = START + WEEK + timedelta(days=day, hours=max(HOURS) + 1)
+        told = {"trained_at": end.isoformat(), "training_seconds": 3600.0 * len(HOURS)}
+        path = home.adapters / f"midweight@{day}" / "provenance.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(told), encoding="utf-8")
+    return find_training(home)
+
+
+def test_training_that_slows_nothing_does_not_alarm(quiet, spans):
+    row = judge("pool_separation", measure_separation(quiet, spans, PLAN))
     assert row["status"] != "alarm"
 
 
-def test_training_that_slows_answers_alarms_by_the_hours_it_ran(serve_faulty):
+def test_training_that_slows_answers_alarms_by_the_hours_it_ran(serve_faulty, spans):
     traffic = serve_faulty(Faults(slow_hours=HOURS, slow_factor=2.5, shadow_ratio=0.0))
-    found = measure_separation(traffic, spans(HOURS), PLAN)
+    found = measure_separation(traffic, spans, PLAN)
     assert judge("pool_separation", found)["status"] == "alarm"
     assert find(found, "p99_ratio").number > 1.5
     assert {m.slice for m in found if m.outcome == "shown"} == {f"hour={h:02d}" for h in HOURS}

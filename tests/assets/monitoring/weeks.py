@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
+import limits.aio.storage.memory
 import polars as pl
 
 import serving.exchange
@@ -25,7 +26,7 @@ import serving.shadowing
 from assets.monitoring.traffic import Traffic, add_columns, split_traffic
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.curate_cli import compact
-from orchestration.traffic import PROFILES, PlannedAsk, plan_traffic
+from orchestration.traffic import PlannedAsk, name_client, plan_traffic
 from orchestration.traffic_cli import read_topics
 from resources.input_files import SeedFile
 from serving.app import create_app
@@ -51,7 +52,6 @@ ASKS_PER_DAY = 100
 SEEDS = Path(__file__).resolve().parents[3] / "data" / "seed_prompts.jsonl"
 QUESTIONS = read_topics(SeedFile(SEEDS))
 TOPIC_OF = {text: topic for topic, texts in QUESTIONS.items() for text in texts}
-BOTS = [p for p in PROFILES if p.kind == "plain"]
 
 
 @dataclass
@@ -83,13 +83,16 @@ class TimedModel(CannedChatModel):
         )
 
 
+@dataclass
 class TopicRetriever(CannedRetriever):
     """Finds the page of a seed question's topic, with a score that is the question's own."""
+
+    score_shift: float = 0.0
 
     async def retrieve(self, question: str) -> tuple[Hit, ...]:
         core = next((text for text in TOPIC_OF if text in question), "")
         topic = TOPIC_OF.get(core, "other")
-        score = 0.6 + zlib.crc32(question.encode()) % 1000 / 3000
+        score = 0.6 + zlib.crc32(question.encode()) % 1000 / 3000 + self.score_shift
         return tuple(
             replace(hit, chunk_id=f"docs:{topic}/{n}", score=score - n / 100)
             for n, hit in enumerate(HITS)
@@ -110,6 +113,9 @@ class Faults:
     draw_arm: Callable[..., float] | None = None
     canary_ratio: float | None = 0.5
     shadow_ratio: float = 1.0
+    shadow_calls_per_day: int = 10**9
+    score_shift: float = 0.0
+    """What the index lost: the best sources are no longer there."""
     embedder_fingerprint: str = "e0e0"
     is_late: bool = False
     """The generator's second half, in which other topics dominate."""
@@ -120,9 +126,7 @@ def plan_week(
     seed: int, start: datetime, *, asks_per_day: int = ASKS_PER_DAY, is_late: bool = False
 ) -> list[PlannedAsk]:
     """Return a week of the generator's traffic, before its topics shift or after, at `start`."""
-    plan = plan_traffic(
-        QUESTIONS, days=14, asks_per_day=asks_per_day, seed=seed, key_count=12, profiles=BOTS
-    )
+    plan = plan_traffic(QUESTIONS, days=14, asks_per_day=asks_per_day, seed=seed, key_count=12)
     length = WEEK.total_seconds()
     offset = (start - START).total_seconds() - (length if is_late else 0.0)
     half = [ask for ask in plan if (ask.at_seconds >= length) == is_late]
@@ -162,7 +166,7 @@ async def _serve(
         engine=_build_engine(clock, virtual, faults, random.Random(seed)),  # noqa: S311 - of a test
         settings=ServerSettings(
             env="prod", home=root, auth="keys", canary_salt="s",
-            shadow_ratio=faults.shadow_ratio, shadow_calls_per_day=10**9,
+            shadow_ratio=faults.shadow_ratio, shadow_calls_per_day=faults.shadow_calls_per_day,
         ),
         writer=SegmentWriter(root / "traces" / "segments"),
     )  # fmt: skip
@@ -174,7 +178,7 @@ async def _serve(
         async with asyncio.timeout(20):
             while (await client.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.005)
-        with clock.worn_by_server(), _wear(virtual, faults):
+        with clock.worn_by_server(), _wear(virtual, clock, faults):
             for ask in plan:
                 clock.now = START + timedelta(seconds=ask.at_seconds)
                 reply = await client.post(
@@ -183,7 +187,7 @@ async def _serve(
                         "question": faults.reword(ask.question),
                         "conversation_id": ask.conversation_id,
                     },
-                    headers=authorise(keys, ask.key_number),
+                    headers=authorise(keys, ask.key_number) | name_client(ask),
                 )
                 assert reply.headers["x-trace-persisted"] == "true", reply.text
                 for _ in range(20):  # the shadow answers after the reply
@@ -213,17 +217,21 @@ def _build_engine(clock: Clock, virtual: VirtualTime, faults: Faults, chance: ra
             "compact@3f9c0a1b2c4d", answer, STUDENT_PRICE, time=virtual, latency=latency, cold=load
         ),
         teacher=TimedModel("extractive-v1", GOOD, TEACHER_PRICE, time=virtual, latency=latency),
-        retriever=TopicRetriever(),
+        retriever=TopicRetriever(score_shift=faults.score_shift),
         router=policy,
     )
 
 
 @contextlib.contextmanager
-def _wear(virtual: VirtualTime, faults: Faults) -> Iterator[None]:
-    """Put virtual time, the shadow's clock and a faulty draw in the place of the server's own."""
+def _wear(virtual: VirtualTime, clock: Clock, faults: Faults) -> Iterator[None]:
+    """Put virtual time, the clock and a faulty draw in the place of the server's and quotas' own.
+
+    The shadow's clock is that of the questions.
+    """
     timed = [serving.pipeline.answer, serving.pipeline.answered]
     kept = [module.time for module in timed], serving.exchange.time, serving.shadowing.datetime
-    draw = serving.exchange.draw_conversation
+    draw, daily = serving.exchange.draw_conversation, limits.aio.storage.memory.time
+    limits.aio.storage.memory.time = SimpleNamespace(time=lambda: clock.now.timestamp())
     for module in timed:
         module.time = virtual
     real = kept[1]
@@ -240,3 +248,4 @@ def _wear(virtual: VirtualTime, faults: Faults) -> Iterator[None]:
             module.time = time
         serving.exchange.time, serving.shadowing.datetime = kept[1], kept[2]
         serving.exchange.draw_conversation = draw
+        limits.aio.storage.memory.time = daily

@@ -7,18 +7,21 @@ are production's. The clock is the server's `datetime.now` and that of its trace
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import uuid6
 
 import serving.exchange
-from orchestration.traffic import PlannedAsk, plan_traffic
+from orchestration.traffic import PlannedAsk, name_client, plan_traffic
 from serving.access.keys import create_key
 from serving.app import create_app
-from serving.models.protocols import ChatRequest
+from serving.models.protocols import ChatRequest, Completion
+from serving.pipeline.confidence import RiskThreshold
 from serving.settings import ServerSettings
 from serving.tracing.segments import SegmentWriter
 from tests.serving.fakes import (
@@ -29,6 +32,7 @@ from tests.serving.fakes import (
     CannedChatModel,
     make_engine,
 )
+from tests.serving.pipeline.test_confidence import SIGNS, make_calibration
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 TOPICS = {
@@ -76,6 +80,21 @@ def answer_as_teacher(request: ChatRequest) -> str:
     return "REFUSE" if "football" in text or "release 3" in text else GOOD
 
 
+CALIBRATION = make_calibration(
+    signals=("raw_logit",), means=(0.0,), scales=(1.0,), weights=(1.0,), intercept=0.0,
+    thresholds=(RiskThreshold(risk_limit_ratio=0.05, threshold=0.6, accepted_count=59),),
+)  # fmt: skip
+
+
+class WaveringStudent(CannedChatModel):
+    """The student, less sure of itself after change 5 than its calibration wants it."""
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        is_unsure = "change 5" in str(request.messages[-1]["content"])
+        done = await super().complete(request)
+        return replace(done, mean_logprob=-0.6 if is_unsure else -0.1, signs=SIGNS)
+
+
 def make_keys(home: Path, count: int, env: str = "prod") -> list[str]:
     return [
         create_key(
@@ -99,27 +118,31 @@ def serve_plan(
     seal_bytes: int = 64 * 1024 * 1024,
     feedback: Sequence[str] = (),
     has_shadows: bool = False,
+    has_doubts: bool = False,
+    **parts: Any,
 ) -> list[str]:
     """Ask one server everything in order, stop it, and return the trace ids it promised.
 
-    With `has_shadows` every answer has one, whose trace follows it.
+    With `has_shadows` every answer has one, whose trace follows it; with `has_doubts` the student
+    is calibrated, and some of its valid answers are not sure enough. `parts` of the engine replace
+    the ones here.
     """
-    return asyncio.run(_serve(home, plan, keys, env, seal_bytes, feedback, has_shadows))
+    student = WaveringStudent if has_doubts else CannedChatModel
+    usual = {
+        "student": student("compact@3f9c0a1b2c4d", answer_as_student, STUDENT_PRICE),
+        "teacher": CannedChatModel("extractive-v1", answer_as_teacher, TEACHER_PRICE),
+        "calibration": CALIBRATION if has_doubts else None,
+    }
+    engine = make_engine(**usual | parts)
+    return asyncio.run(_serve(home, engine, plan, keys, env, seal_bytes, feedback, has_shadows))
 
 
-async def _serve(home, plan, keys, env, seal_bytes, feedback, has_shadows) -> list[str]:
+async def _serve(home, engine, plan, keys, env, seal_bytes, feedback, has_shadows) -> list[str]:
     settings = ServerSettings(
         env=env, home=home, auth="keys" if keys else "open", shadow_ratio=1.0 * has_shadows
     )
     writer = SegmentWriter(settings.segments_folder, seal_bytes=seal_bytes)
-    app = create_app(
-        engine=make_engine(
-            student=CannedChatModel("compact@3f9c0a1b2c4d", answer_as_student, STUDENT_PRICE),
-            teacher=CannedChatModel("extractive-v1", answer_as_teacher, TEACHER_PRICE),
-        ),
-        settings=settings,
-        writer=writer,
-    )
+    app = create_app(engine=engine, settings=settings, writer=writer)
     clock, stored = Clock(START), []
     transport = httpx2.ASGITransport(app=app)
     async with (
@@ -135,7 +158,7 @@ async def _serve(home, plan, keys, env, seal_bytes, feedback, has_shadows) -> li
                 reply = await client.post(
                     "/ask",
                     json={"question": ask.question, "conversation_id": ask.conversation_id},
-                    headers=authorise(keys, ask.key_number),
+                    headers=authorise(keys, ask.key_number) | name_client(ask),
                 )
                 assert reply.headers["x-trace-persisted"] == "true", reply.text
                 stored.append(reply.headers["x-trace-id"])

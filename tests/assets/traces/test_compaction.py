@@ -3,13 +3,21 @@
 import asyncio
 import random
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import dagster as dg
 import orjson
 import polars as pl
+import pyarrow.parquet as parquet
 import pytest
 
 from assets import tables
-from assets.traces import compaction
+from assets.traces import compaction, hours
+from assets.traces.checks import nothing_is_quarantined
 from assets.traces.compaction import (
     compact_segments,
     find_miscounted,
@@ -19,11 +27,13 @@ from assets.traces.compaction import (
 from assets.traces.frames import read_frames, redact_frames
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours, write_hour
 from assets.traces.records import tabulate_payloads, tabulate_records
+from bench.traces import make_records
+from orchestration.status import find_quarantined
 from resources.traces import SealedSegments
 from serving.errors import TraceError
 from serving.home import Home
 from serving.tracing.segments import SegmentWriter, read_segment
-from tests.assets.traces.served import plan_days, serve_plan
+from tests.assets.traces.served import START, plan_days, serve_plan
 
 NOTHING = pl.DataFrame(schema=tables.DELETIONS)
 
@@ -151,6 +161,24 @@ def test_damage_costs_its_own_record_and_is_quarantined(home):
     assert found[torn.name]["reason"] == "torn_tail"
     assert found[torn.name]["segment_offset"] == tail.offsets[-1]
     assert find_miscounted(find_folder(home), segments(home)) == []
+    told = nothing_is_quarantined(read_quarantine(find_folder(home)))
+    assert (told.passed, told.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert told.metadata["segments"].value == [path.name]
+    assert [told.metadata[f"{kind}_count"].value for kind in ("quarantined", "torn_tail")] == [1, 1]
+    (problem,) = find_quarantined(home, since=START)
+    assert "1 stretch" in problem
+    assert path.name in problem
+    assert find_quarantined(home, since=datetime.now(UTC) + timedelta(days=1)) == ()
+
+
+def test_a_torn_tail_alone_is_no_alarm(home):
+    path = segments(home)[0]
+    path.write_bytes(path.read_bytes()[:-5])
+    compact(home)
+    told = nothing_is_quarantined(read_quarantine(find_folder(home)))
+    assert told.passed
+    assert told.metadata["torn_tail_count"].value == 1
+    assert find_quarantined(home, since=START) == ()
 
 
 def test_a_segment_of_a_newer_format_waits_for_the_release_that_reads_it(home):
@@ -226,6 +254,9 @@ def test_redacting_keeps_name_size_and_offsets(home):
     assert (after.offsets, after.redacted_count) == (before.offsets[1:], 1)
     assert traces.fingerprint() == identity
     assert orjson.loads(before.payloads[0])["trace_id"].encode() not in path.read_bytes()
+    redact_frames(path, before.offsets)
+    assert read_frames(path).redacted_count == len(before.offsets) > 1
+    assert (read_frames(path).payloads, traces.fingerprint()) == ((), identity)
 
 
 def test_two_compactions_at_once_are_refused(home):
@@ -234,6 +265,56 @@ def test_two_compactions_at_once_are_refused(home):
         pytest.raises(TraceError, match="only compaction"),
     ):
         compact(home)
+
+
+COMPACTION = """
+import re, sys
+from pathlib import Path
+import polars as pl
+from assets import tables
+from assets.traces import compaction
+compaction.GROUP_BYTES = 1_000_000
+segments = sorted(Path(sys.argv[1]).glob("*.seg"))
+nothing = pl.DataFrame(schema=tables.DELETIONS)
+done = compaction.compact_segments(segments, Path(sys.argv[2]), tombstones=nothing)
+peak = re.search("VmHWM:\\\\s+(\\\\d+) kB", Path("/proc/self/status").read_text())
+print(done.record_count, int(peak[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own peak")
+def test_four_times_the_records_need_no_more_memory(tmp_path):
+    """Of a day with records of 10 kB, in groups of 1 MB."""
+
+    async def write(folder, count):
+        writer = SegmentWriter(folder, seal_bytes=500_000)
+        for number, record in enumerate(make_records(count, hours=24)):
+            text = random.Random(number).randbytes(100).hex() * 50  # noqa: S311
+            assert await writer.append(replace(record, answer=text))
+        await writer.close()
+
+    peaks_mb = []
+    for count in (600, 2400):
+        folder = tmp_path / str(count)
+        asyncio.run(write(folder / "segments", count))
+        done = subprocess.run(
+            [sys.executable, "-c", COMPACTION, folder / "segments", folder / "hours"],
+            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+        stored, peak_mb = map(int, done.stdout.split())
+        assert stored == count
+        peaks_mb.append(peak_mb)
+    more_mb = 1800 * 10_000 / 2**20
+    assert peaks_mb[1] - peaks_mb[0] < 2 * more_mb, peaks_mb
+
+
+def test_an_hour_is_written_in_groups_that_bound_who_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(hours, "ROW_GROUP_ROWS", 100)
+    path = tmp_path / "hour.parquet"
+    write_hour(path, pl.LazyFrame({"number": range(1000)}))
+    groups = parquet.ParquetFile(path).metadata
+    sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+    assert (sum(sizes), max(sizes)) == (1000, 100)
 
 
 def test_an_empty_home_has_typed_hours(tmp_path):

@@ -33,7 +33,16 @@ from orchestration.forgetting import hash_training_set
 from resources.traces import SealedSegments
 from serving.errors import InvalidInputError
 from serving.home import Home
-from tests.assets.traces.served import START, make_keys, plan_days, serve_plan
+from serving.models.protocols import ChatRequest
+from serving.pipeline.router import RouterPolicy
+from tests.assets.traces.served import (
+    START,
+    answer_as_teacher,
+    make_keys,
+    plan_days,
+    serve_plan,
+)
+from tests.serving.fakes import TEACHER_PRICE, CannedChatModel
 
 ADA = Reviewer(name="ada", kind="human")
 BOT = Reviewer(name="triage-bot", kind="automation")
@@ -112,6 +121,33 @@ def test_candidates_are_eligible_hardest_first_and_asked_once(home):
     decide(home, first, verdict="rejected")
     again = find_candidates(rows.lazy(), open_decisions(home).read())
     assert found["trace_id"][0] not in again["trace_id"].to_list()
+
+
+def test_only_what_may_be_admitted_or_is_refused_settles_a_question_by_the_last_word(home):
+    """Two traces ask the same; a decision about the first is or is not one about the question."""
+    rows = records(home)
+    first, second = (
+        row | {"question": "Asked twice?", "question_hash": "twice"}
+        for row in rows.filter(
+            pl.col("trace_id").is_in(find_candidates(
+                rows.lazy(), open_decisions(home).read())["trace_id"].to_list())
+        ).head(2).to_dicts()
+    )  # fmt: skip
+    asked = pl.DataFrame([second], schema=rows.schema).lazy()
+
+    def is_open() -> bool:
+        return not find_candidates(asked, open_decisions(home).read()).is_empty()
+
+    for unfit in ({"env": "staging"}, {"trainable": False}, {"escalation_requested": True}):
+        decide(home, first | unfit, reviewer=BOT, trace_id=f"unfit-{[*unfit]}")
+        assert is_open()
+    decide(home, first)
+    assert not is_open()
+    later = {"decided_at": LATER + timedelta(hours=1), "verdict": "rejected"}
+    decide(home, first, **later, reason_code="wrong_answer")
+    assert is_open()  # the correction is about the answer alone
+    decide(home, first, decided_at=LATER + timedelta(hours=2), verdict="rejected")
+    assert not is_open()
 
 
 def test_accepted_questions_of_enough_keys_are_admitted_and_a_new_trace_changes_nothing(home):
@@ -304,6 +340,82 @@ def test_automation_cannot_close_what_only_people_may_and_hasty_people_are_notic
     result, loop = check()
     assert result.severity.value == "ERROR"
     assert loop.by_automation == (second["escalation_id"],)
+
+
+def test_automation_decides_nothing_anew_that_was_a_persons(home, monkeypatch):
+    """Neither an escalation that a person closed nor a decision of a person's own."""
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(home.root))
+    rows = records(home)
+    queue = find_escalations(rows.lazy(), open_decisions(home).read()).to_dicts()
+    by_id = {row["trace_id"]: row for row in rows.to_dicts()}
+    escalated = next(e for e in queue if by_id[e["trace_id"]]["trainable"])
+    own = find_candidates(rows.lazy(), open_decisions(home).read())["trace_id"][-1]
+    ids = [escalated["trace_id"], own]
+    decide(home, by_id[ids[0]], verdict="rejected", escalation_id=escalated["escalation_id"])
+    decide(home, by_id[ids[1]], verdict="rejected")
+    for trace_id in ids:
+        refused = CliRunner().invoke(cli.app, [
+            "curate", "decide", trace_id, "--reviewer", "bot", "--automation",
+            "--decision", "accepted", "--reason-code", "recurring",
+        ])  # fmt: skip
+        assert (refused.exit_code, "contract 1" in refused.output) == (2, True)
+        decide(home, by_id[trace_id], reviewer=BOT, decided_at=LATER + timedelta(hours=1))
+    admitted = admit_decisions(
+        open_decisions(home).read(), open_deletions(home).read(), handwritten_count=5000
+    )
+    assert dict(admitted.filter(reviewer_kind="automation").select("trace_id", "reason").rows()) \
+        == dict.fromkeys(ids, "not_human")  # fmt: skip
+    decisions = open_decisions(home).read()
+    loop = audit_loop(find_escalations(rows.lazy(), decisions), decisions)
+    assert loop.by_automation == (escalated["escalation_id"],)
+
+
+def test_what_automation_accepted_before_it_was_contested_is_told(home):
+    rows = records(home)
+    queue = find_escalations(rows.lazy(), open_decisions(home).read())
+    row = queue.filter(reason="contested_refusal").row(0, named=True)
+    trace = rows.filter(trace_id=row["trace_id"]).row(0, named=True)
+    decide(home, trace, reviewer=BOT)
+    decisions = open_decisions(home).read()
+    told = human_loop_is_human(find_escalations(rows.lazy(), decisions), decisions)
+    assert (told.passed, told.severity.value) == (False, "WARN")
+    assert told.metadata["unseen"].value == [row["escalation_id"]]
+    decide(home, trace, escalation_id=row["escalation_id"], decided_at=LATER + timedelta(hours=1))
+    decisions = open_decisions(home).read()
+    assert human_loop_is_human(find_escalations(rows.lazy(), decisions), decisions).passed
+
+
+def refuse_a_change(request: ChatRequest) -> str:
+    """Answer as the teacher, who has no source about the change that the student is unsure of."""
+    is_unsure = "change 5" in str(request.messages[-1]["content"])
+    return "REFUSE" if is_unsure else answer_as_teacher(request)
+
+
+def test_topics_of_high_stakes_wait_for_a_person_and_a_doubted_valid_answer_has_not_failed(
+    tmp_path,
+):
+    """The router marks what it sends to the teacher for its words; confidence doubts the rest."""
+    home = Home(tmp_path / "home")
+    teacher = CannedChatModel("extractive-v1", refuse_a_change, TEACHER_PRICE)
+    serve_plan(
+        home.root, plan_days(0.3, 200), keys=make_keys(home.root, 2), has_doubts=True,
+        teacher=teacher, router=RouterPolicy(high_stakes_terms=("environment variable",)),
+    )  # fmt: skip
+    compact(home)
+    rows = records(home)
+    stakes = rows.filter(route_reason="high_stakes")
+    assert not stakes.is_empty()
+    queue = find_escalations(rows.lazy(), open_decisions(home).read())
+    assert set(queue.filter(reason="high_stakes")["trace_id"]) == set(stakes["trace_id"])
+    verdicts = pl.col("attempts").list.eval(pl.element().struct.field("verdict"))
+    doubted = rows.filter(
+        pl.col("attempts").list.len() == 2, verdicts.list.first() == "valid", "refused"
+    )
+    assert not doubted.is_empty()
+    failed = queue.filter(reason="failed_twice").join(rows, on="trace_id")
+    assert not failed["trace_id"].is_in(doubted["trace_id"].to_list()).any()
+    assert (failed.select(verdicts.list.first().ne("valid").alias("v"))["v"]).all()
+    assert not failed.is_empty()
 
 
 @pytest.mark.parametrize("kind", ["trace", "conversation", "key"])

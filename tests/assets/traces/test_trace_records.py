@@ -42,7 +42,7 @@ def test_what_a_server_wrote_becomes_a_typed_table(records):
     assert kinds == [
         ("answered", False, "rule"), ("answered", False, "rule"), ("answered", False, "rule"),
         ("answered", True, "rule"), ("answered", False, "fallback"),
-        ("upstream-failed", None, "rule"),
+        ("upstream-failed", None, "fallback"),
     ]  # fmt: skip
     age = datetime.now(UTC) - records["asked_at"].min()
     assert timedelta(0) <= age < timedelta(hours=1)
