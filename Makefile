@@ -35,7 +35,8 @@ test: setup ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 torture: setup ## the fault tests with full counts (a quiet machine, tens of minutes)
-	UNDERSTUDY_TORTURE=full $(BIN)/python -m pytest -s --timeout 3600 tests/serving
+	UNDERSTUDY_TORTURE=full $(BIN)/python -m pytest -s --timeout 3600 tests/serving \
+	  tests/orchestration/sensors tests/assets/traces
 
 check: setup ## formatting, lint, direction of dependencies, types
 	$(BIN)/ruff format --check .

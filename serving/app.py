@@ -1,7 +1,8 @@
-"""The HTTP app and its process: addresses, what each can end in, starting and draining.
+"""The HTTP app and its process: addresses, what each can end in, starting.
 
-Belongs here: routes and how they are described, listening. Does not belong here: what a route does
-(`server`), loading a release (`engine`), what holds for every request (`edge`).
+Belongs here: routes and how they are described, starting. Does not belong here: what a route does
+(`server`), loading a release (`engine`), what holds for every request (`edge`), connections
+(`listening`).
 """
 
 import asyncio
@@ -11,11 +12,9 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-import uvicorn
 import uvloop
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
-from uvicorn.config import LOGGING_CONFIG
 
 from serving.access.admission import Admission
 from serving.access.keys import Scope
@@ -23,22 +22,23 @@ from serving.access.ring import KeyRing
 from serving.edge import Edge
 from serving.engine import ServingEngine, load_engine
 from serving.errors import InvalidInputError
+from serving.listening import make_server
 from serving.logs import write_logs_as
 from serving.operation_schemas import Health, Readiness, ReleaseInfo
 from serving.operations import Operations
 from serving.page import add_pages
 from serving.problems import install_problem_handlers
-from serving.reference import describe_problems
+from serving.reference import TRACE_PERSISTED, describe_problems, describe_stream
 from serving.releases.live import LiveRelease, Load
 from serving.schemas import AskResponse, FeedbackStored, ProblemName
 from serving.server import Server
 from serving.settings import LOOPBACK_HOSTS, VARIABLES, ServerSettings
 from serving.streaming import EVENT_STREAM
 from serving.tracing.segments import SegmentWriter, seal_abandoned
+from serving.tracing.spans import require_otlp
 
 __all__ = ["ServingEngine", "create_app", "load_engine", "run", "serve"]
 
-DRAIN_SECONDS = 25
 _LOG = logging.getLogger(__name__)
 
 _ADMISSION: tuple[ProblemName, ...] = ("unauthenticated", "not-allowed", "over-quota")
@@ -93,6 +93,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    app.state.end_questions = server.end_questions
     app.add_middleware(Edge, is_foreign=_find_foreign(settings, admission))
     install_problem_handlers(app)
     _add_product_routes(app, server)
@@ -152,6 +153,8 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
         "/ask",
         server.ask,
         methods=["POST"],
+        # Before the body is checked: who may not ask costs no more than reading it as JSON.
+        dependencies=[Depends(server.admit_question)],
         response_model=AskResponse,
         response_description="An answer with its citations, or a refusal",
         summary="Ask a question",
@@ -159,14 +162,7 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
         responses={
             200: {
                 "headers": _ASK_HEADERS,
-                "content": {
-                    EVENT_STREAM: {
-                        "schema": {"type": "string"},
-                        "example": 'event: draft\ndata: {"text":"Put them in .env. "}\n\n'
-                        'event: answer\ndata: {"answer":"Put them in .env. '
-                        '[docs:guides/environment-variables/2]", … }\n\n',
-                    }
-                },
+                "content": {EVENT_STREAM: describe_stream()},
             },
             **describe_problems(
                 *_ADMISSION,
@@ -177,6 +173,7 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
                 "overloaded",
                 "not-ready",
                 "deadline-exceeded",
+                is_traced=True,
             ),
         },
     )
@@ -184,6 +181,7 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
         "/feedback",
         server.take_feedback,
         methods=["POST"],
+        dependencies=[Depends(server.admit_feedback)],
         status_code=201,
         response_model=FeedbackStored,
         response_description="It is on disk",
@@ -230,10 +228,7 @@ def _add_operation_routes(app: FastAPI, ops: Operations) -> None:
 
 _ASK_HEADERS = {
     "X-Trace-Id": {"description": "The trace of this answer.", "schema": {"type": "string"}},
-    "X-Trace-Persisted": {
-        "description": "`true` only when the trace is on disk.",
-        "schema": {"type": "string", "enum": ["true", "false"]},
-    },
+    "X-Trace-Persisted": TRACE_PERSISTED,
 }
 
 
@@ -256,8 +251,10 @@ def run_on_server_loop(work: Coroutine[Any, Any, None]) -> None:
 
 async def serve(settings: ServerSettings) -> None:
     """Load the release, then listen."""
-    # First: a server nobody may reach says so before anything slow is loaded.
+    # First: what would keep the server from starting says so before anything slow is loaded.
     admission = open_admission(settings)
+    if settings.otlp_endpoint:
+        require_otlp()
     engine = await load_engine(settings)
     seal_abandoned(settings.segments_folder)
     seal_abandoned(settings.feedback_folder)
@@ -267,14 +264,4 @@ async def serve(settings: ServerSettings) -> None:
         writer=SegmentWriter(settings.segments_folder),
         admission=admission,
     )
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_config=LOGGING_CONFIG if settings.log_format == "text" else None,
-        server_header=False,
-        lifespan="on",
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-    await uvicorn.Server(config).serve()
+    await make_server(app, settings).serve()

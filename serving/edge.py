@@ -1,15 +1,16 @@
-"""The outermost middleware: a trace id, the limit on bodies, the security headers.
+"""The outermost middleware: a trace id, the limit on bodies, the security headers, the last catch.
 
 Belongs here: what holds for every request before any route sees it. Does not belong here: routes.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.problems import ProblemError, too_large, write_problem
+from serving.problems import ProblemError, too_large, unexpected, write_problem
 from serving.settings import MAXIMUM_BODY_BYTES
 from serving.tracing.record import new_trace_id
 
@@ -21,6 +22,8 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 """A page of our own names a wider content policy itself; these do not replace it."""
+
+_LOG = logging.getLogger(__name__)
 
 LONGEST_BODY_SECONDS = 30.0
 """A client that sends a byte now and then holds a connection no longer than this."""
@@ -47,9 +50,12 @@ class Edge:
             await self._app(scope, receive, send)
             return
         trace_id = scope.setdefault("state", {})["trace_id"] = new_trace_id()
+        has_started = False
 
         async def send_secured(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
+                has_started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
@@ -61,8 +67,17 @@ class Edge:
         except ProblemError as problem:
             await write_problem(problem, trace_id)(scope, receive, send_secured)
             return
-        if body is not None:
+        if body is None:
+            return
+        try:
             await self._app(scope, _replay(body, receive), send_secured)
+        except Exception as error:
+            # Here and not in an exception handler: those of `Exception` run outside this
+            # middleware, where the document would go out without the security headers.
+            if has_started:
+                raise
+            _LOG.exception("the request %s failed", trace_id)
+            await write_problem(unexpected(error), trace_id)(scope, receive, send_secured)
 
     async def _read_body_in_time(self, scope: Scope, receive: Receive) -> bytes | None:
         try:

@@ -20,7 +20,7 @@ from serving.pipeline.canary import check_inputs_disjoint
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import ROUTED_PHASES, Phase
 from serving.pipeline.validator import VALIDATOR_VERSION
-from serving.releases.bundle import VerifiedRelease, load_current, load_public_key
+from serving.releases.bundle import VerifiedRelease, copy_current, load_public_key
 from serving.releases.manifest import ReleaseManifest, hash_retrieved
 from serving.releases.parts import (
     Close,
@@ -147,7 +147,17 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
         InvalidInputError: the teacher's key or a base model is missing.
     """
     # In a thread: a server loads its next release while it answers from the last.
-    release, embedder, reranker = await asyncio.to_thread(_load_files, settings)
+    with contextlib.ExitStack() as copied:
+        release, embedder, reranker = await asyncio.to_thread(_load_files, settings, copied)
+        return await _open_engine(settings, release, embedder, reranker)
+
+
+async def _open_engine(
+    settings: ServerSettings,
+    release: VerifiedRelease,
+    embedder: Embedder,
+    reranker: Reranker | None,
+) -> ServingEngine:
     manifest = release.manifest
     async with contextlib.AsyncExitStack() as opened:
         teacher, close_teacher = connect_teacher(manifest, settings, embedder)
@@ -176,9 +186,15 @@ async def load_engine(settings: ServerSettings) -> ServingEngine:
     )
 
 
-def _load_files(settings: ServerSettings) -> tuple[VerifiedRelease, Embedder, Reranker | None]:
-    """Verify the release and load what embeds and orders; reads every byte of the bundle."""
-    release = load_current(settings.releases_folder, load_public_key(settings.keys_folder))
+def _load_files(
+    settings: ServerSettings, copied: contextlib.ExitStack
+) -> tuple[VerifiedRelease, Embedder, Reranker | None]:
+    """Copy and verify the release, and load what embeds and orders; reads the whole bundle.
+
+    The copy lies there until `copied` is closed.
+    """
+    key = load_public_key(settings.keys_folder)
+    release = copied.enter_context(copy_current(settings.releases_folder, key))
     _check_versions(release.manifest)
     embedder = load_embedder_of(release.manifest, settings.models_folder)
     _ = embedder.dimension  # an embedder that is not compiled loads its weights for it

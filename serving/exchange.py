@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from serving.access.admission import Admission, Principal
 from serving.engine import ServingEngine
@@ -19,11 +19,19 @@ from serving.errors import ModelError
 from serving.metrics import ServerMetrics
 from serving.models.asking import CALLER_DEADLINE
 from serving.pipeline.answer import Answered
+from serving.pipeline.answered import Progress
 from serving.pipeline.canary import draw_conversation
 from serving.pipeline.circumstances import Circumstances, DraftReader
-from serving.problems import ProblemError, deadline_exceeded, explain_model_error, unexpected
+from serving.problems import (
+    ProblemError,
+    deadline_exceeded,
+    explain_model_error,
+    shutting_down,
+    unexpected,
+)
 from serving.schemas import AskRequest, AskResponse
 from serving.settings import ServerSettings
+from serving.tracing.clients import ClientKind
 from serving.tracing.record import (
     Escalation,
     TraceRecord,
@@ -44,6 +52,7 @@ class Inquiry:
     trace_id: str
     principal: Principal
     escalation: Escalation
+    client_kind: ClientKind = "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +84,7 @@ class Exchange:
         self._admission = admission
         self._spans = spans
         self._draw = random.SystemRandom().random
+        self._answering: set[asyncio.Task[Any]] = set()
 
     async def answer(
         self, engine: ServingEngine, inquiry: Inquiry, reader: DraftReader | None = None
@@ -90,18 +100,24 @@ class Exchange:
             "origin": engine.trace_origin(principal.trace_env(self._settings.env)),
             "trace_id": inquiry.trace_id,
             "asked_at": datetime.now(UTC),
+            "client_kind": inquiry.client_kind,
             "key_id": principal.key_id,
             "conversation_id": body.conversation_id,
             "escalation": inquiry.escalation,
         }
+        progress = Progress()
         try:
-            answered = await self._answer(engine, inquiry, reader)
+            answered = await self._answer(engine, inquiry, reader, progress)
         except ProblemError as problem:
             total_ms = (time.perf_counter() - began) * 1000
             failure = build_failure_record(
-                body.question, outcome=problem.name, total_ms=total_ms, **common
+                body.question,
+                outcome=problem.name,
+                total_ms=total_ms,
+                progress=progress,
+                **common,
             )
-            self._metrics.count_problem(problem.name)
+            self._metrics.count_problem(problem.name, progress.attempts)
             is_persisted = await self._persist(failure)
             problem.headers |= trace_headers(inquiry.trace_id, is_persisted=is_persisted)
             raise
@@ -119,19 +135,35 @@ class Exchange:
             response=response, answered=answered, record=record, is_persisted=is_persisted
         )
 
+    def end_questions(self) -> set[asyncio.Task[Any]]:
+        """End what is being answered: it becomes a problem, and its trace is written.
+
+        Returns the tasks of those questions.
+        """
+        ended = set(self._answering)
+        for task in ended:
+            task.cancel()
+        return ended
+
     async def _persist(self, record: TraceRecord) -> bool:
         if self._spans is not None:
             self._spans.export(record)
         return await self._traces.append(record)
 
     async def _answer(
-        self, engine: ServingEngine, inquiry: Inquiry, reader: DraftReader | None
+        self,
+        engine: ServingEngine,
+        inquiry: Inquiry,
+        reader: DraftReader | None,
+        progress: Progress,
     ) -> Answered:
         """Answer within the deadline; whatever goes wrong becomes a problem."""
         # Anew: another release may be in force than the one that the question was admitted to.
         require_skill(engine, inquiry.body.skill)
         seconds = self._settings.request_deadline_seconds
         deadline_set = CALLER_DEADLINE.set(time.monotonic() + seconds)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._answering.add(task)
         try:
             async with asyncio.timeout(seconds) as deadline:
                 return await engine.pipeline.answer(
@@ -139,7 +171,12 @@ class Exchange:
                     prefer_quality=inquiry.body.prefer_quality,
                     skill=inquiry.body.skill,
                     around=self._describe_circumstances(engine, inquiry, reader),
+                    progress=progress,
                 )
+        except asyncio.CancelledError:
+            # Nobody cancels a question but a server that ends: it has to be told and traced.
+            task.uncancel()
+            raise shutting_down() from None
         except ModelError as error:
             _LOG.warning("no model answered", exc_info=error)
             raise explain_model_error(error) from error
@@ -149,6 +186,7 @@ class Exchange:
             _LOG.exception("answering failed")
             raise unexpected(error) from error
         finally:
+            self._answering.discard(task)
             CALLER_DEADLINE.reset(deadline_set)
 
     def _describe_circumstances(

@@ -5,11 +5,13 @@ few values; nothing a user typed is one. Belongs here: names, units, what feeds 
 belong here: who may read them (`app`), traces (`tracing`).
 """
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.pipeline.answered import Answered
+from serving.pipeline.answered import Answered, Attempt
 from serving.releases.live import LiveRelease
 from serving.tracing.segments import SegmentWriter
 
@@ -98,9 +100,7 @@ class ServerMetrics:
         if answered.skill is not None:
             self._skills.labels(answered.skill, answered.served_by).inc()
         self._seconds.labels(answered.served_by).observe(answered.total_ms / 1000)
-        for attempt in answered.attempts:
-            if attempt.completion:
-                self._cost.labels(attempt.role).inc(attempt.completion.cost_usd)
+        self._count_costs(answered.attempts)
         if answered.used_fallback and answered.served_by == "teacher":
             is_doubted = answered.route.reason == "low_confidence"
             verdict = (
@@ -115,9 +115,15 @@ class ServerMetrics:
             self._cost.labels("shadow").inc(cost_usd)
             self._shadow_answered_at.set(now)
 
-    def count_problem(self, name: str) -> None:
-        """Count a question that ended in a problem document."""
+    def count_problem(self, name: str, attempts: Sequence[Attempt] = ()) -> None:
+        """Count a question that ended in a problem document, and what its attempts cost."""
         self._asked.labels(name).inc()
+        self._count_costs(attempts)
+
+    def _count_costs(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            if attempt.completion:
+                self._cost.labels(attempt.role).inc(attempt.completion.cost_usd)
 
     def count_feedback(self, rating: str) -> None:
         """Count stored feedback."""

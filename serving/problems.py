@@ -122,6 +122,17 @@ def deadline_exceeded(found: str) -> ProblemError:
     )
 
 
+def shutting_down() -> ProblemError:
+    """Return the problem of a question that outlasts the drain of a server that stops."""
+    return ProblemError(
+        "not-ready",
+        expected="an answer before the server ends",
+        found="a server that is shutting down",
+        next_step="Ask again: another server answers, or this one once it is back.",
+        headers={"Retry-After": "1"},
+    )
+
+
 def too_large(limit_bytes: int) -> ProblemError:
     """Return the problem of a body over the limit."""
     return ProblemError(
@@ -134,17 +145,15 @@ def too_large(limit_bytes: int) -> ProblemError:
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Render every error of the app as a problem document."""
+    """Render every planned error of the app as a problem document; `edge` does the others."""
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_unexpected)
 
 
 def _on_problem(request: Request, error: Exception) -> Response:
-    if not isinstance(error, ProblemError):
-        return _on_unexpected(request, error)
-    return write_problem(error, request.state.trace_id)
+    problem = error if isinstance(error, ProblemError) else unexpected(error)
+    return write_problem(problem, request.state.trace_id)
 
 
 def _on_invalid(request: Request, error: Exception) -> Response:
@@ -177,10 +186,6 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
         headers=headers,
     )
     return write_problem(problem, request.state.trace_id)
-
-
-def _on_unexpected(request: Request, error: Exception) -> Response:
-    return write_problem(unexpected(error), request.state.trace_id)
 
 
 def unexpected(error: Exception) -> ProblemError:

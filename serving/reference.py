@@ -5,16 +5,22 @@ problems (`problems`), what a route says of itself (`app`).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from serving.problems import CATALOGUE, EXPECTED_BODY
 from serving.schemas import (
     MAXIMUM_QUESTION_CHARS,
     PROBLEM_MEDIA_TYPE,
     PROBLEM_PREFIX,
+    STREAM_EVENTS,
     Problem,
     ProblemName,
 )
+
+_COMPONENT = "#/components/schemas/{model}"
 
 _EXAMPLES: Mapping[ProblemName, tuple[str, str, str]] = {
     "invalid-request": (
@@ -64,8 +70,30 @@ _EXAMPLES: Mapping[ProblemName, tuple[str, str, str]] = {
 """What the API's reference shows of each, as the server words it."""
 
 
-def describe_problems(*names: ProblemName) -> dict[int | str, dict[str, object]]:
-    """Return the OpenAPI responses of a route that can end in these problems."""
+_TRACE_ID = {"description": "The id of this request.", "schema": {"type": "string"}}
+TRACE_PERSISTED = {
+    "description": "`true` only when the trace is on disk.",
+    "schema": {"type": "string", "enum": ["true", "false"]},
+}
+_RETRY_AFTER = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+_CHALLENGE = {"description": "`Bearer`, with the realm.", "schema": {"type": "string"}}
+_HEADERS: Mapping[int, Mapping[str, object]] = {
+    401: {"WWW-Authenticate": _CHALLENGE},
+    429: {"Retry-After": _RETRY_AFTER},
+    502: {"Retry-After": _RETRY_AFTER | {"description": "Seconds to wait, where they are known."}},
+    503: {"Retry-After": _RETRY_AFTER},
+}
+_TRACED = frozenset({429, 500, 502, 503, 504})
+"""Statuses of questions that may have been asked already, and then have a trace."""
+
+
+def describe_problems(
+    *names: ProblemName, is_traced: bool = False
+) -> dict[int | str, dict[str, object]]:
+    """Return the OpenAPI responses of a route that can end in these problems.
+
+    `is_traced`: once a question is taken its problem says whether the trace is on disk.
+    """
     described: dict[int | str, dict[str, object]] = {}
     gathered: dict[int, dict[object, object]] = {}
     for name in names:
@@ -74,6 +102,7 @@ def describe_problems(*names: ProblemName) -> dict[int | str, dict[str, object]]
         examples: dict[object, object] = {name: {"summary": title, "value": _write_example(name)}}
         described[status] = {
             "description": f"{known['description']}; or {title.lower()}" if known else title,
+            "headers": _describe_headers(status, is_traced=is_traced),
             "content": {
                 PROBLEM_MEDIA_TYPE: {
                     "schema": {"$ref": f"#/components/schemas/{Problem.__name__}"},
@@ -85,10 +114,37 @@ def describe_problems(*names: ProblemName) -> dict[int | str, dict[str, object]]
     return described
 
 
+def _describe_headers(status: int, *, is_traced: bool) -> dict[str, object]:
+    headers: dict[str, object] = {"X-Trace-Id": _TRACE_ID, **_HEADERS.get(status, {})}
+    if is_traced and status in _TRACED:
+        text = "`true` only when the trace is on disk; absent where the question was not taken."
+        headers["X-Trace-Persisted"] = TRACE_PERSISTED | {"description": text}
+    return headers
+
+
+def describe_stream() -> dict[str, object]:
+    """Return what OpenAPI says of a streamed answer: a text of events, and the data of each."""
+    return {
+        "schema": {"type": "string"},
+        "example": 'event: draft\ndata: {"text":"Put them in .env. "}\n\n'
+        'event: answer\ndata: {"answer":"Put them in .env. '
+        '[docs:guides/environment-variables/2]", … }\n\n',
+        "x-events": {
+            name: {"$ref": _COMPONENT.format(model=event.__name__)}
+            for name, event in STREAM_EVENTS.items()
+        },
+    }
+
+
 def complete_reference(described: dict[str, Any]) -> dict[str, Any]:
-    """Add to an OpenAPI document what its routes refer to: the problem document and the key."""
+    """Add to an OpenAPI document what its routes refer to: problems, a stream's events, the key."""
     components = described["components"]
-    components["schemas"][Problem.__name__] = Problem.model_json_schema()
+    models: list[type[BaseModel]] = [Problem, *STREAM_EVENTS.values()]
+    referred: list[tuple[type[BaseModel], Literal["serialization"]]] = [
+        (model, "serialization") for model in models
+    ]
+    _, defined = models_json_schema(referred, ref_template=_COMPONENT)
+    components["schemas"] |= defined["$defs"]
     components["securitySchemes"] = {
         "key": {
             "type": "http",

@@ -4,6 +4,7 @@ Belongs here: shapes, limits and the examples OpenAPI shows. Does not belong her
 get (`operation_schemas`), when a problem is raised (`app`), what a trace stores (`tracing/record`).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -26,18 +27,22 @@ ProblemName = Literal[
 
 
 def _check_question(text: str) -> str:
-    """Strip, and refuse what is empty or too long once the pipeline has normalised it.
+    """Strip, and refuse what is empty or too long, as it came or as the pipeline normalises it.
 
-    NFKC can turn one character into eighteen, so the limit holds for both forms.
+    NFKC can turn one character into eighteen: what is too long already is not normalised, or one
+    body could hold the event loop for a third of a second.
     """
     if text != _replace_surrogates(text):
         raise ValueError("whole characters are expected, found half a surrogate pair")
     stripped = text.strip()
-    normalised = normalise_question(stripped)
-    longest = max(len(stripped), len(normalised))
-    if not normalised or longest > MAXIMUM_QUESTION_CHARS:
-        raise ValueError(f"1..{MAXIMUM_QUESTION_CHARS} characters are expected, found {longest}")
+    _check_length(stripped)
+    _check_length(normalise_question(stripped))
     return stripped
+
+
+def _check_length(text: str) -> None:
+    if not 1 <= len(text) <= MAXIMUM_QUESTION_CHARS:
+        raise ValueError(f"1..{MAXIMUM_QUESTION_CHARS} characters are expected, found {len(text)}")
 
 
 class AskRequest(BaseModel):
@@ -222,6 +227,44 @@ class Problem(BaseModel):
     found: str = Field(description="What there was instead.")
     next_step: str = Field(description="What to do about it.")
     instance: str = Field(description="The id of this request, also in `X-Trace-Id`.")
+
+
+class DraftEvent(BaseModel):
+    """Of a streamed answer: the next piece of text, which nobody has judged yet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str = Field(description="Add it to the draft.", examples=["Put them in .env. "])
+
+
+class CorrectionEvent(BaseModel):
+    """Of a streamed answer: all draft text so far is taken back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reason: str = Field(description="Why, in words.", examples=["another model answers"])
+
+
+class AnswerEvent(AskResponse):
+    """Of a streamed answer: the last event, with the answer that holds."""
+
+    verdict: str = Field(description="What the validator said of its text.", examples=["valid"])
+    trace_persisted: bool = Field(description="As the header `X-Trace-Persisted` of an answer.")
+
+
+class ProblemEvent(Problem):
+    """Of a streamed answer: the last event, where there is no answer."""
+
+    trace_persisted: bool = Field(description="As the header `X-Trace-Persisted` of a problem.")
+
+
+STREAM_EVENTS: Mapping[str, type[BaseModel]] = {
+    "draft": DraftEvent,
+    "correction": CorrectionEvent,
+    "answer": AnswerEvent,
+    "problem": ProblemEvent,
+}
+"""What the data of each event of a stream is."""
 
 
 class FeedbackRequest(BaseModel):

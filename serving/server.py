@@ -30,11 +30,15 @@ from serving.schemas import AskRequest, FeedbackRequest, FeedbackStored
 from serving.settings import ServerSettings
 from serving.shadowing import Shadow
 from serving.streaming import stream_answer, wants_stream
+from serving.tracing.clients import name_client_kind
 from serving.tracing.record import Escalation
 from serving.tracing.segments import SegmentWriter
 from serving.tracing.spans import connect_otlp
 
 _LONGEST_WARM_UP_PAUSE_SECONDS = 30.0
+_LAST_STREAMS_SECONDS = 3.0
+"""For streams whose readers have left, once nobody else is waited for."""
+_SHUTTING_DOWN = "the server is shutting down"
 _LOG = logging.getLogger(__name__)
 
 
@@ -86,15 +90,29 @@ class Server:
         try:
             yield
         finally:
-            self._close_to_questions("the server is shutting down")
+            self._close_to_questions(_SHUTTING_DOWN)
             background.cancel()
-            await asyncio.gather(background, *self._streams, return_exceptions=True)
+            await asyncio.gather(background, return_exceptions=True)
+            await self._settle_questions()
             await self._shadow.close()
             await self._traces.close()
             await self._feedback.close()
             await self._live.close()
             if self._spans is not None:
                 await asyncio.to_thread(self._spans.close)
+
+    def end_questions(self) -> None:
+        """End what is being answered, and take nothing more: the drain is over."""
+        self._close_to_questions(_SHUTTING_DOWN)
+        self._exchange.end_questions()
+
+    async def _settle_questions(self) -> None:
+        """Give answers that nobody waits for any more a moment, then end them; all are traced."""
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=_LAST_STREAMS_SECONDS)
+        left = self._exchange.end_questions() | self._streams
+        if left:
+            await asyncio.wait(left, timeout=_LAST_STREAMS_SECONDS)
 
     async def _warm_up_and_watch(self) -> None:
         """Warm up and follow CURRENT at once: another release may cure what this one cannot."""
@@ -142,18 +160,21 @@ class Server:
         not yet validated, `correction` takes the draft back, and one `answer` or `problem` ends the
         stream.
         """
-        principal = await self.admit(request, "ask")
-        self._require_ready()
-        self._require_room()
+        principal: Principal = request.state.principal
         require_skill(self._live.engine, body.skill)
-        body, escalation = await self._settle_escalation(body, principal)
+        self._enter()  # before quality is counted: who finds no place has spent nothing
+        try:
+            body, escalation = await self._settle_escalation(body, principal)
+        except BaseException:
+            self._leave()
+            raise
         inquiry = Inquiry(
             body=body,
             trace_id=request.state.trace_id,
             principal=principal,
             escalation=escalation,
+            client_kind=name_client_kind(request.headers.get("user-agent")),
         )
-        self._enter()
         if wants_stream(request.headers.get("accept")):
             return stream_answer(
                 lambda reader: self._answer_streamed(inquiry, reader),
@@ -170,6 +191,16 @@ class Server:
             ),
         )
 
+    async def admit_question(self, request: Request) -> None:
+        """Let a question in, before the fields of its body are checked."""
+        request.state.principal = await self.admit(request, "ask")
+        self._require_ready()
+        self._require_room()
+
+    async def admit_feedback(self, request: Request) -> None:
+        """Let feedback in, before the fields of its body are checked."""
+        request.state.principal = await self.admit(request, "feedback:write")
+
     async def _answer_streamed(self, inquiry: Inquiry, reader: DraftReader) -> Exchanged:
         engine, done = await self._answer(inquiry, reader)
         await self._shadow.follow(engine, done.answered, done.record, inquiry.principal)
@@ -183,13 +214,16 @@ class Server:
             with self._live.lease() as engine:
                 return engine, await self._exchange.answer(engine, inquiry, reader)
         finally:
-            self._in_flight -= 1
-            self._metrics.in_flight.set(self._in_flight)
+            self._leave()
 
     def _enter(self) -> None:
-        """Take a place; the room is looked at again, since admission may have waited."""
+        """Take a place; the room is looked at again, since others came in meanwhile."""
         self._require_room()
         self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
         self._metrics.in_flight.set(self._in_flight)
 
     async def admit(self, request: Request, scope: Scope) -> Principal:
@@ -255,7 +289,7 @@ class Server:
 
         It is kept for people who debug and never becomes training data.
         """
-        principal = await self.admit(request, "feedback:write")
+        principal: Principal = request.state.principal
         env = principal.trace_env(self._settings.env)
         record = build_feedback(body, env=env, key_id=principal.key_id)
         if not await self._feedback.append(record.to_mapping()):

@@ -109,6 +109,7 @@ class Shadow:
             origin=engine.trace_origin(principal.trace_env(self._settings.env)),
             trace_id=new_trace_id(),
             asked_at=asked_at,
+            client_kind=served.client_kind,
             key_id=principal.key_id,
             conversation_id=served.conversation_id,
             shadow_of=served.trace_id,

@@ -9,8 +9,9 @@ import fcntl
 import hashlib
 import hmac
 import json
+import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -142,6 +143,20 @@ def revoke_key(folder: Path, key_id: str, *, now: datetime | None = None) -> Api
     return revoked
 
 
+def remove_keys(folder: Path, key_ids: Collection[str]) -> None:
+    """Take keys out of the file, and the file away with the last one; other keys stay as they are.
+
+    For keys that nobody will ask about again: a revoked one stays listed. End the server first:
+    one that runs keeps the keys it knows in force when the file goes, and stays closed.
+    """
+    with _exclusive(folder):
+        left = tuple(key for key in read_keys(folder) if key.key_id not in key_ids)
+        if left:
+            _write(folder, left)
+        else:
+            (folder / KEYS_FILE).unlink(missing_ok=True)
+
+
 def read_keys(folder: Path) -> tuple[ApiKey, ...]:
     """Return the keys of the file in `folder`, none when there is no file.
 
@@ -155,12 +170,28 @@ def read_keys(folder: Path) -> tuple[ApiKey, ...]:
         return ()
     except (OSError, ValidationError) as error:
         found = str(error) if isinstance(error, OSError) else _name_errors(error)
+        next_step = "restore the file, or move it away and make new keys"
+        if isinstance(error, PermissionError):
+            next_step = _advise_reader(path)
         raise InvalidInputError(
             f"reading the API keys in {path}",
             expected="the file that `understudy keys create` writes",
             found=found,
-            next_step="restore the file, or move it away and make new keys",
+            next_step=next_step,
         ) from None
+
+
+def _advise_reader(path: Path) -> str:
+    """Say how a person may read the file; only a user that serves is to be given it."""
+    user = os.geteuid()
+    try:
+        owner = f"the user {path.stat().st_uid}"
+    except OSError:  # its folder may not be entered
+        owner = "the user who owns it"
+    return (
+        f"run as root or as {owner}; if the user {user} is the one that serves, as root: `chown` "
+        f"the file to {user}"
+    )
 
 
 def find_key(keys: Mapping[str, ApiKey], text: str) -> ApiKey | None:
@@ -181,19 +212,48 @@ def _hash(secret: str) -> str:
 
 
 def _write(folder: Path, keys: tuple[ApiKey, ...]) -> None:
+    owner = _find_owner(folder)
     with atomic_path(folder / KEYS_FILE) as temporary:
         temporary.chmod(PRIVATE_MODE)
         content = _KeysFile(keys=keys).model_dump(mode="json")
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.chown(temporary, *owner)
 
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """Let one process at a time change the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{KEYS_FILE}.lock").open("w") as lock:
+    owner = _find_owner(folder)
+    path = folder / f".{KEYS_FILE}.lock"
+    with path.open("w") as lock:
+        os.chown(path, *owner)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _find_owner(folder: Path) -> tuple[int, int]:
+    """Return the user and group that the file is left to; -1 where it is simply who runs this.
+
+    A server runs as a user of its own, who alone may read the file. One that root replaced and kept
+    would shut the server out, and a revoked key would go on opening it.
+
+    Raises:
+        InvalidInputError: the file is another user's, and only root may leave it to them.
+    """
+    path = folder / KEYS_FILE
+    if os.geteuid() == 0:
+        found = (path if path.exists() else folder).stat()
+        return found.st_uid, found.st_gid
+    if path.exists() and path.stat().st_uid != os.geteuid():
+        owner = path.stat().st_uid
+        raise InvalidInputError(
+            f"changing the API keys in {path}",
+            expected=f"to run as root, or as the user {owner} who owns the file",
+            found=f"the user {os.geteuid()}",
+            next_step=f"run it again as root, or as the user {owner}",
+        )
+    return -1, -1
 
 
 def _explain_fields(error: ValidationError) -> InvalidInputError:

@@ -167,9 +167,14 @@ class LocalStudent:
         pieces = TextPieces(self._tokenizer)
         loop = asyncio.get_running_loop()
 
+        def show(piece: str) -> None:
+            # Looked at where it is set, on the loop: by now the draft may be somebody else's.
+            if not job.is_abandoned:
+                on_text(piece)
+
         def hand_on(token: int) -> None:
             if token not in self._stop_ids and (piece := pieces.add(token)):
-                loop.call_soon_threadsafe(on_text, piece)
+                loop.call_soon_threadsafe(show, piece)
 
         job.on_token = hand_on
         completion = await self._describe(job, await self._run(job))

@@ -166,6 +166,10 @@ class TokenScores:
     y_logprobs: npt.NDArray[np.float64]
 
 
+KeepScores = Callable[[ScoreRequest, TokenScores], None]
+"""Told of each answer's scores as they land, in any order."""
+
+
 @runtime_checkable
 class ChatModel(Protocol):
     """A pinned model that answers chat messages."""

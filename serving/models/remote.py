@@ -18,6 +18,8 @@ Provider = Literal["extractive", "openai", "vllm", "anthropic"]
 """`extractive` is embedded: it quotes the sources and calls nobody."""
 
 NEEDS_BASE_URL: frozenset[str] = frozenset({"openai", "vllm"})
+SERVES_ADAPTERS: frozenset[str] = frozenset({"openai", "vllm"})
+"""Servers that may hold LoRA adapters on one base, each asked for as a model by its own name."""
 OFFERS_LOGPROBS: frozenset[str] = frozenset({"openai", "vllm"})
 
 

@@ -23,6 +23,7 @@ from serving.pipeline.answered import (
     Answered,
     Asked,
     Attempt,
+    Progress,
     choose_last,
     elapsed_ms,
     is_usable,
@@ -105,10 +106,12 @@ class AnswerPipeline:
         mode: Mode = "routed",
         seed: int = 0,
         around: Circumstances = ORDINARY,
+        progress: Progress | None = None,
     ) -> Answered:
         """Answer one question; another `seed` is another draw, never taken from this one's cache.
 
-        `skill` names who of `skills` it is for; None: where the best chunk lies decides.
+        `skill` names who of `skills` it is for; None: where the best chunk lies decides. In
+        `progress` every step is noted, for a caller who has to tell what became of one unanswered.
 
         Never returns an invalid answer: what no model could answer validly becomes a refusal.
 
@@ -131,7 +134,9 @@ class AnswerPipeline:
             started=started,
             around=around,
             skill=choose_skill(skill, hits, self.skills),
+            progress=progress or Progress(),
         )
+        asked.progress.asked = asked
         if mode != "routed":
             route = Route(to=mode, reason="default")
             return self._conclude(asked, route, [await self._attempt_alone(mode, asked)])
@@ -185,15 +190,19 @@ class AnswerPipeline:
         """Ask the model of the route, and the next ones while no answer may be shown."""
         obstacle = await self._find_obstacle(route, asked)
         settled = detour(route, obstacle, has_student=self.student is not None)
+        asked.progress.route = settled
         if settled.to == "teacher":
             # Around a student that is stopped lies the teacher, whose own share is counted then.
             if settled.to != route.to:
                 obstacle = await self._find_obstacle(settled, asked)
             return self._conclude(asked, settled, [await self._ask_teacher(asked, obstacle)])
         settled, attempts = await self._ask_students(settled, asked)
+        asked.progress.route = settled
         is_settled = is_usable(attempts[-1]) and settled.reason != "low_confidence"
         if not is_settled and settled.reason not in DETOURS:
-            obstacle = await self._find_obstacle(replace(settled, to="teacher"), asked)
+            # Whoever chose the student, its answer is why the teacher is asked: the key pays.
+            fallback = replace(settled, to="teacher", reason="default")
+            obstacle = await self._find_obstacle(fallback, asked)
             attempts.append(await self._ask_teacher(asked, obstacle))
         return self._conclude(asked, settled, attempts)
 
@@ -225,7 +234,9 @@ class AnswerPipeline:
     async def _ask_teacher(self, asked: Asked, obstacle: Obstacle | None) -> Attempt:
         """Ask the teacher; a spent budget is an attempt that made no call."""
         if obstacle == "budget":
-            return Attempt.failed("teacher", self.teacher.name, _out_of_budget(), asked)
+            failed = Attempt.failed("teacher", self.teacher.name, _out_of_budget(), asked)
+            asked.progress.attempts.append(failed)
+            return failed
         return await self._attempt(Tier(model=self.teacher), "teacher", asked)
 
     async def _attempt_alone(self, role: ServedBy, asked: Asked) -> Attempt:
@@ -239,7 +250,18 @@ class AnswerPipeline:
         return self.tiers if asked.skill is None else (asked.skill.tier,)
 
     async def _attempt(self, tier: Tier, role: ServedBy, asked: Asked) -> Attempt:
-        began = elapsed_ms(asked.started)
+        """Ask one model and note it; also a call that is given up may have cost something."""
+        began, name = elapsed_ms(asked.started), tier.model.name
+        try:
+            attempt = await self._call(tier, role, asked, began)
+        except BaseException as error:
+            attempt = Attempt.given_up(role, name, error, started_ms=began)
+            raise
+        finally:
+            asked.progress.attempts.append(attempt)
+        return attempt
+
+    async def _call(self, tier: Tier, role: ServedBy, asked: Asked, began: float) -> Attempt:
         try:
             completion = await complete_for(tier.model, asked, self.prompt)
         except ModelError as error:

@@ -5,6 +5,7 @@ them (`answer`), storing them (`tracing`).
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serving.errors import ModelError
@@ -13,6 +14,15 @@ from serving.pipeline.circumstances import ORDINARY, Circumstances
 from serving.pipeline.router import Route
 from serving.pipeline.skills import Skill
 from serving.pipeline.validator import Verdict
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a question has come, noted on the way: what is known of one that got no answer."""
+
+    asked: "Asked | None" = None
+    route: Route | None = None
+    attempts: "list[Attempt]" = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +38,7 @@ class Asked:
     """Of `time.perf_counter`."""
     around: Circumstances = ORDINARY
     skill: Skill | None = None
+    progress: Progress = field(default_factory=Progress, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,20 @@ class Attempt:
     """Milliseconds from the start of the request."""
     confidence: float | None = None
     """Calibrated probability that a student's valid answer is the teacher's; None: unknown."""
+
+    @classmethod
+    def given_up(
+        cls, role: ServedBy, model: str, error: BaseException, *, started_ms: float
+    ) -> "Attempt":
+        """Describe a call that ended in what no model raises: by its kind, never its message."""
+        return cls(
+            role=role,
+            completion=None,
+            verdict=None,
+            error=f"{type(error).__name__}: ended before it answered",
+            model=model,
+            started_ms=started_ms,
+        )
 
     @classmethod
     def failed(
@@ -119,7 +144,12 @@ class Answered:
     @property
     def used_fallback(self) -> bool:
         """True when the teacher was asked after a student."""
-        return {a.role for a in self.attempts} == {"student", "teacher"}
+        return has_fallback(self.attempts)
+
+
+def has_fallback(attempts: Sequence[Attempt]) -> bool:
+    """Say whether the teacher was asked after a student."""
+    return {a.role for a in attempts} == {"student", "teacher"}
 
 
 def choose_last(attempts: tuple[Attempt, ...]) -> Attempt:

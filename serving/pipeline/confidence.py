@@ -75,15 +75,16 @@ class ConfidenceCalibration:
             raise ValueError(f"expected scales above 0, found {self.scales}")
 
     def find_threshold(self, maximum_risk_ratio: float | None) -> float | None:
-        """Return the lowest threshold certified for this risk or a smaller one; None: none is."""
-        if maximum_risk_ratio is None:
-            return None
-        certified = [
-            row.threshold
-            for row in self.thresholds
-            if row.threshold is not None and row.risk_limit_ratio <= maximum_risk_ratio
+        """Return the threshold certified for the largest limit within this risk; None: none is.
+
+        One limit is read, whatever the others have certified: each test may be wrong one time in
+        twenty, so the best of six would break its promise more often than that.
+        """
+        within = [
+            row for row in self.thresholds if row.risk_limit_ratio <= (maximum_risk_ratio or 0.0)
         ]
-        return min(certified, default=None)
+        largest = max(within, key=lambda row: row.risk_limit_ratio, default=None)
+        return None if largest is None else largest.threshold
 
 
 def read_signals(

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ __all__ = [
     "ReleaseManifest",
     "VerifiedRelease",
     "build_bundle",
+    "copy_current",
     "ensure_signing_key",
     "load_current",
     "load_public_key",
@@ -56,7 +58,7 @@ CURRENT = "CURRENT"
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedRelease:
-    """A bundle whose every byte is the one that was signed."""
+    """A bundle whose every byte was the one that was signed when it was read."""
 
     folder: Path
     manifest: ReleaseManifest
@@ -98,7 +100,7 @@ def build_bundle(
     with atomic_folder(target) as staging:
         for name, student in manifest.students.items():
             copied = staging / ADAPTERS / student.adapter
-            _copy_adapter(adapters[name], copied)
+            _copy_files(adapters[name], copied)
             check_adapter(copied, student)
         (staging / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         _write_checksums(staging)
@@ -168,6 +170,43 @@ def load_current(releases_folder: Path, public_key: Ed25519PublicKey) -> Verifie
     Raises:
         ReleaseError: nothing is published, or anything at all does not verify.
     """
+    pointer = _read_current(releases_folder, public_key)
+    return _verify(releases_folder / pointer.release_id, pointer)
+
+
+@contextlib.contextmanager
+def copy_current(releases_folder: Path, public_key: Ed25519PublicKey) -> Iterator[VerifiedRelease]:
+    """Yield the release CURRENT points at, in a copy that nobody else can write to.
+
+    What was verified is what is loaded, whoever may write to the home meanwhile. The copy is gone
+    afterwards: load everything before.
+
+    Raises:
+        ReleaseError: nothing is published, anything at all does not verify, or there is no room for
+            a copy of the manifest and the adapters.
+    """
+    pointer = _read_current(releases_folder, public_key)
+    source = releases_folder / pointer.release_id
+    _verify(source, pointer)  # first: nothing is copied that nobody signed
+    with contextlib.ExitStack() as stack:
+        try:
+            private = tempfile.TemporaryDirectory(prefix="understudy-release-")  # mode 0700
+            folder = Path(stack.enter_context(private)) / pointer.release_id
+            _copy_files(source, folder)
+        except OSError as error:
+            raise _refuse(
+                f"copying the release {pointer.release_id} to the folder that TMPDIR names",
+                expected="readable files, and room for them",
+                found=error.strerror or type(error).__name__,
+                next_step="make room in that folder, or publish the release again",
+            ) from error
+        try:
+            yield _verify(folder, pointer)
+        except ReleaseError as error:
+            raise _name_source(error, folder, source) from error
+
+
+def _read_current(releases_folder: Path, public_key: Ed25519PublicKey) -> CurrentPointer:
     pointer = read_pointer(releases_folder / CURRENT, public_key)
     if pointer is None or not re.fullmatch(RELEASE_ID_PATTERN, pointer.release_id):
         raise _refuse(
@@ -176,14 +215,17 @@ def load_current(releases_folder: Path, public_key: Ed25519PublicKey) -> Verifie
             found="none" if pointer is None else repr(pointer.release_id),
             next_step="run `understudy run --select releases`",
         )
-    folder = releases_folder / pointer.release_id
+    return pointer
+
+
+def _verify(folder: Path, pointer: CurrentPointer) -> VerifiedRelease:
     manifest = verify_bundle(folder, checksums_sha256=pointer.checksums_sha256)
     return VerifiedRelease(
         folder=folder, manifest=manifest, sequence=pointer.sequence, parent=pointer.parent
     )
 
 
-def _copy_adapter(source: Path, target: Path) -> None:
+def _copy_files(source: Path, target: Path) -> None:
     for relative in sorted(list_files(source)):
         copy = target / relative
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -202,6 +244,20 @@ def _publisher_lock(releases_folder: Path) -> Iterator[None]:
     with (releases_folder / ".publish.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _name_source(error: ReleaseError, private: Path, source: Path) -> ReleaseError:
+    """Return the error with the release's own folder in it: the private copy is soon gone."""
+
+    def rename(told: str) -> str:
+        return told.replace(str(private), str(source))
+
+    return _refuse(
+        rename(error.attempted),
+        expected=rename(error.expected),
+        found=rename(error.found),
+        next_step=rename(error.next_step),
+    )
 
 
 def _refuse(attempted: str, *, expected: str, found: str, next_step: str) -> ReleaseError:

@@ -19,7 +19,7 @@ from serving.models.chat_tokens import Activation
 from serving.models.engines import LocalEngine
 from serving.models.prompted_student import TRAINED_KINDS, StudentKind
 from serving.models.protocols import Price
-from serving.models.remote import NEEDS_BASE_URL, Provider, RemoteProvider
+from serving.models.remote import NEEDS_BASE_URL, SERVES_ADAPTERS, Provider, RemoteProvider
 from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.prompt import CitationIds
 from serving.pipeline.router import ROUTED_PHASES, Phase, RouterPolicy
@@ -48,7 +48,8 @@ class StudentEntry(_Entry):
     `adapter` is the folder's name (`compact@3f9c0a1b2c4d`), `adapter_sha256` its `folder_sha256`,
     `base_hash` what `hash_base_model` says of the base, or `hash_remote_model` of one behind the
     server that `engine`, `base_url` and `api_key_env` (the name of a variable) name. `local_engine`
-    is what runs a local one.
+    is what runs a local one. An ordinary LoRA may be behind a server too, which is then asked for a
+    model of the name `adapter`: by content, so that no other adapter can answer under it.
     """
 
     kind: StudentKind = "alora"
@@ -80,10 +81,21 @@ class StudentEntry(_Entry):
 
     @model_validator(mode="after")
     def _can_be_loaded(self) -> Self:
-        if self.is_trained and (self.engine != "local" or self.activation is None):
-            raise ValueError(f"a student of kind {self.kind} needs engine local and an activation")
+        if self.is_trained and self.activation is None:
+            raise ValueError(f"a student of kind {self.kind} needs an activation")
+        if self.is_trained and self.engine != "local" and not self._is_servable_by_name:
+            raise ValueError(
+                f"a student of kind {self.kind} and activation {self.activation} needs engine "
+                f"local, not {self.engine}: servers apply an ordinary LoRA (kind lora, activation "
+                f"all) alone, and those of {', '.join(sorted(SERVES_ADAPTERS))} name it"
+            )
         _refuse_unreachable(self.engine, self.base_url)
         return self
+
+    @property
+    def _is_servable_by_name(self) -> bool:
+        is_ordinary = self.kind == "lora" and self.activation == "all"
+        return is_ordinary and self.engine in SERVES_ADAPTERS
 
     @property
     def is_trained(self) -> bool:

@@ -165,9 +165,11 @@ def _load_student(
     entry = manifest.students[name]
     began = time.perf_counter()
     student: ServedStudent
-    if entry.is_trained:
+    if entry.is_trained and entry.engine == "local":
         local = _load_local(manifest, entry, settings.models_folder, folder, bases)
         student = follow_rules(local, folder)
+    elif entry.is_trained:
+        student = follow_rules(_connect_adapter(entry, settings), folder)
     else:
         student = load_prompted_student(
             folder,
@@ -235,6 +237,17 @@ def _load_local(
     )
 
 
+def _connect_adapter(entry: StudentEntry, settings: ServerSettings) -> "PromptedStudent":
+    """Connect to the server that holds an adapter, which is asked for by its own name.
+
+    What computes there is not what a calibration was fitted to: it answers without confidences.
+    """
+    from serving.models.prompted_student import PromptedStudent, StudentPrompt
+
+    base = _connect_base(entry, settings, model=entry.adapter)
+    return PromptedStudent(name=entry.adapter, base=base, prompt=StudentPrompt(layout="plain"))
+
+
 def _open_base(
     manifest: ReleaseManifest,
     entry: StudentEntry,
@@ -242,7 +255,6 @@ def _open_base(
     bases: "SharedBases",
 ) -> "OpenedBase":
     from serving.models.prompted_student import OpenedBase
-    from serving.models.remote import connect_remote, hash_remote_model
 
     if entry.engine == "local":
         local = _load_local(manifest, entry, settings.models_folder, None, bases)
@@ -253,18 +265,27 @@ def _open_base(
             context_tokens=entry.context_tokens,
             dtype=local.dtype,
         )
+    return _connect_base(entry, settings, model=entry.base_model)
+
+
+def _connect_base(entry: StudentEntry, settings: ServerSettings, *, model: str) -> "OpenedBase":
+    from serving.models.prompted_student import OpenedBase
+    from serving.models.remote import connect_remote, hash_remote_model
+
+    if entry.engine == "local":
+        raise ValueError(f"{entry.adapter} runs here and is not asked through a server")
     remote = connect_remote(
         provider=entry.engine,
         base_url=entry.base_url,
         api_key=settings.read_secret(entry.api_key_env),
-        model=entry.base_model,
+        model=model,
         price=entry.price,
         timeout_seconds=entry.timeout_seconds,
         is_served=True,
     )
     return OpenedBase(
         model=remote,
-        identity=hash_remote_model(entry.engine, entry.base_model, entry.base_url),
+        identity=hash_remote_model(entry.engine, model, entry.base_url),
         count_tokens=estimate_tokens,
         context_tokens=entry.context_tokens,
     )

@@ -4,7 +4,7 @@ Belongs here: the declared fields and how an `Answered` fills them. Does not bel
 records reach the disk (`segments`), admission to training beyond the first cut.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -12,10 +12,11 @@ from typing import Literal
 import uuid6
 
 from serving.hashing import content_hash
-from serving.models.protocols import Price, ServedBy
-from serving.pipeline.answered import Answered, Attempt
+from serving.models.protocols import Hit, Price, ServedBy
+from serving.pipeline.answered import Answered, Attempt, Progress, has_fallback
 from serving.pipeline.questions import normalise_question
-from serving.pipeline.router import RouteReason
+from serving.pipeline.router import Route, RouteReason
+from serving.tracing.clients import ClientKind
 from serving.tracing.scrub import scrub
 
 SelectionMode = Literal["rule", "forced", "explore", "fallback", "shadow"]
@@ -75,7 +76,7 @@ class TraceRecord:
     asked_at: str
     env: str
     surface: str = "api"
-    client_kind: str | None = None
+    client_kind: ClientKind | None = None
     key_id: str | None = None
     conversation_id: str | None
     question: str
@@ -147,6 +148,7 @@ def build_record(
     origin: TraceOrigin,
     trace_id: str,
     asked_at: datetime,
+    client_kind: ClientKind | None = None,
     key_id: str | None = None,
     conversation_id: str | None = None,
     escalation: Escalation = NO_ESCALATION,
@@ -160,26 +162,26 @@ def build_record(
         asked_at=asked_at,
         outcome="answered",
         total_ms=answered.total_ms,
+        client_kind=client_kind,
         key_id=key_id,
         conversation_id=conversation_id,
         escalation=escalation,
     )
-    attempts = _trace_attempts(answered, origin.adapter_shas)
+    attempts = _trace_attempts(answered.attempts, answered.total_ms, origin.adapter_shas)
     known_ms = answered.retrieval_ms + sum(a.latency_ms for a in attempts)
     trainable_reason = _judge_trainable(
         env=origin.env, is_escalated=escalation.requested, is_shadow=shadow_of is not None
     )
     return replace(
         unanswered,
-        retrieved=tuple(
-            TracedHit(chunk_id=h.chunk_id, content_hash=h.content_hash, score=h.score)
-            for h in answered.retrieved
-        ),
+        retrieved=_trace_hits(answered.retrieved),
         max_score=answered.max_score,
         prompt_tokens_estimate=answered.prompt_tokens_estimate,
         route=answered.route.to,
         route_reason=answered.route.reason,
-        selection_mode="shadow" if shadow_of else _name_selection(answered),
+        selection_mode="shadow"
+        if shadow_of
+        else _name_selection(answered.route, answered.attempts),
         propensity=answered.route.propensity,
         parent_trace_id=shadow_of,
         canary_arm=answered.route.canary_arm,
@@ -193,7 +195,7 @@ def build_record(
         confidence=answered.confidence,
         overhead_ms=max(0.0, answered.total_ms - known_ms),
         cost_usd=answered.cost_usd,
-        counterfactual_cost_usd=_price_at_teacher(answered.last, origin.teacher_price),
+        counterfactual_cost_usd=_price_at_teacher(answered, origin.teacher_price),
         trainable=trainable_reason == "eligible",
         trainable_reason=trainable_reason,
     )
@@ -207,16 +209,22 @@ def build_failure_record(
     asked_at: datetime,
     outcome: str,
     total_ms: float,
+    client_kind: ClientKind | None = None,
     key_id: str | None = None,
     conversation_id: str | None = None,
     escalation: Escalation = NO_ESCALATION,
+    progress: Progress | None = None,
 ) -> TraceRecord:
-    """Describe a request that reached the pipeline and got a problem instead of an answer."""
+    """Describe a request that reached the pipeline and got a problem instead of an answer.
+
+    `progress` is how far it came: what it cost until then is in the record.
+    """
     scrubbed = scrub(normalise_question(question))
-    return TraceRecord(
+    record = TraceRecord(
         trace_id=trace_id,
         asked_at=write_time(asked_at),
         env=origin.env,
+        client_kind=client_kind,
         key_id=key_id,
         conversation_id=scrub(conversation_id) if conversation_id else None,
         question=scrubbed,
@@ -235,13 +243,49 @@ def build_failure_record(
         trainable_reason="not_answered",
         outcome=outcome,
     )
+    return _add_progress(record, progress, origin.adapter_shas) if progress else record
 
 
-def _trace_attempts(answered: Answered, shas: Mapping[str, str]) -> tuple[TracedAttempt, ...]:
-    ends = [a.started_ms for a in answered.attempts[1:]] + [answered.total_ms]
+def _add_progress(record: TraceRecord, progress: Progress, shas: Mapping[str, str]) -> TraceRecord:
+    """Say of an unanswered question what was retrieved, where it went and what was paid."""
+    asked, route = progress.asked, progress.route
+    if asked is None:
+        return record
+    attempts = _trace_attempts(progress.attempts, record.total_latency_ms, shas)
+    record = replace(
+        record,
+        retrieved=_trace_hits(asked.hits),
+        max_score=max((hit.score for hit in asked.hits), default=0.0),
+        prompt_tokens_estimate=asked.prompt_tokens,
+        skill=asked.skill.name if asked.skill else None,
+        attempts=attempts,
+        cost_usd=sum(attempt.cost_usd for attempt in attempts),
+    )
+    if route is None:
+        return record
+    return replace(
+        record,
+        route=route.to,
+        route_reason=route.reason,
+        selection_mode=_name_selection(route, progress.attempts),
+        propensity=route.propensity,
+        canary_arm=route.canary_arm,
+    )
+
+
+def _trace_hits(hits: Sequence[Hit]) -> tuple[TracedHit, ...]:
+    return tuple(
+        TracedHit(chunk_id=h.chunk_id, content_hash=h.content_hash, score=h.score) for h in hits
+    )
+
+
+def _trace_attempts(
+    attempts: Sequence[Attempt], total_ms: float, shas: Mapping[str, str]
+) -> tuple[TracedAttempt, ...]:
+    ends = [a.started_ms for a in attempts[1:]] + [total_ms]
     return tuple(
         _trace_attempt(attempt, end, shas.get(attempt.model))
-        for attempt, end in zip(answered.attempts, ends, strict=True)
+        for attempt, end in zip(attempts, ends, strict=False)
     )
 
 
@@ -252,7 +296,7 @@ def _trace_attempt(attempt: Attempt, end_ms: float, adapter_sha: str | None) -> 
         model=attempt.model,
         adapter_sha=adapter_sha if attempt.role == "student" else None,
         started_ms=attempt.started_ms,
-        latency_ms=done.latency_ms if done else end_ms - attempt.started_ms,
+        latency_ms=done.latency_ms if done else max(0.0, end_ms - attempt.started_ms),
         first_token_ms=done.first_token_ms if done else None,
         queue_ms=done.queue_ms if done else None,
         adapter_load_ms=done.adapter_load_ms if done else None,
@@ -266,18 +310,25 @@ def _trace_attempt(attempt: Attempt, end_ms: float, adapter_sha: str | None) -> 
     )
 
 
-def _name_selection(answered: Answered) -> SelectionMode:
-    if answered.used_fallback:
+def _name_selection(route: Route, attempts: Sequence[Attempt]) -> SelectionMode:
+    if has_fallback(attempts):
         return "fallback"
-    if answered.route.reason == "explore":
+    if route.reason == "explore":
         return "explore"
-    return "forced" if answered.route.reason == "prefer_quality" else "rule"
+    return "forced" if route.reason == "prefer_quality" else "rule"
 
 
-def _price_at_teacher(attempt: Attempt, price: Price) -> float:
-    """What the teacher would have cost for the tokens of the answer that was served."""
-    done = attempt.completion
-    return price.cost_usd(done.prompt_tokens, done.completion_tokens) if done else 0.0
+def _price_at_teacher(answered: Answered, price: Price) -> float:
+    """What the teacher alone would have cost: its own call where it was asked, else one like it.
+
+    It would have been sent the whole prompt, of which a student may read less or, where a rule of
+    it refuses, nothing; and would have written as much as was served.
+    """
+    asked = [a.completion for a in answered.attempts if a.role == "teacher" and a.completion]
+    if asked:
+        return price.cost_usd(asked[-1].prompt_tokens, asked[-1].completion_tokens)
+    done = answered.last.completion
+    return price.cost_usd(answered.prompt_tokens_estimate, done.completion_tokens if done else 0)
 
 
 def _judge_trainable(*, env: str, is_escalated: bool, is_shadow: bool) -> str:

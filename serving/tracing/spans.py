@@ -68,6 +68,19 @@ class SpanExport:
         self._provider.shutdown()
 
 
+def require_otlp() -> None:
+    """Refuse to go on without what exports spans.
+
+    Raises:
+        InvalidInputError: the extra `otel` is not installed.
+    """
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace  # noqa: F401
+    except ImportError:
+        raise _not_installed() from None
+
+
 def connect_otlp(endpoint: str) -> SpanExport:
     """Return the export to an OTLP/HTTP collector.
 
@@ -143,5 +156,6 @@ def _not_installed() -> InvalidInputError:
         "exporting spans",
         expected="the OpenTelemetry SDK and its OTLP exporter",
         found="no such packages",
-        next_step="install the extra `otel`, or unset the OTLP endpoint",
+        next_step="install the extra: `pip install 'understudy-serving[otel]'`, or unset the "
+        "OTLP endpoint",
     )

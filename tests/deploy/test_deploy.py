@@ -1,22 +1,33 @@
 """What deploy/ promises, checked by running the very commands it names; no container engine."""
 
+import ast
+import asyncio
 import configparser
+import contextlib
+import csv
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
+from collections.abc import AsyncIterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from serving.settings import PREFIX, VARIABLES, from_environment
 from serving.tracing.segments import read_segment
-from tests.deploy.tiny_site import TinySite, run_server
+from tests.deploy.tiny_site import TinySite, find_port, run_server
+from tests.serving.fakes import make_engine
+from tests.serving.running import listen, wait_until_ready
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -98,8 +109,7 @@ def test_the_unit_runs_the_package_s_command_with_settings_that_exist(installed:
     unit = _read_unit()
     (command,) = unit["ExecStart"]
     assert (installed / "bin" / Path(shlex.split(command)[0]).name).exists()
-    variables = dict(value.split("=", 1) for value in unit["Environment"])
-    settings = from_environment(variables)
+    settings = from_environment(_read_unit_variables())
     writable = f"/var/lib/{unit['StateDirectory'][0]}"
     assert settings.segments_folder.is_relative_to(writable)
     assert unit["ReadOnlyPaths"] == [str(settings.home)]
@@ -149,6 +159,106 @@ def test_the_image_is_not_root_s_holds_no_secret_and_runs_the_command(installed:
     assert not settings.is_loopback  # and so nothing listens before a key was made
     refused = _run(installed, **given)
     assert "understudy keys create" in refused.stderr
+
+
+def test_one_user_reads_the_home_in_the_image_and_on_the_server() -> None:
+    """The file of the keys is 0600: who runs the server has to be who owns it."""
+    steps = " ".join(rest for name, rest in _read_dockerfile() if name == "RUN")
+    page = (ROOT / "docs" / "how-to" / "deploy-a-server.mdx").read_text()
+    (unit_user,) = _read_unit()["User"]
+    for text in (steps, page):
+        order = r"groupadd --gid (\d+) (\w+).*?useradd --uid (\d+) --gid (\d+) .*? (\w+)\s"
+        made = re.search(order, text, re.DOTALL)
+        assert made is not None
+        assert made.groups() == ("10001", unit_user, "10001", "10001", unit_user)
+    home = str(from_environment(_read_unit_variables()).home)
+    assert f"install -d -o {unit_user} -g {unit_user} -m 0700 {home}/keys" in page
+    assert f"runuser -u {unit_user} -- env UNDERSTUDY_HOME={home}" in page
+    assert page.index("useradd") < page.index("rsync") < page.index("runuser")
+
+
+def _read_unit_variables() -> dict[str, str]:
+    return dict(value.split("=", 1) for value in _read_unit()["Environment"])
+
+
+def test_what_is_installed_is_what_was_tested() -> None:
+    """The image and the page install the pinned versions, on the Python they were tested with."""
+    constraints = (ROOT / "constraints.txt").read_text()
+    told = re.search(r"\(Python (\d+\.\d+),", constraints)
+    assert told is not None
+    images = {rest.split()[0] for name, rest in _read_dockerfile() if name == "FROM"}
+    assert images == {f"python:{told[1]}-slim"}
+    page = (ROOT / "docs" / "how-to" / "deploy-a-server.mdx").read_text()
+    assert f"python{told[1]} -m venv" in page
+    installs = re.findall(r"pip install (.*)", page)
+    for name, rest in _read_dockerfile():
+        if name == "RUN":
+            installs += re.findall(r"pip install (.*?)(?: && |$)", rest)
+    assert len(installs) == 5
+    for line in installs:
+        is_pinned = "--constraint" in line or "--no-deps --requirement" in line
+        assert is_pinned, line
+    assert any("[otel]" in line for line in installs)  # else OTLP_ENDPOINT ends the server
+    assert re.search(r"^hatchling==", constraints, re.M)
+
+
+def test_the_image_s_build_sees_what_it_copies_and_nothing_made_here() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    copied = {
+        part
+        for name, rest in _read_dockerfile()
+        if name == "COPY" and "--from" not in rest
+        for part in rest.split()[:-1]
+    }
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
+
+
+def test_what_the_wheel_imports_its_metadata_names() -> None:
+    """Of every package that the server imports: declared, or needed by one that is."""
+    content = tomllib.loads((ROOT / "serving" / "pyproject.toml").read_text())["project"]
+    declared = [*content["dependencies"], *content["optional-dependencies"]["otel"]]
+    known = _close_over([Requirement(line) for line in declared])
+    owners = metadata.packages_distributions()
+    imported = {
+        name
+        for path in (ROOT / "serving").rglob("*.py")
+        for name in _read_imports(path)
+        if name not in sys.stdlib_module_names and name != "serving"
+    }
+    assert len(imported) > 15
+    foreign = {
+        name
+        for name in imported
+        if not {canonicalize_name(owner) for owner in owners.get(name, [])} & known
+    }
+    assert foreign == set()
+
+
+def _close_over(requirements: list[Requirement]) -> set[str]:
+    """Return the canonical names of what installing these brings along, here."""
+    known: set[str] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in known or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        known.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            waiting += [Requirement(line) for line in metadata.requires(name) or ()]
+    return known
+
+
+def _read_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
 
 
 def test_the_image_s_health_check_tells_a_server_from_none() -> None:
@@ -225,6 +335,77 @@ def test_the_balancer_s_servers_are_asked_whether_they_are_ready() -> None:
     addresses = re.findall(r"^\s+server \w+ (\S+)$", text, re.M)
     assert len(set(addresses)) == len(addresses) == 2
     assert str(from_environment({}).port) in addresses[0]
+
+
+@pytest.mark.skipif(not shutil.which("haproxy"), reason="no haproxy on this machine")
+async def test_the_balancer_asks_whoever_is_ready_of_two_servers(tmp_path: Path) -> None:
+    """HAProxy with the file of deploy/, before two servers without keys."""
+    front = find_port()
+    async with (
+        asyncio.timeout(60),
+        listen(make_engine(), tmp_path / "one", checks_host=True) as one,
+        listen(make_engine(), tmp_path / "two", checks_host=True) as two,
+    ):
+        for port in (one, two):
+            async with _reach(port) as server:
+                await wait_until_ready(server)
+        config = tmp_path / "haproxy.cfg"
+        control = tmp_path / "control"
+        text = _replace_ports({"8320": front, "8321": one, "8322": two})
+        config.write_text(text.replace("global\n", f"global\n    stats socket {control}\n", 1))
+        async with _run_balancer(config), _reach(front) as client:
+            # It takes servers for well until it has asked them: what the checks say is waited for.
+            while "INI" in (checks := await _read_checks(client, control)):
+                await asyncio.sleep(0.05)
+            assert checks == ["L7OK", "L7OK"]
+            answers = [await client.post("/ask", json=QUESTION) for _ in range(20)]
+            assert Counter(answer.status_code for answer in answers) == {200: 20}
+            assert (await client.get("/metrics")).status_code == 404
+    asked = [len(_read_traces(tmp_path / name / "traces")) for name in ("one", "two")]
+    assert sum(asked) == 20
+    assert min(asked) > 0
+
+
+def _replace_ports(ports: dict[str, int]) -> str:
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    for told, here in ports.items():
+        assert text.count(f"127.0.0.1:{told}") == 1
+        text = text.replace(f"127.0.0.1:{told}", f"127.0.0.1:{here}")
+    return text
+
+
+@contextlib.asynccontextmanager
+async def _run_balancer(config: Path) -> AsyncIterator[None]:
+    checked = subprocess.run(
+        ["haproxy", "-c", "-f", config], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    balancer = await asyncio.create_subprocess_exec(
+        "haproxy", "-db", "-f", str(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        balancer.terminate()
+        await balancer.wait()
+
+
+async def _read_checks(client: httpx2.AsyncClient, control: Path) -> list[str]:
+    """Return what HAProxy found when it last asked each server, INI where it has not."""
+    await client.get("/readyz")  # waits until it listens
+    reader, writer = await asyncio.open_unix_connection(control)
+    writer.write(b"show stat\n")
+    table = csv.DictReader((await reader.read()).decode().lstrip("# ").splitlines())
+    writer.close()
+    return [row["check_status"].lstrip("* ") for row in table if row["svname"] in ("one", "two")]
+
+
+@contextlib.asynccontextmanager
+async def _reach(port: int) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.AsyncHTTPTransport(retries=20)  # until it listens
+    address = f"http://127.0.0.1:{port}"
+    async with httpx2.AsyncClient(transport=transport, base_url=address, timeout=60) as client:
+        yield client
 
 
 def test_the_example_of_the_variables_is_one_the_server_takes() -> None:

@@ -12,6 +12,8 @@ import uvicorn
 
 from serving.app import create_app
 from serving.engine import ServingEngine
+from serving.listening import PatientProtocol
+from serving.schemas import STREAM_EVENTS
 from serving.settings import ServerSettings
 from serving.tracing.segments import SegmentWriter, read_segment
 
@@ -63,7 +65,10 @@ def read_events(text: str) -> list[tuple[str, Any]]:
     found = []
     for block in text.split("\n\n")[:-1]:
         name, data = block.split("\n")
-        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+        event = name.removeprefix("event: ")
+        content = json.loads(data.removeprefix("data: "))
+        STREAM_EVENTS[event].model_validate(content)  # what the reference says of it
+        found.append((event, content))
     return found
 
 
@@ -98,7 +103,8 @@ async def listen(engine: ServingEngine, home: Path, **options: Any) -> AsyncIter
     app = create_app(
         engine=engine, settings=settings, writer=SegmentWriter(settings.segments_folder)
     )
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none"))
+    config = uvicorn.Config(app, port=0, log_level="critical", ws="none", http=PatientProtocol)
+    server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)

@@ -1,5 +1,6 @@
 """Keys, scopes, quotas, escalation, feedback and metrics through the app itself."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,10 +10,13 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving import schemas
+from serving.access.admission import Admission
 from serving.access.keys import KEYS_FILE, create_key, revoke_key
 from serving.access.ring import RELOAD_SECONDS, KeyRing
 from serving.app import create_app, open_admission
 from serving.errors import InvalidInputError
+from serving.pipeline.router import RouterPolicy
 from serving.settings import ServerSettings
 from serving.tracing.segments import SegmentWriter, read_segment
 from tests.serving.fakes import INVALID, CannedChatModel, CannedRetriever, make_engine
@@ -121,6 +125,31 @@ async def test_a_key_past_its_rate_waits(tmp_path: Path) -> None:
     assert len(_read_traces(tmp_path)) == 3  # what was not admitted reached no pipeline
 
 
+async def test_a_canarys_fallbacks_are_counted_for_the_key(tmp_path: Path) -> None:
+    key = create_key(tmp_path / "keys", tenant="docs", teacher_calls_per_minute=1).text
+    engine = make_engine(
+        student=CannedChatModel("s", INVALID), router=RouterPolicy(canary_ratio=1.0)
+    )
+    async with _serve(tmp_path, engine=engine) as client:
+        answers = [(await _ask(client, key)).json() for _ in range(2)]
+    assert [a["refused"] for a in answers] == [False, True]
+
+
+async def test_who_may_not_ask_is_told_before_the_body_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(schemas, "normalise_question", looked.append)
+    create_key(tmp_path / "keys", tenant="docs")
+    async with _serve(tmp_path) as client:
+        refused = [
+            await _ask(client, question="x", surplus=1),
+            await client.post("/feedback", json={"rating": "meh"}),
+        ]
+    assert [(r.status_code, _problem(r)) for r in refused] == [(401, "unauthenticated")] * 2
+    assert not looked
+
+
 async def test_quality_needs_its_scope_and_its_quota(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     plain = create_key(keys, tenant="docs").text
@@ -138,6 +167,31 @@ async def test_quality_needs_its_scope_and_its_quota(tmp_path: Path) -> None:
         past = await _ask(client, granted, prefer_quality=True)
         assert (past.status_code, _problem(past)) == (429, "over-quota")
         assert (await _ask(client, granted)).json()["served_by"] == "student"
+
+
+async def test_who_finds_no_place_has_spent_no_call_of_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = create_key(
+        tmp_path / "keys",
+        tenant="docs",
+        scopes=["ask", "ask:prefer_quality"],
+        teacher_calls_per_minute=2,
+    ).text
+    grant = Admission.grant_quality
+
+    async def grant_slowly(self: Admission, *args: Any, **options: Any) -> None:
+        await asyncio.sleep(0.05)  # others come in while a quota is looked up
+        await grant(self, *args, **options)
+
+    monkeypatch.setattr(Admission, "grant_quality", grant_slowly)
+    async with _serve(tmp_path, max_concurrency=1) as client:
+        both = await asyncio.gather(*(_ask(client, key, prefer_quality=True) for _ in range(2)))
+        assert sorted(r.status_code for r in both) == [200, 503]
+        assert (await _ask(client, key, prefer_quality=True)).status_code == 200
+        past = await _ask(client, key, prefer_quality=True)
+        assert (past.status_code, _problem(past)) == (429, "over-quota")
+        assert (await _ask(client, key)).status_code == 200  # who was refused left its place
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving import schemas
 from serving.app import create_app
 from serving.engine import ServingEngine
 from serving.errors import (
@@ -128,6 +129,7 @@ async def test_an_answer_has_the_contracts_fields(serve: Serve) -> None:
     served = await serve()
     response = await served.ask()
     body = response.json()
+    (trace,) = served.traces()
     assert response.status_code == 200
     assert body == {
         "answer": "Put environment variables in a .env file. [docs:guides/environment-variables/2]",
@@ -148,7 +150,7 @@ async def test_an_answer_has_the_contracts_fields(serve: Serve) -> None:
         "skill": None,
         "release": make_manifest().release_id,
         "cost_usd": STUDENT_PRICE.cost_usd(100, 20),
-        "counterfactual_cost_usd": TEACHER_PRICE.cost_usd(100, 20),
+        "counterfactual_cost_usd": TEACHER_PRICE.cost_usd(trace["prompt_tokens_estimate"], 20),
     }
     assert {c["id"] for c in body["citations"]} <= {h.chunk_id for h in HITS}
     assert response.headers["x-trace-persisted"] == "true"
@@ -167,6 +169,16 @@ async def test_the_trace_on_disk_is_the_response(serve: Serve) -> None:
     assert trace["question"] == QUESTION["question"]
     assert (trace["env"], trace["conversation_id"], trace["outcome"]) == ("prod", "c-1", "answered")
     assert [h["chunk_id"] for h in trace["retrieved"]] == [h.chunk_id for h in HITS]
+
+
+async def test_a_trace_names_the_kind_of_client_and_never_its_header(serve: Serve) -> None:
+    served = await serve()
+    header = {"User-Agent": "understudy-traffic/ide (of jo)"}
+    response = await served.client.post("/ask", json=QUESTION, headers=header)
+    assert response.status_code == 200
+    await served.client.post("/ask", json=QUESTION, headers={"User-Agent": "Jo's own client"})
+    assert [trace["client_kind"] for trace in served.traces()] == ["ide", "other"]
+    assert "jo" not in str(served.traces()).lower()
 
 
 async def test_an_invalid_student_answer_is_replaced_by_the_teachers(serve: Serve) -> None:
@@ -283,6 +295,25 @@ async def test_what_is_no_json_object_is_a_wrong_body(
         "/ask", content=content, headers={"content-type": content_type}
     )
     _check_problem(response, "invalid-request", 422)
+
+
+async def test_what_is_too_long_as_it_came_is_not_normalised(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body of the letter that NFKC makes eighteen of would hold the event loop."""
+    longest: list[int] = []
+    normalise = schemas.normalise_question
+
+    def watch(text: str) -> str:
+        longest.append(len(text))
+        return normalise(text)
+
+    monkeypatch.setattr(schemas, "normalise_question", watch)
+    served = await serve()
+    _check_problem(await served.ask(question="\ufdfa" * 21_000), "invalid-request", 422)
+    assert not longest
+    _check_problem(await served.ask(question="\ufdfa" * 300), "invalid-request", 422)
+    assert longest == [300]
 
 
 async def test_the_question_limits_are_inclusive(serve: Serve) -> None:
@@ -502,7 +533,18 @@ async def test_openapi_shows_examples_and_problems(serve: Serve) -> None:
     }  # fmt: skip
     assert set(ask["responses"]["503"]["content"]) == {"application/problem+json"}
     assert "X-Trace-Persisted" in ask["responses"]["200"]["headers"]
+    told = {status: set(ask["responses"][status]["headers"]) for status in ask["responses"]}
+    assert told["401"] == {"X-Trace-Id", "WWW-Authenticate"}
+    assert told["422"] == {"X-Trace-Id"}
+    assert told["429"] == told["503"] == {"X-Trace-Id", "Retry-After", "X-Trace-Persisted"}
+    assert told["504"] == {"X-Trace-Id", "X-Trace-Persisted"}
+    feedback = schema["paths"]["/feedback"]["post"]["responses"]
+    assert set(feedback["503"]["headers"]) == {"X-Trace-Id", "Retry-After"}
     components = schema["components"]
+    events = ask["responses"]["200"]["content"]["text/event-stream"]["x-events"]
+    assert list(events) == ["draft", "correction", "answer", "problem"]
+    for event in events.values():
+        assert components["schemas"][event["$ref"].rpartition("/")[2]]["properties"]
     assert components["schemas"]["AskRequest"]["examples"]
     shown = ask["responses"]["422"]["content"]["application/problem+json"]["schema"]["$ref"]
     assert shown.removeprefix("#/components/schemas/") in components["schemas"]

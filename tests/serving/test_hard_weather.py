@@ -1,10 +1,13 @@
 """Clocks that jump, disks that fail, clients that dawdle, bodies nobody would write."""
 
 import asyncio
+import contextlib
 import json
 import random
+import resource
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,9 @@ import serving.tracing.segments
 from serving.access.escalation import strip_admin_prefix
 from serving.access.keys import create_key
 from serving.edge import Edge
+from serving.listening import PatientProtocol
 from serving.problems import CATALOGUE
-from tests.serving.fakes import HITS, CannedChatModel, make_engine
+from tests.serving.fakes import GOOD, HITS, CannedChatModel, make_engine
 from tests.serving.running import QUESTION, listen, run_app
 from tests.serving.torture import count, report
 
@@ -40,20 +44,24 @@ async def test_a_clock_that_jumps_changes_no_answer(
     tmp_path: Path, hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deadlines, breakers and polling run on a clock nobody sets; traces say what was told."""
+    asked = count(20, 500)
     shifted = type("Shifted", (_Shifted,), {"by": timedelta(hours=hours)})
     async with run_app(make_engine(), tmp_path, shadow_ratio=1.0) as running:
         before = (await running.ask()).json()
         monkeypatch.setattr(serving.exchange, "datetime", shifted)
         wall = time.time
         monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
-        after = [(await running.ask()).json() for _ in range(20)]
-        traces = await running.wait_for_traces(21)
+        after = [(await running.ask()).json() for _ in range(asked)]
+        traces = await running.wait_for_traces(asked + 1)
         monkeypatch.undo()
     assert {a["answer"] for a in after} == {before["answer"]}
     served = [t for t in traces if t["selection_mode"] != "shadow"]
-    assert len({t["trace_id"] for t in served}) == 21
+    assert len({t["trace_id"] for t in served}) == asked + 1
     told = [datetime.fromisoformat(t["asked_at"]) for t in served[1:]]
     away = [abs(t - datetime.now(UTC) - timedelta(hours=hours)) for t in told]
+    report(
+        f"{asked} asked with the clock {hours:+d} h, {len(served) - 1} traced as told, 0 changed"
+    )
     assert max(away) < timedelta(minutes=5)
 
 
@@ -90,19 +98,24 @@ async def test_asked_is_stored_and_declared_lost_while_the_disk_comes_and_goes(
     assert said["false"]
 
 
+BEGINNINGS = (
+    b"POST /ask HTTP/1.1\r\nhost: x\r\n",
+    b"POST /ask HTTP/1.1\r\nhost: x\r\ncontent-length: 60\r\n\r\n{",
+    b"G",
+    b"",
+    b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\nGET /readyz HTT",
+)
+
+
+@pytest.mark.usefixtures("many_files")
 async def test_slow_clients_hold_no_place(tmp_path: Path) -> None:
     """More clients than places send a header or half a body and wait; others are answered."""
-    slow = count(40, 400)
-    beginnings = (
-        b"POST /ask HTTP/1.1\r\nhost: x\r\n",
-        b"POST /ask HTTP/1.1\r\nhost: x\r\ncontent-length: 60\r\n\r\n{",
-        b"G",
-    )
+    slow = count(40, 2_000)
     async with listen(make_engine(), tmp_path, max_concurrency=4) as port:
         writers = []
         for number in range(slow):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(beginnings[number % len(beginnings)])
+            writer.write(BEGINNINGS[number % len(BEGINNINGS)])
             await writer.drain()
             writers.append(writer)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
@@ -113,6 +126,49 @@ async def test_slow_clients_hold_no_place(tmp_path: Path) -> None:
             writer.transport.abort()
     report(f"{slow} slow clients, {Counter(a.status_code for a in answers)}")
     assert {a.status_code for a in answers} == {200}
+
+
+@pytest.mark.usefixtures("many_files")
+async def test_a_header_that_never_ends_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each connection is closed by the server, also one that sends a byte now and then."""
+    slow = count(40, 2_000)
+    monkeypatch.setattr(PatientProtocol, "header_seconds", 0.5)
+    monkeypatch.setattr(Edge.__init__, "__kwdefaults__", {"is_foreign": None, "body_seconds": 0.5})
+    async with listen(make_engine(), tmp_path) as port:
+        async with asyncio.timeout(60):
+            ends = await asyncio.gather(
+                *(_dawdle(port, BEGINNINGS[n % len(BEGINNINGS)]) for n in range(slow))
+            )
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.post("/ask", json=QUESTION)).status_code == 200
+    report(f"{slow} slow clients, {Counter(ends)}")
+    assert Counter(ends) == {"closed": slow}
+
+
+async def _dawdle(port: int, beginning: bytes) -> str:
+    """Send a beginning, then a byte now and then, until the server has had enough."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(beginning)
+    closed = asyncio.create_task(reader.read())
+    with contextlib.suppress(ConnectionError):
+        while not closed.done():
+            writer.write(b"x" * bool(beginning))
+            await writer.drain()
+            await asyncio.wait({closed}, timeout=0.1)
+    await asyncio.gather(closed, return_exceptions=True)
+    writer.transport.abort()
+    return "closed"
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Two descriptors a connection, since client and server are one process here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_body_that_never_ends_arriving_is_given_up() -> None:
@@ -147,9 +203,14 @@ async def test_what_anybody_types_breaks_nothing_and_grants_nothing(tmp_path: Pa
     lots = random.Random(11)  # noqa: S311  (a corpus)
     key = create_key(tmp_path / "keys", tenant="fuzz", requests_per_minute=10_000_000).text
     statuses: Counter[int] = Counter()
+    served: Counter[str] = Counter()
     documented = {200} | {status for status, _ in CATALOGUE.values()} - {500}
-    student = CannedChatModel("s", lambda _: lots.choice(("REFUSE", "Put it. [1]", "x [7]", "")))
-    async with run_app(make_engine(student=student), tmp_path, admin_prefix=True) as running:
+    told = ("REFUSE", GOOD, "x [7]", "")
+    student = CannedChatModel("s", lambda _: lots.choice(told))
+    teacher = CannedChatModel("t", "Deploy with the build command. [2]")
+    async with run_app(
+        make_engine(student=student, teacher=teacher), tmp_path, admin_prefix=True
+    ) as running:
         for _ in range(asked):
             body = _make_body(lots)
             headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
@@ -163,11 +224,18 @@ async def test_what_anybody_types_breaks_nothing_and_grants_nothing(tmp_path: Pa
                 answer = response.json()
                 assert {c["id"] for c in answer["citations"]} <= {h.chunk_id for h in HITS}
                 assert answer["route_reason"] != "prefer_quality"
+                who = {GOOD[:40]: "student", "Deploy with": "teacher"}
+                true = [name for text, name in who.items() if answer["answer"].startswith(text)]
+                assert true == ([] if answer["refused"] else [answer["served_by"]])
+                served[answer["served_by"]] += not answer["refused"]
         traces = running.traces()
     assert not any(t["escalation_granted"] for t in traces)
     assert not any(strip_admin_prefix(t["question"])[1] for t in traces)
-    report(f"{asked} bodies, {dict(statuses)}, {len(traces)} traces, 0 escalations granted")
-    assert statuses[200]
+    report(
+        f"{asked} bodies, {dict(statuses)}, by {dict(served)}, {len(traces)} traces, "
+        "0 escalations granted"
+    )
+    assert min(served["student"], served["teacher"]) > 0
 
 
 def _make_text(lots: random.Random, longest: int) -> str:

@@ -21,11 +21,12 @@ FAULTS: tuple[Fault, ...] = (
 
 
 class FaultyUpstream:
-    """Fails as `fault` says ("" answers); counts its calls."""
+    """Fails as `fault` says ("" answers); counts its calls, keeps the names it was asked for."""
 
     def __init__(self, fault: Fault = "") -> None:
         self.fault = fault
         self.calls: Counter[str] = Counter()
+        self.models: list[str] = []
         self.pieces: asyncio.Event | None = None
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -36,6 +37,7 @@ class FaultyUpstream:
         try:
             while body := await self._read(reader):
                 self.calls[self.fault or "ok"] += 1
+                self.models.append(json.loads(body).get("model", ""))
                 await self._answer(writer, body)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -1,5 +1,10 @@
 import json
+import os
 import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,6 +77,73 @@ def test_keys_made_at_once_are_all_kept(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda n: create_key(tmp_path, tenant=f"t{n}"), range(24)))
     assert {key.key_id for key in read_keys(tmp_path)} == {key.entry.key_id for key in made}
+
+
+SERVER_UID = 10001
+
+
+@pytest.fixture
+def keys_of_the_server() -> Iterator[Path]:
+    """A folder of keys that belongs to the user of a server, where any user may come by."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(place) / "keys"
+        folder.mkdir(mode=0o700)
+        os.chown(folder, SERVER_UID, SERVER_UID)
+        yield folder
+
+
+_AS_ANOTHER = """
+import os
+import sys
+from pathlib import Path
+from serving.access.keys import create_key, read_keys, revoke_key
+from serving.errors import InvalidInputError
+
+folder, user = Path(sys.argv[2]), int(sys.argv[3])
+os.setgroups([])
+os.setgid(user)
+os.setuid(user)
+try:
+    if sys.argv[1] == "create":
+        create_key(folder, tenant="own")
+    if sys.argv[1] == "revoke":
+        revoke_key(folder, read_keys(folder)[0].key_id)
+    sys.stdout.write(" ".join(key.tenant for key in read_keys(folder)))
+except InvalidInputError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+def _run_as(user: int, verb: str, folder: Path) -> str:
+    # Here and not `user=`: root's interpreter may lie where others cannot even start it.
+    command = [sys.executable, "-c", _AS_ANOTHER, verb, str(folder), str(user)]
+    root = Path(__file__).parents[3]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a file for another user")
+def test_keys_that_root_makes_are_the_server_s_to_read_and_change(keys_of_the_server: Path) -> None:
+    folder = keys_of_the_server
+    first = create_key(folder, tenant="first")
+    assert _run_as(SERVER_UID, "read", folder) == "first"
+    assert _run_as(SERVER_UID, "create", folder) == "first own"
+    create_key(folder, tenant="third")
+    revoke_key(folder, first.entry.key_id)
+    assert _run_as(SERVER_UID, "revoke", folder) == "first own third"
+    (found,) = {(p.stat().st_uid, p.stat().st_gid) for p in folder.iterdir()}
+    assert found == (SERVER_UID, SERVER_UID)
+    assert stat.S_IMODE((folder / KEYS_FILE).stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a file for another user")
+def test_another_user_is_told_whose_keys_these_are(keys_of_the_server: Path) -> None:
+    create_key(keys_of_the_server, tenant="first")
+    keys_of_the_server.chmod(0o777)
+    assert f"user {SERVER_UID} who owns the file" in _run_as(10002, "create", keys_of_the_server)
+    told = _run_as(10002, "read", keys_of_the_server)
+    assert f"run as root or as the user {SERVER_UID}; if the user 10002 is the one that" in told
+    assert [key.tenant for key in read_keys(keys_of_the_server)] == ["first"]
 
 
 def test_wrong_fields_and_files_are_explained(tmp_path: Path) -> None:

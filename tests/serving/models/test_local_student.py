@@ -399,3 +399,39 @@ def test_provenance_without_a_base_hash_is_refused(tiny_base, copied):
     (copied / "provenance.json").write_text(json.dumps({"activation": "question"}))
     with pytest.raises(ReleaseError, match="base None"):
         load(tiny_base, copied)
+
+
+async def test_nothing_of_an_answer_that_was_given_up_is_shown_later(student, monkeypatch):
+    """The step under way ends after its caller left, when the draft may be another model's."""
+    shown, made, goes_on = [], [], threading.Event()
+
+    class Held:
+        """The engine, held at its second token until the caller has left."""
+
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def decode(self, *args, on_token, **options):
+            def hold(row, token):
+                if made:
+                    goes_on.wait(10)
+                on_token(row, token)
+                made.append(token)
+
+            return engine.decode(*args, on_token=hold, **options)
+
+    engine = student._engine
+    monkeypatch.setattr(student, "_engine", Held())
+    asking = asyncio.create_task(student.stream(request(), shown.append))
+    while not made:
+        await asyncio.sleep(0.001)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    seen = list(shown)
+    goes_on.set()
+    while student._is_working:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+    assert len(made) == 2
+    assert shown == seen

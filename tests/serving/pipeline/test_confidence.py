@@ -93,7 +93,7 @@ def test_a_refusal_and_an_engine_without_logprobs_give_what_they_have():
     }  # fmt: skip
 
 
-def test_the_threshold_in_force_is_the_lowest_that_keeps_the_promise():
+def test_the_threshold_in_force_is_that_of_the_largest_limit_within_the_risk():
     rows = (
         RiskThreshold(risk_limit_ratio=0.05, threshold=None),
         RiskThreshold(risk_limit_ratio=0.10, threshold=0.8),
@@ -104,6 +104,18 @@ def test_the_threshold_in_force_is_the_lowest_that_keeps_the_promise():
     assert [calibration.find_threshold(limit) for limit in asked] == [
         None, None, 0.8, 0.8, 0.5, 0.5,
     ]  # fmt: skip
+
+
+def test_the_threshold_of_a_smaller_risk_does_not_stand_in_for_one_that_was_not_certified():
+    """Whoever takes the best of several tests at 5 % each is wrong more often than 5 %."""
+    rows = (
+        RiskThreshold(risk_limit_ratio=0.30, threshold=None),
+        RiskThreshold(risk_limit_ratio=0.05, threshold=0.2),
+        RiskThreshold(risk_limit_ratio=0.10, threshold=0.8),
+    )
+    calibration = make_calibration(thresholds=rows)
+    asked = (0.30, 0.29, 0.09, 0.01)
+    assert [calibration.find_threshold(limit) for limit in asked] == [None, 0.8, 0.2, None]
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,17 @@ async def test_a_teachers_answer_is_counted_by_outcome():
     assert purse.reasons == ["default"]
 
 
+@pytest.mark.parametrize(("draw", "reasons"), [(0.1, ["default"]), (0.9, ["canary"])])
+async def test_of_a_canary_only_the_control_is_the_operators(draw, reasons):
+    """What replaces an invalid answer of the student's side is caused by the question."""
+    purse = Purse(9)
+    around = Circumstances(allow_teacher=purse, canary_draw=draw)
+    path = pipeline(student=CannedChatModel("s", INVALID), router=RouterPolicy(canary_ratio=0.5))
+    answered = await path.answer("Where?", around=around)
+    assert (answered.served_by, answered.route.reason) == ("teacher", "canary")
+    assert purse.reasons == reasons
+
+
 async def test_a_stopped_model_is_gone_around():
     teacher = await pipeline(student=stopped("s")).answer("Where?")
     assert (teacher.served_by, teacher.route.reason) == ("teacher", "breaker")

@@ -1,9 +1,12 @@
 import hashlib
 import json
 import shutil
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from serving.releases.bundle import (
     CURRENT,
     MANIFEST,
     build_bundle,
+    copy_current,
     load_current,
     publish,
     verify_bundle,
@@ -26,6 +30,7 @@ from serving.releases.bundle import (
 from serving.releases.manifest import ReleaseManifest, hash_stored
 from tests.serving.fakes import make_manifest
 from tests.serving.pipeline.test_confidence import make_calibration
+from tests.serving.torture import count, report
 
 KEY = Ed25519PrivateKey.generate()
 
@@ -71,6 +76,77 @@ def test_a_published_release_is_loaded_back(releases: Path, adapter: Path) -> No
     copied = release.adapter_folder("compact")
     assert {p.name for p in copied.iterdir()} == {p.name for p in adapter.iterdir()}
     assert folder_sha256(copied) == folder_sha256(adapter)
+
+
+def test_what_is_loaded_is_a_copy_nobody_else_can_change(releases: Path) -> None:
+    with copy_current(releases, KEY.public_key()) as release:
+        (weights,) = _bundle(releases).rglob("*.safetensors")
+        weights.write_bytes(b"replaced after it was verified")
+        copied = release.adapter_folder("compact")
+        assert folder_sha256(copied) == release.manifest.students["compact"].adapter_sha256
+        private = release.folder.parent
+        assert private.stat().st_mode & 0o777 == 0o700
+        assert not private.is_relative_to(releases)
+    assert not private.exists()
+    with (
+        pytest.raises(ReleaseError, match=r"safetensors with sha256"),
+        copy_current(releases, KEY.public_key()),
+    ):
+        pass
+
+
+def test_a_file_replaced_while_it_is_copied_is_noticed(
+    releases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copyfile
+
+    def replace_and_copy(source: Path, target: Path) -> None:
+        if source.suffix == ".safetensors":
+            source.write_bytes(b"replaced between the hash and the copy")
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", replace_and_copy)
+    with (
+        pytest.raises(ReleaseError, match=r"safetensors with sha256"),
+        copy_current(releases, KEY.public_key()),
+    ):
+        pass
+
+
+def test_no_room_for_a_copy_is_said(releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(ReleaseError, match="TMPDIR"), copy_current(releases, KEY.public_key()):
+        pass
+
+
+def test_no_folder_for_a_copy_is_said(releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(releases / "gone"))
+    with pytest.raises(ReleaseError, match="TMPDIR"), copy_current(releases, KEY.public_key()):
+        pass
+
+
+def test_a_refused_copy_is_told_by_the_folder_of_the_release(
+    releases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The private folder is gone by then, and a path of its own would make each retry news."""
+    copy = shutil.copyfile
+
+    def damage(source: Path, target: Path) -> None:
+        copy(source, target)
+        target.write_bytes(b"damaged on the way")
+
+    monkeypatch.setattr(shutil, "copyfile", damage)
+    told = set()
+    for _ in range(2):
+        with pytest.raises(ReleaseError) as caught, copy_current(releases, KEY.public_key()):
+            pass
+        told.add(str(caught.value))
+    (text,) = told
+    assert str(_bundle(releases)) in text
+    assert "understudy-release-" not in text
 
 
 def test_the_checksums_are_what_sha256sum_reads(releases: Path) -> None:
@@ -208,27 +284,33 @@ def test_publishing_counts_up_and_rolls_back(releases: Path, adapter: Path) -> N
 
 
 def test_of_concurrent_publishers_one_wins(releases: Path, adapter: Path) -> None:
-    first = _bundle(releases).name
     rivals = [_build(releases, adapter, retrieval={"k": k}) for k in range(10, 18)]
-    outcomes: list[str | ReleaseError] = []
-    barrier = threading.Barrier(len(rivals))
+    rounds = count(3, 100)
+    refused = 0
+    with ThreadPoolExecutor(len(rivals)) as pool:
+        for _ in range(rounds):
+            current = _bundle(releases).name
+            others = [rival for rival in rivals if rival != current]
+            start = threading.Barrier(len(others))
+            outcomes = list(pool.map(partial(_race, releases, current, start), others))
+            winners = [o for o in outcomes if isinstance(o, str)]
+            assert winners == [_bundle(releases).name]
+            lost = [str(o) for o in outcomes if isinstance(o, ReleaseError)]
+            assert all("another publisher" in text for text in lost)
+            refused += len(lost)
+    report(f"{rounds} races of {len(rivals)} publishers, {rounds} winners, {refused} told so")
+    assert load_current(releases, KEY.public_key()).sequence == rounds + 1
 
-    def race(release_id: str) -> None:
-        barrier.wait()
-        try:
-            publish(releases, release_id, expected_parent=first, signing_key=KEY)
-            outcomes.append(release_id)
-        except ReleaseError as error:
-            outcomes.append(error)
 
-    threads = [threading.Thread(target=race, args=(r,)) for r in rivals]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    winners = [o for o in outcomes if isinstance(o, str)]
-    assert winners == [_bundle(releases).name]
-    assert all("another publisher" in str(o) for o in outcomes if isinstance(o, ReleaseError))
+def _race(
+    releases: Path, current: str, start: threading.Barrier, release_id: str
+) -> str | ReleaseError:
+    start.wait()
+    try:
+        publish(releases, release_id, expected_parent=current, signing_key=KEY)
+    except ReleaseError as error:
+        return error
+    return release_id
 
 
 @pytest.mark.parametrize("release_id", ["../escape", "ABCDEFABCDEF", "", "0" * 12])

@@ -7,6 +7,7 @@ import pytest
 
 from serving.errors import UpstreamError
 from serving.models.protocols import Price
+from serving.models.student_rules import RefusalRule, RuledStudent, StudentRules
 from serving.tracing.record import (
     TRACE_FIELDS,
     Escalation,
@@ -16,7 +17,13 @@ from serving.tracing.record import (
     build_record,
     new_trace_id,
 )
-from tests.serving.fakes import INVALID, TEACHER_PRICE, CannedChatModel, make_engine
+from tests.serving.fakes import (
+    INVALID,
+    STUDENT_PRICE,
+    TEACHER_PRICE,
+    CannedChatModel,
+    make_engine,
+)
 
 CONTRACT = {
     "trace_id",
@@ -90,7 +97,9 @@ async def test_a_student_answer_is_cheaper_than_its_counterfactual(origin: Trace
     record = await _record(origin)
     assert record.served_by == "student"
     assert record.selection_mode == "rule"
-    assert record.counterfactual_cost_usd == pytest.approx(TEACHER_PRICE.cost_usd(100, 20))
+    assert record.prompt_tokens_estimate not in (None, 100)  # what the student says it read
+    priced = TEACHER_PRICE.cost_usd(record.prompt_tokens_estimate or 0, 20)
+    assert record.counterfactual_cost_usd == pytest.approx(priced)
     assert 0 < record.cost_usd < record.counterfactual_cost_usd
     assert record.attempts[0].adapter_sha == "0" * 64
     assert (record.trainable, record.trainable_reason) == (True, "eligible")
@@ -111,6 +120,19 @@ async def test_a_fallback_has_two_attempts_and_pays_for_both(origin: TraceOrigin
     assert [a.role for a in record.attempts] == ["student", "teacher"]
     assert record.attempts[0].verdict not in (None, "valid")
     assert record.cost_usd > record.counterfactual_cost_usd
+
+
+async def test_a_refusal_by_a_rule_is_priced_as_the_prompt_that_the_teacher_was_spared(
+    origin: TraceOrigin,
+) -> None:
+    certain = RefusalRule(intercept=9.0, weight=-1.0)
+    asked = CannedChatModel("compact@3f9c0a1b2c4d", price=STUDENT_PRICE)
+    ruled = RuledStudent(asked, StudentRules(refusal=certain))
+    record = await _record(origin, student=ruled)
+    assert (asked.requests, record.refused, record.cost_usd) == ([], True, 0.0)
+    spared = TEACHER_PRICE.cost_usd(record.prompt_tokens_estimate or 0, 0)
+    assert record.counterfactual_cost_usd == pytest.approx(spared)
+    assert spared > 0
 
 
 async def test_a_failed_attempt_keeps_its_error_scrubbed_and_its_time(origin: TraceOrigin) -> None:

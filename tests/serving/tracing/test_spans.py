@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from serving.errors import UpstreamError
+import serving.app
+from serving.errors import InvalidInputError, UpstreamError
+from serving.settings import ServerSettings
 from tests.serving.fakes import INVALID, CannedChatModel, make_engine
 from tests.serving.running import QUESTION, run_app
 
@@ -78,8 +81,9 @@ async def test_a_failed_question_is_an_error(tmp_path: Path) -> None:
     with collect() as (endpoint, spans):
         async with run_app(engine, tmp_path, otlp_endpoint=endpoint, **options) as running:
             assert (await running.ask(prefer_quality=True)).status_code == 502
-    (root,) = spans
+    root, call = sorted(spans, key=lambda span: bool(span.parent_span_id))
     assert (root.status.code, root.status.message) == (2, "upstream-failed")
+    assert (call.name, call.status.code, call.parent_span_id) == ("chat t", 2, root.span_id)
 
 
 async def test_a_collector_that_is_away_costs_no_answer(tmp_path: Path) -> None:
@@ -106,3 +110,20 @@ def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("CRITICAL", logger="opentelemetry")
+
+
+async def test_without_the_extra_the_server_says_so_before_it_loads_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[ServerSettings] = []
+
+    async def load(settings: ServerSettings) -> Any:
+        loaded.append(settings)
+        raise AssertionError("the release must not be loaded")
+
+    monkeypatch.setattr(serving.app, "load_engine", load)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    settings = ServerSettings(home=tmp_path, otlp_endpoint="http://127.0.0.1:4318/v1/traces")
+    with pytest.raises(InvalidInputError, match=r"understudy-serving\[otel\]"):
+        await serving.app.serve(settings)
+    assert not loaded
