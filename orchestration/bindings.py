@@ -18,7 +18,7 @@ from assets.eval_set.expectations import GoldenPlan
 from assets.labels.assets import LabellingPlan, ScorerPlan
 from assets.labels.judging import Ruler
 from assets.labels.local_scoring import LocalScorer
-from assets.labels.production import restore_answers
+from assets.labels.production import find_releases, restore_answers
 from assets.labels.scoring import TokenScorer
 from assets.labels.selection import TeacherTerms, choose_split
 from assets.monitoring.measurements import MonitoringPlan
@@ -28,15 +28,22 @@ from assets.parity.arms import ArmPlan
 from assets.parity.economics import EconomicsTerms
 from assets.parity.experiments import Experiment, RouterVariant, list_experiments
 from assets.parity.prices import StatedPrice, name_section
-from assets.releases.bundling import ReleaseTerms, StudentTerms
+from assets.releases.bundling import AdapterServer, ReleaseTerms, StudentTerms
 from assets.releases.gates import GatePolicy
+from assets.releases.skills import SkillTerms, fingerprint_skills, refuse_unfit_skills
 from assets.students.held_out import HeldOutPlan
 from assets.students.recipe import AnyRecipe, load_recipe
 from assets.traces.admission import admit_decisions, select_harvest
 from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.requesting import open_deletions
-from orchestration.config import Config, RemoteSection, ScorerSection, read_secret
+from orchestration.config import (
+    Config,
+    RemoteSection,
+    ScorerSection,
+    TeacherSection,
+    read_secret,
+)
 from orchestration.misses import date_misses, read_misses
 from resources.chat_models import CachedChatModel
 from resources.corpus import CorpusFolder
@@ -49,6 +56,7 @@ from resources.providers import connect_chat_model, identify_provider
 from resources.purchases import Purchases
 from resources.recalled import RecallingChatModel
 from resources.scorers import VLLMScorer
+from resources.scores import KeptScorer
 from resources.students import Students, StudentSettings
 from resources.suite_files import SuiteFiles
 from resources.traces import Harvest, SealedSegments
@@ -60,7 +68,7 @@ from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
-from serving.releases.manifest import RerankerEntry, TeacherEntry
+from serving.releases.manifest import ReleaseManifest, RerankerEntry, TeacherEntry
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -189,12 +197,26 @@ class Bindings:
             pl.read_parquet(chunks),
             prompt=self.prompt,
             teacher=self.config.teacher.model,
+            releases=find_releases(self.home.releases, self.is_todays_teacher),
         )
+
+    def is_todays_teacher(self, manifest: ReleaseManifest) -> bool:
+        """Whether a release's teacher is served where today's is, or made of the same parts."""
+        today, then = self.config.teacher, manifest.teacher
+
+        def identify(entry: TeacherSection | TeacherEntry, embedder: Any) -> str:
+            return identify_provider(
+                provider=entry.provider, base_url=entry.base_url, embedder=lambda: embedder
+            )
+
+        return (then.model, identify(then, manifest.embedder)) == (
+            today.model, identify(today, self.embedder),
+        )  # fmt: skip
 
     @cached_property
     def judge(self) -> CachedChatModel:
-        """The judge, cached; it may spend as much as the teacher again."""
-        return self._connect(self.config.judge, self.config.teacher.budget_usd)
+        """The judge, cached and budgeted apart from the teacher."""
+        return self._connect(self.config.judge, self.config.judge.budget_usd)
 
     @cached_property
     def prompt(self) -> PromptFormat:
@@ -255,7 +277,7 @@ class Bindings:
                     base_url=section.base_url,
                     context_tokens=section.context_tokens,
                     max_answer_tokens=section.max_answer_tokens,
-                    price=Price(**section.price.model_dump()),
+                    price=Price(**section.price.model_dump(exclude_none=True)),
                 )
                 for name, section in self.config.students.items()
             },
@@ -292,18 +314,33 @@ class Bindings:
         )
 
     @cached_property
+    def skills(self) -> dict[str, SkillTerms]:
+        """The skills of every release; one that no run could release is refused."""
+        sections = self.config.releases.skills
+        if not sections:
+            return {}
+        skills = {
+            name: SkillTerms(recipe=s.adapter, pages=s.pages, high_stakes=s.high_stakes)
+            for name, s in sections.items()
+        }
+        lanes = {name: getattr(recipe, "lane", "clean") for name, recipe in self.recipes.items()}
+        refuse_unfit_skills(skills, lanes, default_recipe=self.config.default_recipe)
+        return skills
+
+    @cached_property
     def release_terms(self) -> ReleaseTerms:
         """The configured part of every release."""
         teacher = self.config.teacher
         return ReleaseTerms(
             product=self.config.product.name,
+            default_recipe=self.config.default_recipe,
             promoted_phase=self.config.serving.phase,
             teacher=TeacherEntry(
                 provider=teacher.provider,
                 model=teacher.model,
                 base_url=teacher.base_url,
                 api_key_env=teacher.api_key_env,
-                price=Price(**teacher.price.model_dump()),
+                price=Price(**teacher.price.model_dump(exclude_none=True)),
                 timeout_seconds=teacher.timeout_seconds,
             ),
             embedder_model=self.config.embedder.model,
@@ -321,14 +358,20 @@ class Bindings:
                     local_engine=section.local_engine,
                     base_url=section.base_url,
                     api_key_env=section.api_key_env,
+                    adapter_server=self._find_adapter_server(name),
                     timeout_seconds=section.timeout_seconds,
                     context_tokens=section.context_tokens,
                     max_answer_tokens=section.max_answer_tokens,
-                    price=Price(**section.price.model_dump()),
+                    price=Price(**section.price.model_dump(exclude_none=True)),
                 )
                 for name, section in self.config.students.items()
             },
+            skills=self.skills,
         )
+
+    def _find_adapter_server(self, student: str) -> AdapterServer | None:
+        server = self.config.serving.adapters.get(student)
+        return AdapterServer(**server.model_dump()) if server else None
 
     @cached_property
     def chunk_sizes(self) -> ChunkSizes:
@@ -397,17 +440,18 @@ class Bindings:
         students = self.config.students.items()
         stated = {"teacher": self.config.teacher.price}
         stated |= {name_section(name): section.price for name, section in students}
-        # A price left out is not a price of 0: only what the file states is passed on.
-        prices = {
-            name: StatedPrice(**price.model_dump(exclude_unset=True))
-            for name, price in stated.items()
-        }
+        prices = {name: StatedPrice(**price.model_dump()) for name, price in stated.items()}
         return EconomicsTerms(**self.config.economics.model_dump(), prices=prices)
 
     @cached_property
     def monitoring_plan(self) -> MonitoringPlan:
-        """What users were promised, and which weeks are compared."""
-        return MonitoringPlan(**self.config.monitoring.model_dump())
+        """What users were promised, which weeks are compared, and the gate's limits in shadow."""
+        return MonitoringPlan(
+            **self.config.monitoring.model_dump(),
+            minimum_agreement_ratio=self.gate_policy.minimum_agreement_ratio,
+            minimum_agreement_pairs=self.gate_policy.minimum_agreement_pairs,
+            unregistered_cluster_cases=self.gate_policy.unregistered_cluster_cases,
+        )
 
     @cached_property
     def purchases(self) -> Purchases:
@@ -468,6 +512,7 @@ class Bindings:
             "dream_plan": self.dream_plan,
             "labelling_plan": self.labelling_plan,
             "gate_policy": self.gate_policy,
+            "suite_limits": self.gate_policy.suite_limits,
             "held_out_plan": self.held_out_plan,
             "arm_plan": self.arm_plan,
             "router_policy": self.router,
@@ -494,9 +539,14 @@ class Bindings:
             keys.DREAM_JOURNAL: open_dreams(self.home).fingerprint(),
             keys.GOLDEN_FILE: self.golden.fingerprint(),
             keys.SUITE_FILES: self.suites.fingerprint(),
+            keys.SKILL_STUDENTS: fingerprint_skills(self.home, self.skills),
         }
 
     def _open_scorer(self, section: ScorerSection) -> TokenScorer:
+        inner, server = self._connect_scorer(section), section.base_url or ""
+        return KeptScorer(inner, self.home.answer_cache, server=server)
+
+    def _connect_scorer(self, section: ScorerSection) -> TokenScorer:
         if section.provider == "vllm":
             return VLLMScorer(
                 model=section.model,
@@ -523,7 +573,7 @@ class Bindings:
             model=section.model,
             base_url=section.base_url,
             api_key=read_secret(section.api_key_env),
-            price=Price(**section.price.model_dump()),
+            price=Price(**section.price.model_dump(exclude_none=True)),
             timeout_seconds=section.timeout_seconds,
             embedded_app=lambda: self.embedded_app,
             top_logprobs=top_logprobs,

@@ -29,6 +29,7 @@ from serving.hashing import content_hash
 from serving.models.concessions import StructuredOutput
 from serving.models.engines import LocalEngine
 from serving.models.remote import NEEDS_BASE_URL, OFFERS_LOGPROBS, Provider, RemoteProvider
+from serving.releases.manifest import FolderName
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = PROJECT_ROOT / "config" / "understudy.yaml"
@@ -218,10 +219,10 @@ class PromptSection(Section):
 
 
 class PriceSection(Section):
-    """US dollars per million tokens."""
+    """US dollars per million tokens; None: not stated, which is no price of 0."""
 
-    input_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
-    output_usd_per_mtok: Annotated[float, Field(ge=0)] = 0.0
+    input_usd_per_mtok: Dollars | None = None
+    output_usd_per_mtok: Dollars | None = None
 
 
 class RemoteSection(Section):
@@ -270,10 +271,11 @@ class TeacherSection(RemoteSection):
 
 
 class JudgeSection(RemoteSection):
-    """The model that grades answers by the rubric."""
+    """The model that grades answers by the rubric. Its budget is beside the teacher's."""
 
     epoch: Pinned
     minimum_score: Annotated[int, Field(ge=1, le=5)] = 4
+    budget_usd: Annotated[float, Field(ge=0)] = 25.0
 
 
 class ScorerSection(Section):
@@ -382,6 +384,11 @@ class GatesSection(Section):
     minimum_refusal_recall_ratio: Ratio = 0.85
     maximum_cost_ratio: Annotated[float, Field(gt=0)] = 0.60
     shadow_days: Positive = 28
+    minimum_agreement_ratio: Ratio = 0.95
+    minimum_agreement_pairs: Positive = 500
+    suite_margin_ratio: Ratio = 0.05
+    behaviour_margin_ratio: Ratio = 0.10
+    unregistered_cluster_cases: Positive = 5
 
 
 class HeldOutSection(Section):
@@ -440,10 +447,48 @@ class RouterVariantSection(Section):
     description: str = ""
 
 
+class SkillSection(Section):
+    """A task with a student of its own. `adapter` is the recipe that makes it."""
+
+    adapter: str = Field(min_length=1)
+    pages: tuple[str, ...] = ()
+    high_stakes: bool = False
+
+
+class ReleasesSection(Section):
+    """What a release holds beside the student that answers by default."""
+
+    skills: dict[FolderName, SkillSection] = {}
+
+    @model_validator(mode="after")
+    def _pages_are_named_once(self) -> Self:
+        homes: dict[str, str] = {}
+        for name, skill in self.skills.items():
+            for page in (page.strip("/") for page in skill.pages):
+                if not page:
+                    raise ValueError(f"a page of the skill {name} is empty; leave `pages` out")
+                if page in homes:
+                    raise ValueError(f"the page {page} is of {homes[page]} and of {name}")
+                homes[page] = name
+        return self
+
+
+class AdapterServerSection(Section):
+    """A server that holds a student's LoRA adapters, each as a model of the adapter's own name."""
+
+    provider: Literal["openai", "vllm"] = "vllm"
+    base_url: BaseUrl
+    api_key_env: VariableName | None = None
+
+
 class ServingSection(Section):
-    """The phase a promoted release is published in."""
+    """The phase a promoted release is published in, and where its adapters are served from.
+
+    `adapters` names, by student, the server a release asks instead of running the adapter itself.
+    """
 
     phase: Literal["hitchhiker", "imposter", "switch", "dreamer"] = "switch"
+    adapters: dict[StudentName, AdapterServerSection] = {}
 
 
 class LoopSection(Section):
@@ -497,12 +542,24 @@ class Config(Section):
     parity: ParitySection = ParitySection()
     economics: EconomicsSection = EconomicsSection()
     experiments: dict[str, RouterVariantSection] = {}
+    releases: ReleasesSection = ReleasesSection()
     serving: ServingSection = ServingSection()
     monitoring: MonitoringSection = MonitoringSection()
     loop: LoopSection = LoopSection()
     recipes: Path = PROJECT_ROOT / "config" / "recipes"
     default_recipe: str = "compact"
     source: Path = Field(default=DEFAULT_CONFIG, exclude=True)
+
+    @model_validator(mode="after")
+    def _adapters_have_students(self) -> Self:
+        for name in self.serving.adapters:
+            student = self.students.get(name)
+            if student is None or student.provider != "local":
+                raise ValueError(
+                    f"serving.adapters.{name} needs a student {name} of provider local: only what "
+                    "was trained here has an adapter"
+                )
+        return self
 
 
 def load_config(environment: Mapping[str, str] | None = None) -> Config:

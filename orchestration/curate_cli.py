@@ -22,6 +22,7 @@ from assets.traces.deciding import (
     Reviewer,
     decide_trace,
     find_open_escalation,
+    find_reservation,
     find_trace,
     open_decisions,
 )
@@ -112,6 +113,7 @@ def decide(
         words = {str(name): reasons for name, reasons in REASON_CODES.items()}.get(verdict, ())
         reason_code = reason_code or typer.prompt(f"Reason ({', '.join(words)})")
         typer.confirm(f"Store {verdict}, {reason_code}?", abort=True, default=True)
+    decisions = journal.read()
     line = decide_trace(
         trace,
         verdict=verdict or "",
@@ -119,7 +121,8 @@ def decide(
         reviewer=Reviewer(name=reviewer, kind="automation" if automation else "human"),
         shown_at=shown_at,
         decided_at=datetime.now(UTC),
-        escalation_id=find_open_escalation(folder, journal.read(), trace_id),
+        escalation_id=find_open_escalation(folder, decisions, trace_id),
+        reserved=find_reservation(folder, decisions, trace_id) if automation else "",
     )
     journal.append(line)
     closed = f"; escalation {line['escalation_id']} closed" if line["escalation_id"] else ""

@@ -17,7 +17,7 @@ from assets.traces.deciding import is_asked
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.live_server import LiveServer
 from orchestration.traffic import PlannedAsk, TrafficReport, send_traffic
-from serving.access.keys import KEYS_FILE, create_key, read_keys, revoke_key
+from serving.access.keys import create_key, read_keys, remove_keys, revoke_key
 from serving.errors import UnderstudyError
 from serving.home import Home
 from serving.models.protocols import Progress
@@ -58,7 +58,8 @@ class Leg:
 def customers(home: Home, count: int = CUSTOMERS, *, env: str = "prod") -> Iterator[list[str]]:
     """Give so many customers a key each, and take them back.
 
-    A home whose server was open to its machine is so again afterwards.
+    A home that was open to its machine is so again afterwards, unless somebody else made a key
+    meanwhile: that one stays. Close the server inside: one that runs on knows these keys still.
     """
     was_open = not read_keys(home.keys)
     made = [
@@ -71,10 +72,11 @@ def customers(home: Home, count: int = CUSTOMERS, *, env: str = "prod") -> Itera
     try:
         yield [key.text for key in made]
     finally:
-        for key in made:
-            revoke_key(home.keys, key.entry.key_id)
         if was_open:
-            (home.keys / KEYS_FILE).unlink()
+            remove_keys(home.keys, {key.entry.key_id for key in made})
+        else:
+            for key in made:
+                revoke_key(home.keys, key.entry.key_id)
 
 
 def ask_server(

@@ -79,6 +79,9 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     ),
     "students": ("embedder", "held_out", "router", *STUDENT_KEYS),
     "parity": (
+        "gates.suite_margin_ratio",
+        "gates.behaviour_margin_ratio",
+        "gates.unregistered_cluster_cases",
         "parity",
         "economics",
         "retrieval",
@@ -103,6 +106,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "router",
         "validator",
         "gates",
+        "releases",
         "serving",
         *STUDENT_KEYS,
         "students.*.api_key_env",
@@ -114,7 +118,13 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         "teacher.price",
         "teacher.timeout_seconds",
     ),
-    "monitoring": ("embedder", "monitoring"),
+    "monitoring": (
+        "embedder",
+        "monitoring",
+        "gates.minimum_agreement_ratio",
+        "gates.minimum_agreement_pairs",
+        "gates.unregistered_cluster_cases",
+    ),
 }
 """The keys (or whole sections) of the configuration that decide what a stage writes: a change makes
 its assets stale. `*` is every entry. A budget or a concurrency changes no answer: not here."""

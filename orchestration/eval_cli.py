@@ -10,13 +10,30 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import polars as pl
 import typer
 from rich.markup import escape
 
-from assets.parity.proposals import Proposal, find_thin_slices, list_candidates, propose_cases
+from assets.eval_set.ledger import record_read
+from assets.monitoring.clusters import read_clusters
+from assets.parity.proposals import (
+    Proposal,
+    list_candidates,
+    propose_cases,
+    propose_from_traffic,
+)
+from assets.parity.shortages import (
+    BUCKETS,
+    Bucket,
+    SetName,
+    Shortage,
+    find_open_gates,
+    find_thin_slices,
+    merge_shortages,
+)
+from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.config import Config, load_config
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
@@ -28,13 +45,6 @@ from serving.home import Home
 from serving.models.protocols import NoProgress
 
 eval_app = typer.Typer(help="The frozen sets: golden cases and suites.", no_args_is_help=True)
-
-SetName = Literal["golden", "refusal", "over_refusal"]
-BUCKETS: dict[SetName, tuple[str, ...]] = {
-    "golden": ("answerable", "boundary", "out_of_scope"),
-    "refusal": ("boundary", "out_of_scope"),
-    "over_refusal": ("answerable",),
-}
 
 
 @eval_app.command("new-version", epilog="Example: understudy eval new-version --set golden")
@@ -97,16 +107,54 @@ def _find_set(config: Config, name: SetName) -> Path:
 def _propose(config: Config, name: SetName, recipe: str, old: str) -> list[Proposal]:
     from orchestration.bindings import Bindings  # costs a second that --help need not wait for
 
-    home, buckets = Home(config.home), BUCKETS[name]
-    report = _read(home, "parity/parity_report", recipe)
-    known = [json.loads(line)["question"] for line in old.split("\n") if line.strip()]
+    home = Home(config.home)
+    candidates = list_candidates(_read(home, "students/held_out_answers", recipe))
+    thin = _find_shortages(config, name, home, recipe)
+    if name == "golden":
+        record_read(home.ledger, reader=f"eval_new_version:{recipe}", run_id="command")
     return propose_cases(
-        list_candidates(_read(home, "students/held_out_answers", recipe)),
-        thin=find_thin_slices(report, buckets) if name == "golden" else {},
-        known_questions=known,
-        buckets=buckets,
+        candidates,
+        thin=thin,
+        known_questions=[json.loads(line)["question"] for line in old.split("\n") if line.strip()],
+        buckets=BUCKETS[name],
         embedder=Bindings(config, NoProgress()).embedder,
+        of_traffic=_propose_from_traffic(home),
     )
+
+
+def _find_shortages(
+    config: Config, name: SetName, home: Home, recipe: str
+) -> dict[Bucket, Shortage]:
+    """Return what the set's buckets lack, by the last parity report and verdict of the recipe."""
+    report = _read(home, "parity/parity_report", recipe)
+    verdict = home.table("releases/gate_verdict", recipe)
+    is_open = find_open_gates(pl.read_parquet(verdict), name) if verdict.exists() else {}
+    if name != "golden":
+        return is_open
+    slices = find_thin_slices(
+        report,
+        BUCKETS[name],
+        minimum_cases=config.gates.minimum_slice_cases,
+        floor_ratio=config.gates.slice_floor_ratio,
+        alpha=config.gates.alpha,
+    )
+    return merge_shortages(slices, is_open)
+
+
+def _propose_from_traffic(home: Home) -> list[Proposal]:
+    """Return what the clusters of real traffic propose; nothing where monitoring never looked."""
+    clusters = read_clusters(home)
+    if clusters is None or clusters.is_empty():
+        return []
+    medoids = clusters["medoid_trace_id"].implode()
+    wanted = ("trace_id", "parent_trace_id", "question", "served_by", "refused")
+    answers = (
+        scan_hours(list_hours(find_folder(home)))
+        .filter(pl.col("trace_id").is_in(medoids) | pl.col("parent_trace_id").is_in(medoids))
+        .select(wanted)
+        .collect()
+    )
+    return propose_from_traffic(clusters, answers)
 
 
 def _read(home: Home, key: str, recipe: str) -> pl.DataFrame:

@@ -263,13 +263,19 @@ def _judge_due(config: Config, recipe: str, minimum: int, drift: DriftAlarm) -> 
 
 
 def _explain_not_due(decision: Wait | GiveUp, minimum: int, memory: Path) -> InvalidInputError:
+    step = (
+        "send more traffic and turn again: it is curated then, and `traces/admissions` says why a "
+        "decision admits nothing"
+    )
+    if isinstance(decision, GiveUp):
+        step = "mend what made those runs fail, then turn again"
+    elif decision.run_id:
+        step = f"let it end, or end it in `understudy ui` under runs/{decision.run_id}; turn again"
     return InvalidInputError(
         "turning the flywheel",
         expected=f"at least {minimum} curated questions that the teacher answered",
         found=decision.reason,
-        next_step="send more traffic and turn again: it is curated then, and "
-        f"`traces/admissions` says why a decision admits nothing; {memory} keeps the drill, and "
-        "without it a turn begins anew",
+        next_step=f"{step}; {memory} keeps the drill, and without it a turn begins anew",
     )
 
 

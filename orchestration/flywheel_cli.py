@@ -92,6 +92,11 @@ def _show(turn: Turn) -> None:
             f"{leg.cost_usd:.4f}", f"{leg.teacher_only_cost_usd:.4f}", f"{leg.saved_ratio:.0%}",
         )  # fmt: skip
     CONSOLE.print(legs)
+    CONSOLE.print(
+        "[dim]by teacher alone: its own calls, and for each answer of the student the whole prompt "
+        "and the answer's tokens at the teacher's price[/]",
+        soft_wrap=True,
+    )
     CONSOLE.print(f"[dim]trained on {turn.accepted_count} accepted answers; {turn.reason}[/]")
     for step in turn.ratchet:
         CONSOLE.print(

@@ -14,6 +14,7 @@ from assets.traces.requesting import Forget
 from orchestration.config import Config
 from resources.answer_store import forget_answers
 from resources.embeddings import forget_vectors
+from resources.scores import forget_scores
 from serving.home import Home
 from serving.pipeline.statements import split_statements
 
@@ -36,7 +37,10 @@ def open_stores(config: Config) -> Sequence[Forget]:
         said = {s.text for answer in gone.answers for s in split_statements(answer)}
         return forget_vectors(home.embeddings, gone.texts | said)
 
-    return forget_kept_answers, forget_kept_vectors
+    def forget_kept_scores(gone: Descendants) -> int:
+        return forget_scores(home.answer_cache) if gone.texts or gone.answers else 0
+
+    return forget_kept_answers, forget_kept_vectors, forget_kept_scores
 
 
 def hash_training_set(frame: pl.DataFrame) -> str:

@@ -6,7 +6,8 @@ Belongs here: arguments and what is printed. Does not belong here: bundles and t
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 import typer
@@ -33,6 +34,8 @@ class BuiltRelease:
     verdict: str
     students: tuple[str, ...]
     state: str
+    skills: Mapping[str, str] = field(default_factory=dict)
+    """The adapter that serves each skill."""
 
 
 @releases_app.command("list", epilog="Example: understudy releases list --json")
@@ -55,7 +58,7 @@ def list_releases(as_json: Json = False) -> None:
             release.release_id,
             release.created_at,
             release.verdict,
-            " ".join(release.students),
+            " ".join(_name_students(release)),
             release.state,
         )
     CONSOLE.print(table)
@@ -94,6 +97,13 @@ def rollback(
     )
 
 
+def _name_students(release: BuiltRelease) -> list[str]:
+    """Return the adapters of a release, those of skills as `skill=adapter`."""
+    skilled = release.skills.values()
+    general = [adapter for adapter in release.students if adapter not in skilled]
+    return [*general, *(f"{skill}={adapter}" for skill, adapter in release.skills.items())]
+
+
 def read_current(home: Home) -> CurrentPointer | None:
     """Return the verified pointer, None where nothing was published."""
     if not (home.releases / CURRENT).exists():
@@ -126,4 +136,8 @@ def _describe(home: Home, name: str, state: str) -> BuiltRelease:
         verdict=manifest.gate.verdict,
         students=tuple(student.adapter for student in manifest.students.values()),
         state=state,
+        skills={
+            name: manifest.students[skill.student].adapter
+            for name, skill in manifest.skills.items()
+        },
     )

@@ -113,7 +113,9 @@ def _show(found: Replay, patch: str) -> None:
     table.add_row(
         "USD per 1,000",
         f"{found.usd_per_1k_before:.3f}",
-        f"{found.usd_per_1k_after:.3f} to {found.usd_per_1k_after_worst:.3f}",
+        "not known: no log holds a call of the student"
+        if found.usd_per_1k_after is None or found.usd_per_1k_after_worst is None
+        else f"{found.usd_per_1k_after:.3f} to {found.usd_per_1k_after_worst:.3f}",
     )
     for reason in sorted({*found.reasons_before, *found.reasons_after}):
         counts = (found.reasons_before.get(reason, 0), found.reasons_after.get(reason, 0))
@@ -123,6 +125,9 @@ def _show(found: Replay, patch: str) -> None:
         f"{found.to_teacher_count} questions move to the teacher, {found.to_student_count} to the "
         f"student; of {found.unobserved_count} no log holds the student's answer."
     )
+    if found.left_out:
+        named = ", ".join(f"{count} by {reason}" for reason, count in found.left_out.items())
+        CONSOLE.print(f"Left out, since no rule of the router decided them: {named}.")
     if patch.strip() == "router: {}":
         CONSOLE.print("The candidate is the configured policy: there is nothing to change.")
         return

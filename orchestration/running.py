@@ -21,6 +21,7 @@ from orchestration.config import PROJECT_ROOT, Config, prepare_environment
 from orchestration.definitions import build_defs
 from orchestration.failures import describe_failure, is_interrupted
 from orchestration.jobs import EVERYTHING
+from orchestration.lost_runs import end_lost_runs
 from orchestration.observing import report_sources
 from orchestration.planning import (
     AssetState,
@@ -91,6 +92,7 @@ def run_chain(
     _check_recipe(config, recipe)
     prepare_environment(config)
     instance = instance or dg.DagsterInstance.get()
+    end_lost_runs(instance)  # a run that was killed would hold its pools against this one
     instance.add_dynamic_partitions("recipes", list_recipes(config))
     if force:  # on purpose means anew: no row is carried over, though no answer is bought twice
         overrides = {"last_tables": NoTables(tables.BY_KEY), **overrides}
@@ -245,6 +247,7 @@ def launch_ui(config: Config, port: int) -> int:
     """Run the Dagster UI on loopback until it is stopped; return its exit code."""
     prepare_environment(config)
     instance = dg.DagsterInstance.get()
+    end_lost_runs(instance)
     instance.add_dynamic_partitions("recipes", list_recipes(config))
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(PROJECT_ROOT / "workspace.yaml")]
     try:

@@ -9,6 +9,7 @@ import dagster as dg
 
 from orchestration.config import Config
 from orchestration.dreaming import build_dream_schedule
+from orchestration.lost_runs import MACHINE_TAG, name_machine
 from orchestration.sensors.freshness import (
     build_alarm_sensor,
     build_golden_sensor,
@@ -32,6 +33,7 @@ def build_sensors(config: Config) -> list[dg.SensorDefinition]:
         dg.AutomationConditionSensorDefinition(
             "every_night_and_week",
             target=dg.AssetSelection.all(),
+            run_tags={MACHINE_TAG: name_machine()},
             default_status=dg.DefaultSensorStatus.RUNNING,
         ),
     ]

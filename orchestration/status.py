@@ -5,13 +5,14 @@ belong here: printing (`status_cli`), the decisions of the sensors (`sensors/dec
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import dagster as dg
 import polars as pl
 
+from assets.traces.compaction import read_quarantine
 from assets.traces.curating import find_candidates
 from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
@@ -39,6 +40,8 @@ class ReleaseStatus:
     phase: str
     verdict: str
     students: tuple[str, ...]
+    skills: Mapping[str, str] = field(default_factory=dict)
+    """The adapter that serves each skill; `students` are those that answer all else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,11 @@ class TrafficStatus:
     teacher_ratio: float | None
     refused_ratio: float | None
     cost_usd: float
+    """Of answered asks, as `teacher_only_cost_usd` is: an ask that failed has no such price."""
     teacher_only_cost_usd: float
     last_asked_at: datetime | None
+    failed_cost_usd: float = 0.0
+    """What asks that ended without an answer have cost."""
     elsewhere: tuple[str, ...] = ()
     """Other environments in which somebody asked, such as a server that was not told it is prod."""
     unsealed_count: int = 0
@@ -127,6 +133,7 @@ def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) 
         ),
         problems=(
             *find_problems(release, traffic, alarms=alarms, decision=decision),
+            *find_quarantined(home, since=now - WINDOW),
             *find_cold_servers(config.loop.servers),
         ),
     )
@@ -183,6 +190,24 @@ def find_problems(
     return tuple(problems)
 
 
+def find_quarantined(home: Home, *, since: datetime) -> tuple[str, ...]:
+    """Return which segments begun since could not be read whole, torn tails of kills aside.
+
+    A segment whose name tells no time is always among them.
+    """
+    began = pl.col("segment").str.extract(r"-(\d{8}T\d{12})-").str.to_datetime("%Y%m%dT%H%M%S%6f")
+    is_old = (began.dt.replace_time_zone("UTC") < since).fill_null(value=False)
+    lost = read_quarantine(find_folder(home)).filter(pl.col("reason") != "torn_tail", ~is_old)
+    if lost.is_empty():
+        return ()
+    names = lost["segment"].unique().sort().to_list()
+    count = f"{lost.height} stretch{'es' if lost.height > 1 else ''}"
+    return (
+        f"{count} of the trace segments {', '.join(names[:3])}{' …' if len(names) > 3 else ''} "
+        "cannot be read: read traces/quarantined_frames",
+    )
+
+
 def find_cold_servers(urls: Sequence[str]) -> tuple[str, ...]:
     """Return which of the configured servers do not answer now, each with what to do."""
     probes = asyncio.run(probe_servers(urls)) if urls else []
@@ -202,7 +227,11 @@ def read_release(home: Home) -> ReleaseStatus | None:
         release_id=manifest.release_id,
         phase=manifest.phase,
         verdict=manifest.gate.verdict,
-        students=tuple(sorted(manifest.students)),
+        students=tuple(sorted(manifest.tier_names)),
+        skills={
+            name: manifest.students[skill.student].adapter
+            for name, skill in manifest.skills.items()
+        },
     )
 
 
@@ -220,8 +249,9 @@ def read_traffic(home: Home, *, since: datetime) -> TrafficStatus:
             (~answered).mean().alias("failed_ratio"),
             (pl.col("served_by") == "teacher").filter(answered).mean().alias("teacher_ratio"),
             pl.col("refused").filter(answered).mean().alias("refused_ratio"),
-            pl.col("cost_usd").sum(),
-            pl.col("counterfactual_cost_usd").sum().alias("teacher_only_cost_usd"),
+            pl.col("cost_usd").filter(answered).sum(),
+            pl.col("counterfactual_cost_usd").filter(answered).sum().alias("teacher_only_cost_usd"),
+            pl.col("cost_usd").filter(~answered).sum().alias("failed_cost_usd"),
             pl.col("asked_at").max().alias("last_asked_at"),
         )
         .collect()
@@ -242,7 +272,7 @@ def count_unsealed(home: Home) -> tuple[int, tuple[str, ...]]:
     A segment that is sealed meanwhile has another name, and is passed over.
     """
     count, damaged = 0, []
-    for path in sorted((home.traces / "segments").glob(f"*{OPEN_SUFFIX}")):
+    for path in sorted(home.traces.glob(f"*{OPEN_SUFFIX}")):
         try:
             for _ in read_frames(path):
                 count += 1

@@ -79,6 +79,9 @@ def _describe_release(release: "ReleaseStatus | None") -> str:
     if release is None:
         return "none"
     students = f"student {', '.join(release.students)}" if release.students else "no student"
+    if release.skills:
+        skills = (f"{name} ({adapter})" for name, adapter in release.skills.items())
+        students += f", skills {', '.join(skills)}"
     return (
         f"{release.release_id}, {students}; the gate said {release.verdict}; in the phase "
         f"{release.phase} {WHO_ANSWERS[release.phase]}"
@@ -103,11 +106,12 @@ def _describe_traffic(traffic: "TrafficStatus") -> str:
 
 
 def _describe_cost(traffic: "TrafficStatus") -> str:
+    failed = f"{traffic.failed_cost_usd:.4f} USD for asks that failed"
     if traffic.saved_ratio is None:
-        return "nothing was spent"
+        return failed if traffic.failed_cost_usd else "nothing was spent"
     return (
         f"{traffic.cost_usd:.4f} USD, {traffic.teacher_only_cost_usd:.4f} by the teacher alone: "
-        f"saved {traffic.saved_ratio:.0%}"
+        f"saved {traffic.saved_ratio:.0%}" + (f"; {failed}" if traffic.failed_cost_usd else "")
     )
 
 

@@ -1,7 +1,8 @@
 """Traffic: a load generator that asks a running server what real users would, reproducibly.
 
 The plan is a pure function of a seed: who asks what when, over days that have a shape, with topics
-that shift half-way. Sending is open-loop: a slow answer delays no later question. `asked_at` is
+that shift half-way. Sent at a pace, each question goes out at its moment, however slow the answers
+before it are: what a bound on open questions keeps back is counted and not sent late. `asked_at` is
 always the server's own clock; a pace above 1 sends a day in less than a day and claims nothing
 else. Belongs here: planning and sending. Does not belong here: arguments and printing
 (`traffic_cli`), the server.
@@ -98,6 +99,8 @@ class TrafficReport:
     lost_count: int = 0
     refused_count: int = 0
     failed_count: int = 0
+    left_out_count: int = 0
+    """Not sent at their moment, since as many were unanswered as may be at once."""
     seconds: float = 0.0
     by_status: Counter[str] = field(default_factory=Counter)
     by_server: Counter[str] = field(default_factory=Counter)
@@ -108,7 +111,9 @@ class TrafficReport:
         told = [f"{self.asked_count} asked in {self.seconds:.0f} s"]
         told += [f"status {name}: {count}" for name, count in sorted(self.by_status.items())]
         told += [f"by the {name}: {count}" for name, count in sorted(self.by_server.items())]
-        return ", ".join([*told, f"refused: {self.refused_count}"])
+        told += [f"refused: {self.refused_count}"]
+        told += [f"left out: {self.left_out_count}"] if self.left_out_count else []
+        return ", ".join(told)
 
 
 def plan_traffic(
@@ -171,21 +176,26 @@ async def send_traffic(
         plan: questions in order of time.
         pace: simulated seconds per real second; 0 sends as fast as the server answers.
         keys: API keys, of which each user has one; none for an open server.
-        concurrency: questions under way at most.
+        concurrency: questions under way at most; at a pace, one more is left out and counted.
         progress: told after every question.
     """
-    report, room, began = TrafficReport(), asyncio.Semaphore(concurrency), time.monotonic()
+    report, began = TrafficReport(), time.monotonic()
 
     async def send(ask: PlannedAsk) -> None:
-        if pace:
-            await asyncio.sleep(max(0.0, ask.at_seconds / pace - (time.monotonic() - began)))
-        async with room:
-            await _send_one(client, ask, keys, report)
+        await _send_one(client, ask, keys, report)
         if progress:
             progress.advance("asking", report.asked_count, len(plan))
 
     if pace:
-        await asyncio.gather(*(send(ask) for ask in plan))
+        under_way: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as sending:
+            for ask in plan:
+                await asyncio.sleep(max(0.0, ask.at_seconds / pace - (time.monotonic() - began)))
+                if len(under_way) >= concurrency:
+                    report.left_out_count += 1
+                    continue
+                under_way.add(task := sending.create_task(send(ask)))
+                task.add_done_callback(under_way.discard)
     else:  # in order, a few at a time: conversations stay conversations
         for start in range(0, len(plan), concurrency):
             await asyncio.gather(*(send(ask) for ask in plan[start : start + concurrency]))
@@ -193,12 +203,17 @@ async def send_traffic(
     return report
 
 
+def name_client(ask: PlannedAsk) -> dict[str, str]:
+    """Return the header by which a client says what it is, which a trace keeps one word of."""
+    return {"User-Agent": f"understudy-traffic/{ask.client_kind}"}
+
+
 async def _send_one(
     client: "httpx2.AsyncClient", ask: PlannedAsk, keys: Sequence[str], report: TrafficReport
 ) -> None:
     import httpx2
 
-    headers = {"User-Agent": f"understudy-traffic/{ask.client_kind}"}
+    headers = name_client(ask)
     if keys:
         headers["Authorization"] = f"Bearer {keys[ask.key_number % len(keys)]}"
     body = {"question": ask.question, "conversation_id": ask.conversation_id}

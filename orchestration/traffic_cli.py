@@ -21,6 +21,8 @@ from resources.input_files import SeedFile
 from serving.errors import InvalidInputError
 
 TIMEOUT_SECONDS = 120.0
+ROOM = 4  # of one conversation the questions stay in order
+ROOM_AT_A_PACE = 32  # what is left out was no load
 
 
 @explain_errors
@@ -36,7 +38,13 @@ def traffic(
         list[str] | None, typer.Option(help="An API key; repeatable, users share them.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds send equal questions.")] = 1,
-    concurrency: Annotated[int, typer.Option(help="Questions under way at most.", min=1)] = 4,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            help="Questions under way at most: 4, or 32 at a pace, where one more is left out.",
+            min=1,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a running server what its users would: day shape, several kinds of users, abuse."""
@@ -46,7 +54,8 @@ def traffic(
         questions, days=days, asks_per_day=asks_per_day, seed=seed, key_count=max(1, len(keys))
     )
     CONSOLE.print(f"[dim]{len(plan)} questions to {url} …[/]", soft_wrap=True)
-    report = asyncio.run(_send(url, plan, pace, keys, concurrency))
+    room = concurrency or (ROOM_AT_A_PACE if pace else ROOM)
+    report = asyncio.run(_send(url, plan, pace, keys, room))
     if as_json:
         sys.stdout.write(json.dumps(vars(report)) + "\n")
     else:
@@ -89,7 +98,8 @@ def _show(report: TrafficReport) -> None:
     CONSOLE.print(
         f"{report.asked_count} asked in {report.seconds:.0f} s: {report.persisted_count} traces on "
         f"disk, {report.lost_count} declared lost, {report.refused_count} refused, "
-        f"{report.failed_count} without an answer",
+        f"{report.failed_count} without an answer"
+        + (f", {report.left_out_count} left out" if report.left_out_count else ""),
         soft_wrap=True,
     )
     for label, counts in (

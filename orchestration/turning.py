@@ -18,7 +18,7 @@ from serving.hashing import content_hash
 from serving.home import Home
 
 Announce = Callable[[str], None]
-FORMAT = 2
+FORMAT = 3
 """Of what steps find: a turn that another version remembers is not continued."""
 
 

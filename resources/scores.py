@@ -4,7 +4,8 @@ A scorer takes minutes to hours, and one edited label changes one answer. A scor
 who scored (weights, precision, server), how many candidates, and the very ids of prompt and answer,
 so that nothing of another is found. A server says nothing of its weights: where it serves others
 under the old name, address and revision, its old scores are found. Belongs here: the store, and the
-scorer that asks it first. Does not belong here: scoring (`scorers`, `assets/labels/local_scoring`), the table (`assets/labels`).
+scorer that asks it first. Does not belong here: scoring (`scorers`,
+`assets/labels/local_scoring`), the table (`assets/labels`).
 """
 
 import contextlib

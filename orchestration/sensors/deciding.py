@@ -14,16 +14,21 @@ from serving.hashing import content_hash
 DATASET_TAG = "understudy/dataset"
 RECIPE_TAG = "understudy/recipe"
 ATTEMPT_TAG = "understudy/attempt"
+PURPOSE_TAG = "understudy/purpose"
 DATASET_DIGITS = 16
 
 RunState = Literal["requested", "active", "succeeded", "failed"]
 """`requested`: recorded and never launched, as when the daemon died between the two."""
+
+Purpose = Literal["retraining", "new_golden", "aged_report"]
+"""Which decision asks for a run: an attempt of one is none of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One run that was asked for: what for, the how-manieth, and what became of it."""
 
+    purpose: str
     dataset: str
     recipe_fingerprint: str
     number: int
@@ -48,8 +53,8 @@ class RetrainingFacts:
     recipe_fingerprint: str
     has_student: bool
     teacher_traces: Sequence[str]
-    """Ids of the admitted questions that the teacher answered and that no student has learnt from,
-    in order of decision."""
+    """Ids of the admitted traces that the teacher answered, one for each question that no student
+    has learnt from, in order of decision."""
     drifting: Sequence[str] = ()
     """Monitors of drift that alarm."""
     attempts: Sequence[Attempt] = ()
@@ -60,6 +65,8 @@ class Wait:
     """Nothing to do; `reason` says what it waits for."""
 
     reason: str
+    run_id: str = ""
+    """The run it waits for, if that is all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,7 @@ class GiveUp:
 class Launch:
     """A run is due. Equal facts give the equal key, and a key is launched once ever."""
 
+    purpose: Purpose
     dataset: str
     recipe: str
     recipe_fingerprint: str
@@ -88,6 +96,7 @@ class Launch:
     def tags(self) -> Mapping[str, str]:
         """What the run is found again by."""
         return {
+            PURPOSE_TAG: self.purpose,
             DATASET_TAG: self.dataset,
             RECIPE_TAG: self.recipe_fingerprint,
             ATTEMPT_TAG: str(self.attempt),
@@ -120,6 +129,7 @@ def decide_retraining(facts: RetrainingFacts, policy: LoopPolicy) -> Decision:
     dataset = content_hash(sorted(batch), digits=DATASET_DIGITS)
     return decide_attempt(
         facts.attempts,
+        purpose="retraining",
         dataset=dataset,
         recipe=facts.recipe,
         recipe_fingerprint=facts.recipe_fingerprint,
@@ -131,6 +141,7 @@ def decide_retraining(facts: RetrainingFacts, policy: LoopPolicy) -> Decision:
 def decide_attempt(
     attempts: Sequence[Attempt],
     *,
+    purpose: Purpose,
     dataset: str,
     recipe: str,
     recipe_fingerprint: str,
@@ -138,11 +149,8 @@ def decide_attempt(
     reason: str,
 ) -> Decision:
     """Decide whether a run for this dataset is still due, and as which attempt."""
-    own = [
-        attempt
-        for attempt in attempts
-        if (attempt.dataset, attempt.recipe_fingerprint) == (dataset, recipe_fingerprint)
-    ]
+    identity = (purpose, dataset, recipe_fingerprint)
+    own = [a for a in attempts if (a.purpose, a.dataset, a.recipe_fingerprint) == identity]
     if any(attempt.state == "succeeded" for attempt in own):
         return Wait(reason=f"waits for something new: a run for {dataset} has succeeded")
     failed = [attempt for attempt in own if attempt.state == "failed"]
@@ -153,6 +161,7 @@ def decide_attempt(
             f"run {failed[0].run_id or 'unknown'}; mend the cause, then `understudy run`"
         )
     return Launch(
+        purpose=purpose,
         dataset=dataset,
         recipe=recipe,
         recipe_fingerprint=recipe_fingerprint,
@@ -162,19 +171,28 @@ def decide_attempt(
 
 
 def _find_unfinished(facts: RetrainingFacts) -> Decision | None:
-    """Wait for a run under way; ask again for one that was recorded and never launched."""
+    """Wait for any run under way; ask again for an own one that was recorded, never launched."""
+    waiting = _wait_for_active(facts.attempts)
+    if waiting is not None:
+        return waiting
     for attempt in facts.attempts:
-        if attempt.state == "active":
-            return Wait(reason=f"waits for run {attempt.run_id} to end")
-    for attempt in facts.attempts:
-        if attempt.state == "requested":
+        if (attempt.purpose, attempt.state) == ("retraining", "requested"):
             return Launch(
+                purpose="retraining",
                 dataset=attempt.dataset,
                 recipe=facts.recipe,
                 recipe_fingerprint=attempt.recipe_fingerprint,
                 attempt=attempt.number,
                 reason=f"run {attempt.run_id} was recorded and never launched",
             )
+    return None
+
+
+def _wait_for_active(attempts: Sequence[Attempt]) -> Wait | None:
+    """Wait for a run under way, whatever it is for: two would make the same assets."""
+    for attempt in attempts:
+        if attempt.state == "active":
+            return Wait(reason=f"waits for run {attempt.run_id} to end", run_id=attempt.run_id)
     return None
 
 
@@ -189,6 +207,8 @@ class EvalFacts:
     """When parity was last reported; None: never."""
     measured_golden: str | None
     """The identity of the golden file it was measured on."""
+    measured_golden_at: datetime | None = None
+    """When those cases were read: a set that comes back later is due again."""
     attempts: Sequence[Attempt] = ()
 
 
@@ -201,9 +221,11 @@ def decide_new_golden(facts: EvalFacts, *, maximum_attempts: int) -> Decision:
         return Wait(reason=f"waits for a first parity report of the recipe {facts.recipe}")
     if facts.golden_fingerprint == facts.measured_golden:
         return Wait(reason="waits for another golden set: the last report stands on this one")
+    since = facts.measured_golden_at.isoformat() if facts.measured_golden_at else None
     return _decide_measurement(
         facts,
-        dataset=content_hash("golden", facts.golden_fingerprint, digits=DATASET_DIGITS),
+        purpose="new_golden",
+        dataset=content_hash("golden", facts.golden_fingerprint, since, digits=DATASET_DIGITS),
         reason="the last report stands on another golden set",
         maximum_attempts=maximum_attempts,
     )
@@ -220,6 +242,7 @@ def decide_aged_report(
         return Wait(reason=f"waits for {due_at:%Y-%m-%d %H:%M} UTC, when the report has aged")
     return _decide_measurement(
         facts,
+        purpose="aged_report",
         dataset=content_hash("aged", facts.measured_at.isoformat(), digits=DATASET_DIGITS),
         reason=f"the last report is of {facts.measured_at:%Y-%m-%d}",
         maximum_attempts=maximum_attempts,
@@ -227,13 +250,14 @@ def decide_aged_report(
 
 
 def _decide_measurement(
-    facts: EvalFacts, *, dataset: str, reason: str, maximum_attempts: int
+    facts: EvalFacts, *, purpose: Purpose, dataset: str, reason: str, maximum_attempts: int
 ) -> Decision:
-    for attempt in facts.attempts:
-        if attempt.state == "active":
-            return Wait(reason=f"waits for run {attempt.run_id} to end")
+    waiting = _wait_for_active(facts.attempts)
+    if waiting is not None:
+        return waiting
     return decide_attempt(
         facts.attempts,
+        purpose=purpose,
         dataset=dataset,
         recipe=facts.recipe,
         recipe_fingerprint=facts.recipe_fingerprint,

@@ -12,16 +12,19 @@ import dagster as dg
 import polars as pl
 
 from assets import keys
+from assets.seeds.harvesting import keep_new_texts
 from assets.students.recipe import load_recipe
 from assets.traces.admission import ADMITTED, admit_decisions
 from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from assets.traces.requesting import open_deletions
 from orchestration.config import Config
+from orchestration.lost_runs import find_lost_runs
 from orchestration.planning import INPUT_VERSION_PREFIX
 from orchestration.sensors.deciding import (
     ATTEMPT_TAG,
     DATASET_TAG,
+    PURPOSE_TAG,
     RECIPE_TAG,
     Attempt,
     EvalFacts,
@@ -85,6 +88,7 @@ def read_eval_facts(config: Config, instance: dg.DagsterInstance, recipe: str) -
         golden_fingerprint=GoldenFile(config.eval.golden).fingerprint(),
         measured_at=_read_time(report) if report else None,
         measured_golden=(made.tags or {}).get(name) if made else None,
+        measured_golden_at=_read_time(golden) if golden else None,
         attempts=read_attempts(instance, fingerprint),
     )
 
@@ -100,13 +104,18 @@ def find_learnt_until(instance: dg.DagsterInstance, recipe: str) -> datetime | N
 
 
 def find_teacher_traces(config: Config, home: Home, *, since: datetime | None) -> tuple[str, ...]:
-    """Return the admitted traces that the teacher answered, decided after `since`, oldest first."""
+    """Return the admitted traces that the teacher answered, decided after `since`, oldest first.
+
+    One for each question, the first: asked again it teaches nothing more, nor does one that a seed
+    asks, written by hand or admitted before.
+    """
     decisions = open_decisions(home).read()
     if decisions.is_empty():
         return ()
-    count = len(SeedFile(config.seeds.path).read())
-    judged = admit_decisions(decisions, open_deletions(home).read(), handwritten_count=count)
-    admitted = judged.filter(pl.col("reason") == ADMITTED)
+    written = [seed.text for seed in SeedFile(config.seeds.path).read()]
+    judged = admit_decisions(decisions, open_deletions(home).read(), handwritten_count=len(written))
+    admitted = judged.filter(pl.col("reason") == ADMITTED).rename({"question": "text"})
+    admitted = keep_new_texts(admitted, written)
     if since is not None:
         admitted = admitted.filter(pl.col("decided_at") > since)
     if admitted.is_empty():
@@ -140,16 +149,21 @@ def find_drifting(home: Home) -> tuple[str, ...]:
 
 
 def read_attempts(instance: dg.DagsterInstance, recipe_fingerprint: str) -> tuple[Attempt, ...]:
-    """Return the runs that were asked for on behalf of a recipe, newest first."""
+    """Return the runs that were asked for on behalf of a recipe, newest first.
+
+    One whose process is gone has failed, whether or not that is recorded yet.
+    """
     runs = instance.get_runs(
         filters=dg.RunsFilter(tags={RECIPE_TAG: recipe_fingerprint}), limit=RUNS_READ
     )
+    lost = {run.run_id for run in find_lost_runs(instance)}
     return tuple(
         Attempt(
+            purpose=run.tags.get(PURPOSE_TAG, ""),
             dataset=run.tags.get(DATASET_TAG, ""),
             recipe_fingerprint=recipe_fingerprint,
             number=int(run.tags.get(ATTEMPT_TAG, "1")),
-            state=_STATES.get(run.status, "active"),
+            state="failed" if run.run_id in lost else _STATES.get(run.status, "active"),
             run_id=run.run_id,
         )
         for run in runs

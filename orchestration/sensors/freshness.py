@@ -10,6 +10,7 @@ import dagster as dg
 
 from orchestration.config import Config
 from orchestration.jobs import MEASURE_PARITY, NIGHTLY_TRACES, WHOLE_CHAIN
+from orchestration.lost_runs import end_lost_runs
 from orchestration.sensors.deciding import (
     Decision,
     Launch,
@@ -35,6 +36,7 @@ def build_golden_sensor(config: Config) -> dg.SensorDefinition:
         description="The verdict stands on another golden set than today's: run the whole chain.",
     )
     def golden_set_was_replaced(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        end_lost_runs(context.instance)
         facts = read_eval_facts(config, context.instance, config.default_recipe)
         decision = decide_new_golden(facts, maximum_attempts=config.loop.maximum_attempts)
         _prepare(decision, config, context)
@@ -54,6 +56,7 @@ def build_report_sensor(config: Config) -> dg.SensorDefinition:
         description="The parity report is too old to go by: measure again.",
     )
     def parity_report_has_aged(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        end_lost_runs(context.instance)
         decision = decide_aged_report(
             read_eval_facts(config, context.instance, config.default_recipe),
             now=datetime.now(UTC),

@@ -8,6 +8,7 @@ import dagster as dg
 
 from orchestration.config import Config
 from orchestration.jobs import RETRAIN_STUDENT
+from orchestration.lost_runs import end_lost_runs
 from orchestration.observing import report_sources
 from orchestration.sensors.deciding import Decision, GiveUp, Launch, Wait, decide_retraining
 from orchestration.sensors.facts import read_policy, read_retraining_facts
@@ -39,6 +40,7 @@ def build_retraining_sensor(
         description="Enough curated questions that only the teacher could answer: train again.",
     )
     def enough_teacher_traces(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        end_lost_runs(context.instance)
         facts = read_retraining_facts(config, context.instance, recipe)
         decision = decide_retraining(facts, read_policy(config))
         if isinstance(decision, Launch):

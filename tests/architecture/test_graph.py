@@ -86,7 +86,7 @@ def test_the_graph_is_the_one_the_documentation_lists(graph):
             "parity/parity_report", "parity/router_curve", "parity/router_figures",
             "parity/economics", "parity/suitability", "parity/experiment_report",
             "parity/suite_answers", "parity/suite_gates", "parity/judge_anchor_run",
-            "releases/gate_verdict", "releases/release_bundle",
+            "releases/gate_verdict", "releases/skill_students", "releases/release_bundle",
             "monitoring/shadow_agreement", "monitoring/disagreement_clusters",
             "monitoring/traffic_drift", "monitoring/served_by_slices",
             "monitoring/embedder_probe", "monitoring/assignment_audit",

@@ -164,6 +164,7 @@ WRITTEN_AFTER_THE_FREEZE = {
     "how-to/extend-the-suites",
     "how-to/hand-out-keys",
     "how-to/tour-of-a-server",
+    "how-to/train-on-a-gpu",
     "how-to/try-a-router-policy",
     "reference/student-engines",
 }

@@ -68,8 +68,8 @@ def test_the_chain_runs_to_a_verdict(product):
     assert sorted(asset.key for asset in outcome.planned) == MADE
     report = read_report(config, "tiny")
     assert report["verdict"]["verdict"] in {"PROMOTE", "HOLD", "INCONCLUSIVE"}
-    arms = {row["arm"] for row in report["parity"] if row["kind"] == "arm"}
-    assert arms == set(DEFAULT_ARMS)
+    rows = report["sections"]["parity"]["tables"]["parity"]
+    assert {row["arm"] for row in rows if row["kind"] == "arm"} == set(DEFAULT_ARMS)
 
 
 def test_every_table_has_its_declared_schema_and_opens_in_duckdb(product):
@@ -137,7 +137,13 @@ def test_the_release_answers_with_a_citation_and_leaves_a_trace(product):
 
 def test_the_golden_reads_are_counted(product):
     config, _ = product
-    assert read_report(config, "tiny")["golden_set_reads"] >= 1
+    report = read_report(config, "tiny")
+    readers = report["sections"]["provenance"]["tables"]["golden_set_readers"]
+    assert {row["reader"] for row in readers} >= {
+        f"{name}:tiny"
+        for name in ("arm_answers", "graded_answers", "parity_report", "gate_verdict")
+    }
+    assert report["golden_set_reads"] == sum(row["count"] for row in readers)
 
 
 def test_a_fact_that_is_on_no_page_stops_every_run_until_it_is_mended(product):

@@ -15,8 +15,11 @@ from assets.paraphrases.dreaming import open_dreams
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.bindings import Bindings
 from orchestration.config import read_config
+from orchestration.definitions import build_defs
 from orchestration.drill import ASKS_PER_DAY, DAYS, gather_drill, judge_drill
+from orchestration.failures import describe_failure
 from orchestration.flywheel import turn_flywheel
+from orchestration.jobs import RETRAIN_STUDENT
 from orchestration.misses import date_misses, read_misses
 from orchestration.running import run_chain
 from orchestration.sensors.facts import read_attempts, read_retraining_facts
@@ -172,7 +175,7 @@ def test_the_ratchet_is_shown_and_the_simulated_customers_are_gone(turned):
     assert read_keys(Home(config.home).keys) == ()
 
 
-def test_what_is_dreamed_without_weak_traffic_is_trained_on_and_says_where_it_is_from(turned):
+def test_what_is_dreamed_is_trained_on_by_the_job_of_the_sensor_and_says_where_it_is_from(turned):
     """In the phase `hitchhiker` production shows no weakness: the validation split does."""
     config, *_ = turned
     home = Home(config.home)
@@ -188,9 +191,15 @@ def test_what_is_dreamed_without_weak_traffic_is_trained_on_and_says_where_it_is
     labels = pl.read_parquet(home.table("labels/labelled_examples"))
     asked = labels.filter(pl.col("question").is_in(missed.to_list()))
     assert set(asked["split"]) == {"validation"}
-    stages = ["paraphrases", "labels", "students/training_set"]
-    outcome = run_chain(config, progress=NoProgress(), recipe="tiny", select=stages)
-    assert outcome.succeeded, outcome.failure
+    before = read_release(home)
+    job = build_defs(config, progress=NoProgress()).resolve_job_def(RETRAIN_STUDENT)
+    with dg.DagsterInstance.get() as instance:  # what `enough_teacher_traces` asks the daemon for
+        done = job.execute_in_process(
+            instance=instance, partition_key="tiny", raise_on_error=False,
+            run_config={"loggers": {"console": {}}},
+        )  # fmt: skip
+    assert done.success, describe_failure(done, config.home)
+    assert read_release(home).release_id != before.release_id
     guarded = pl.read_parquet(home.table("paraphrases/guarded_questions"))
     labels = pl.read_parquet(home.table("labels/labelled_examples"))
     trained = pl.read_parquet(home.table("students/training_set", "tiny"))

@@ -162,7 +162,8 @@ def test_a_student_is_asked_reported_and_calibrated(materialize):
     assert numbers["base", "valid"] == (0, 10)
 
     calibration = read("calibration").row(0, named=True)
-    assert calibration["fit_count"] + calibration["certify_count"] == 50
+    assert calibration["fit_count"] == 25
+    assert 13 <= calibration["certify_count"] < 25  # its 25 answers are of so many seeds
     calibrator = read_calibrator(calibration)
     assert (calibrator.adapter_sha256, calibrator.engine, calibrator.dtype) == (
         SHA, "local", "float32",

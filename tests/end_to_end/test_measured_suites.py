@@ -1,12 +1,18 @@
-"""The suites of somebody else's product: always read and guarded, answered when it is asked for."""
+"""What a product measures when asked: its suites, and what an untrained base does.
+
+The suites are always read and guarded, and answered on demand. All nine arms are in the plan here,
+so the base is asked too: a tiny random model, whose quality is nobody's business.
+"""
 
 import json
 import os
 
 import polars as pl
 import pytest
+import yaml
 
 from assets import keys
+from assets.parity.arms import ARM_NAMES
 from orchestration.config import read_config
 from orchestration.running import run_chain
 from serving.home import Home
@@ -21,7 +27,10 @@ MEASURED = ("parity/suite_answers", "parity/suite_gates", "parity/judge_anchor_r
 def product(tmp_path_factory):
     folder = tmp_path_factory.mktemp("product")
     before = dict(os.environ)
-    config = read_config(write_product(folder))
+    path = write_product(folder)
+    stated = yaml.safe_load(path.read_text("utf-8")) | {"parity": {"arms": list(ARM_NAMES)}}
+    path.write_text(yaml.safe_dump(stated), encoding="utf-8")
+    config = read_config(path)
     made = run_chain(config, progress=NoProgress(), recipe="tiny")
     measured = run_chain(config, progress=NoProgress(), recipe="tiny", select=MEASURED)
     yield config, made, measured
@@ -42,12 +51,36 @@ def test_the_default_chain_reads_the_suites_and_answers_none(product):
     assert {key.to_user_string() for key in keys.ON_DEMAND} >= set(MEASURED)
 
 
+def test_the_base_is_asked_as_it_is_and_with_examples_and_both_are_graded(product):
+    config, made, _ = product
+    assert made.succeeded, made.failure
+    cases = read(config, "eval_set/golden_cases")["case_id"].sort().to_list()
+    answers = read(config, "parity/arm_answers", "tiny").filter(repeat=0)
+    graded = read(config, "parity/graded_answers", "tiny")
+    trained = read(config, "students/student_adapter", "tiny")["adapter"].item()
+    models = {}
+    for arm in ("base", "few_shot"):
+        mine = answers.filter(arm=arm)
+        assert mine["case_id"].sort().to_list() == cases
+        assert mine["error"].null_count() == mine.height
+        assert mine["served_by"].unique().to_list() == ["student"], "nobody answers in its place"
+        (models[arm],) = mine["model"].unique()
+        exact = graded.filter(arm=arm, metric="exact_match")
+        assert exact["case_id"].sort().to_list() == cases
+        assert exact["status"].unique().to_list() == ["graded"]
+    assert len({*models.values(), trained}) == 3, "base, examples and student are three models"
+    shown = Home(config.home).adapters / models["few_shot"]
+    assert json.loads((shown / "provenance.json").read_text())["kind"] == "few_shot"
+    report = read(config, "parity/parity_report", "tiny").filter(metric="exact_match", slice="all")
+    assert set(report.filter(kind="arm")["arm"]) == set(ARM_NAMES)
+
+
 def test_every_arm_answers_every_case_in_three_wordings(product):
     config, _, measured = product
     assert measured.succeeded, measured.failure
     answers = read(config, "parity/suite_answers", "tiny")
     assert dict(answers.group_by("arm").len().sort("arm").iter_rows()) == {
-        "routed": 33, "teacher": 33,
+        "base": 33, "routed": 33, "teacher": 33,
     }  # fmt: skip
     assert answers["error"].null_count() == answers.height
     assert answers.filter(arm="teacher", suite="refusal", wording=0)["question"].to_list() == list(

@@ -77,10 +77,13 @@ def test_the_chain_makes_measures_and_releases_every_kind(product, name):
     answers = read(product, "parity/arm_answers", name).filter(arm="student")
     assert answers["error"].null_count() == answers.height, "the student answered every case"
     assert answers["model"].unique().to_list() == [row["adapter"]]
-    assert {r["arm"] for r in read_report(product, name)["parity"] if r["kind"] == "arm"} >= {
-        "teacher", "student", "routed",
-    }  # fmt: skip
+    rows = read_report(product, name)["sections"]["parity"]["tables"]["parity"]
+    assert {row["arm"] for row in rows if row["kind"] == "arm"} >= {"teacher", "student", "routed"}
     assert read(product, "students/training_curve", name).is_empty() == (kind != "alora")
+    if kind == "prompt_optimised":
+        log = home.adapters / row["adapter"] / "search.parquet"
+        asked = set(read(product, "students/held_out_answers", name)["example_id"])
+        assert asked.isdisjoint(pl.read_parquet(log)["example_id"])
     again = run_chain(product, progress=NoProgress(), recipe=name)
     assert again.planned == ()
 

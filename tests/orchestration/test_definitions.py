@@ -28,6 +28,7 @@ DECIDES_NOTHING = {
     "experiments.*.description": "words for readers",
     "teacher.budget_usd": "stops a run, changes no answer",
     "teacher.concurrency": "speed only",
+    "judge.budget_usd": "stops a run, changes no answer",
     "judge.concurrency": "speed only",
     "judge.timeout_seconds": "speed only; a release holds no judge",
     "judge.api_key_env": "a key changes no answer; a release holds no judge",
@@ -117,6 +118,8 @@ def test_every_stage_has_its_keys_and_no_exception_is_left_over():
         ("judge", {"minimum_score": 2}, {"labels"}),
         ("eval", {"cases_by_bucket": {"answerable": 1}}, {"eval_set"}),
         ("retrieval", {"k": 9}, {"labels", "parity", "releases"}),
+        ("gates", {"suite_margin_ratio": 0.02}, {"parity", "releases"}),
+        ("gates", {"minimum_agreement_ratio": 0.9}, {"releases", "monitoring"}),
     ],
 )
 def test_a_changed_key_makes_exactly_its_stages_stale(section, change, stages):
@@ -127,6 +130,19 @@ def test_a_changed_key_makes_exactly_its_stages_stale(section, change, stages):
     assert {s for s in STAGES if fingerprint_stage(s, config) != fingerprint_stage(s, changed)} == (
         stages
     )
+
+
+def test_stating_a_price_as_zero_makes_what_was_unpriced_stale():
+    config = load_config({})
+    tables = {}
+    for name, price in (
+        ("unstated", {}),
+        ("zero", {"input_usd_per_mtok": 0, "output_usd_per_mtok": 0}),
+    ):
+        teacher = config.teacher.model_copy(update={"price": PriceSection(**price)})
+        changed = config.model_copy(update={"teacher": teacher})
+        tables[name] = fingerprint_stage("parity", changed)
+    assert tables["unstated"] != tables["zero"]
 
 
 def test_a_students_answer_limit_makes_the_labels_stale():

@@ -12,12 +12,22 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from assets import tables
-from assets.parity.proposals import find_thin_slices, list_candidates, propose_cases
+from assets.eval_set.ledger import count_reads
+from assets.parity.proposals import list_candidates, propose_cases, propose_from_traffic
+from assets.parity.shortages import (
+    BUCKETS,
+    Shortage,
+    find_open_gates,
+    find_thin_slices,
+    merge_shortages,
+)
 from orchestration import cli, eval_cli, explaining
 from orchestration.eval_cli import name_next_version
 from resources.input_files import GoldenFile
 from serving.errors import InvalidInputError
+from serving.home import Home
 from tests.assets.eval_set.test_guard_assets import WordEmbedder
+from tests.assets.releases.test_shadow import UNTIL, write_traces
 from tests.product import write_product
 
 DIVIDED = (
@@ -47,21 +57,33 @@ ROWS = (
 )  # fmt: skip
 
 
-def report(n: int) -> pl.DataFrame:
+def report(n: int, *, right: float = 0.9) -> pl.DataFrame:
+    """A parity table whose slice out_of_scope has n cases, so many of them right."""
+    counts = (("answerable", 90, 0.9), ("boundary", 30, 0.9), ("out_of_scope", n, right))
     rows = [
-        {"kind": "arm", "arm": "teacher", "slice": name, "metric": "exact_match", "n": count}
-        for name, count in (("answerable", 90), ("boundary", 30), ("out_of_scope", n))
-    ]
+        {"kind": "arm", "arm": "routed", "slice": name, "metric": "exact_match", "n": count,
+         "numerator": float(round(count * rate))}
+        for name, count, rate in counts
+    ]  # fmt: skip
     return pl.DataFrame(rows, schema=tables.PARITY_REPORT)
 
 
-def propose(*, thin=None, known=(), buckets=("answerable", "boundary", "out_of_scope")):
+GATE = {"minimum_cases": 30, "floor_ratio": 0.5, "alpha": 0.05}
+
+
+def verdict(*gates: dict) -> pl.DataFrame:
+    base = {"outcome": "INCONCLUSIVE", "is_gating": True, "n": 54}
+    return pl.DataFrame([base | gate for gate in gates], schema=tables.GATE_VERDICT)
+
+
+def propose(*, thin=None, known=(), buckets=BUCKETS["golden"], of_traffic=()):
     return propose_cases(
         list_candidates(held_out(*ROWS)),
         thin=thin or {},
         known_questions=known,
         buckets=buckets,
         embedder=WordEmbedder(),
+        of_traffic=of_traffic,
     )
 
 
@@ -77,12 +99,97 @@ def test_every_cluster_of_disagreements_gives_one_question_with_its_evidence():
 
 
 def test_a_thin_slice_gets_questions_of_its_own_and_others_do_not():
-    assert find_thin_slices(report(29), ("answerable", "boundary", "out_of_scope")) == {
-        "out_of_scope": 1
-    }
-    made = [p for p in propose(thin={"out_of_scope": 1}) if p.bucket == "out_of_scope"]
+    thin = find_thin_slices(report(29), BUCKETS["golden"], **GATE)
+    assert {bucket: one.count for bucket, one in thin.items()} == {"out_of_scope": 1}
+    made = [p for p in propose(thin=thin) if p.bucket == "out_of_scope"]
     assert [(p.question, p.should_refuse) for p in made] == [("who won the match", True)]
     assert made[0].reason == "the slice out_of_scope lacks 1 cases to be gated"
+
+
+def test_a_slice_whose_interval_holds_the_floor_lacks_cases_however_many_it_has():
+    """19 of 30 are shown as a pass, for nothing proves that they are under a half."""
+    (bucket, lacking), *others = find_thin_slices(
+        report(30, right=19 / 30), BUCKETS["golden"], **GATE
+    ).items()
+    assert (bucket, others) == ("out_of_scope", [])
+    assert "19 of 30 right" in lacking.reason
+    assert 1 <= lacking.count <= 30
+    more = report(30 + lacking.count, right=19 / 30)
+    assert find_thin_slices(more, BUCKETS["golden"], **GATE) == {}
+    assert find_thin_slices(report(30, right=0.1), BUCKETS["golden"], **GATE) == {}
+
+
+def test_an_open_gate_asks_for_cases_of_the_kind_that_it_counts():
+    # The verdict's more_cases count golden cases, for every open gate at once.
+    recall = verdict({"gate": "refusal_recall", "needed_cases": 8, "more_cases": 487})
+    assert find_open_gates(recall, "golden") == {
+        bucket: Shortage(count=4, reason="the gate refusal_recall stands open on 54 cases")
+        for bucket in ("boundary", "out_of_scope")
+    }
+    assert find_open_gates(recall, "refusal") == {}
+    pooled = verdict({"gate": "pooled_non_inferiority", "needed_cases": None, "n": 150})
+    assert {bucket: one.count for bucket, one in find_open_gates(pooled, "golden").items()} == {
+        "answerable": 10, "boundary": 10, "out_of_scope": 10,
+    }  # fmt: skip
+    suite = verdict({"gate": "over_refusal_vs_teacher", "n": 280})
+    assert list(find_open_gates(suite, "over_refusal")) == ["answerable"]
+
+
+@pytest.mark.parametrize("change", [{"n": 0}, {"is_gating": False}, {"outcome": "PASS"}])
+def test_what_was_not_measured_or_is_not_open_asks_for_no_cases(change):
+    gate = {"gate": "refusal_vs_teacher", "n": 225} | change
+    assert find_open_gates(verdict(gate), "refusal") == {}
+
+
+def test_a_bucket_that_lacks_cases_twice_says_both_and_takes_the_larger():
+    both = merge_shortages(
+        {"boundary": Shortage(count=2, reason="a")}, {"boundary": Shortage(count=5, reason="b")}
+    )
+    assert both == {"boundary": Shortage(count=5, reason="a; b")}
+
+
+def cluster(name: str, count: int, *, is_registered: bool = False) -> dict:
+    return {"cluster_id": name, "medoid_trace_id": f"t-{name}", "question_count": count,
+            "is_registered": is_registered}  # fmt: skip
+
+
+CLUSTERS = pl.DataFrame(
+    [cluster("known", 9, is_registered=True), cluster("small", 2), cluster("large", 6),
+     cluster("deleted", 7)],
+    schema=tables.DISAGREEMENT_CLUSTERS,
+)  # fmt: skip
+TRACES = pl.DataFrame(
+    [
+        {"trace_id": f"t-{name}", "question": f"why is {name} so", "served_by": by,
+         "refused": by == "student"}
+        for name, by in (("known", "teacher"), ("small", "student"), ("large", "teacher"))
+    ]
+    + [{"trace_id": "s1", "parent_trace_id": "t-small", "served_by": "teacher", "refused": True},
+       {"trace_id": "t-deleted", "served_by": "teacher", "refused": False}],
+    schema={name: tables.STORED_TRACES[name] for name in
+            ("trace_id", "parent_trace_id", "question", "served_by", "refused")},
+)  # fmt: skip
+
+
+def test_kinds_that_no_behaviour_covers_are_proposed_first_and_what_was_deleted_never():
+    made = propose_from_traffic(CLUSTERS, TRACES)
+    assert [(p.question, p.bucket) for p in made] == [
+        ("why is large so", "answerable"), ("why is small so", "boundary"),
+        ("why is known so", "answerable"),
+    ]  # fmt: skip
+    assert made[0].reason.startswith("6 questions of users like this one divide student and")
+    assert "no behaviour covers them" in made[0].reason
+    assert "no behaviour" not in made[2].reason
+    assert all("put it in yours" in proposal.reason for proposal in made)
+
+
+def test_traffic_comes_before_held_out_questions_and_nothing_is_proposed_twice():
+    of_traffic = propose_from_traffic(CLUSTERS, TRACES)
+    made = propose(known=["Why is small so?"], of_traffic=(*of_traffic, *of_traffic))
+    assert [p.question for p in made[:2]] == ["why is large so", "why is known so"]
+    assert len({p.question for p in made}) == len(made)
+    refusals = propose(buckets=BUCKETS["refusal"], of_traffic=of_traffic)
+    assert [p.question for p in refusals] == ["why is small so"]
 
 
 def test_what_the_frozen_set_asks_is_not_proposed_again():
@@ -92,7 +199,8 @@ def test_what_the_frozen_set_asks_is_not_proposed_again():
 def test_no_more_is_proposed_than_a_person_reads():
     many = list_candidates(held_out(*({"question": f"q {n}"} for n in range(99))))
     made = propose_cases(
-        many, thin={"answerable": 99}, known_questions=(), buckets=("answerable",),
+        many, thin={"answerable": Shortage(count=99, reason="thin")}, known_questions=(),
+        buckets=("answerable",),
         embedder=WordEmbedder(),
     )  # fmt: skip
     assert len(made) == 30
@@ -148,6 +256,20 @@ def test_the_new_version_holds_the_old_cases_unchanged_and_cannot_be_used_unrevi
     assert "no lock" in screen.getvalue()
     with pytest.raises(InvalidInputError, match="no lock"):
         GoldenFile(made).read()
+
+
+def test_the_clusters_of_real_traffic_are_read_where_monitoring_looked(product):
+    folder, _ = product
+    home = Home(folder / "made")
+    path = home.table("monitoring/disagreement_clusters")
+    path.parent.mkdir(parents=True)
+    CLUSTERS.write_parquet(path)
+    write_traces(home, [row | {"asked_at": UNTIL} for row in TRACES.to_dicts()])
+    result = invoke("--json")
+    assert result.exit_code == 0
+    proposals = json.loads(result.stdout)["proposals"]
+    assert proposals[0]["question"] == "why is large so"
+    assert [reader.reader for reader in count_reads(home.ledger)] == ["eval_new_version:tiny"]
 
 
 def test_even_a_locked_draft_is_refused_until_a_person_gave_its_answerable_cases_facts(product):

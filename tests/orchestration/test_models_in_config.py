@@ -2,11 +2,13 @@
 
 import pytest
 
+from assets.releases.bundling import AdapterServer
 from orchestration.bindings import Bindings
 from orchestration.config import read_config
 from serving.errors import InvalidInputError
 from serving.models.protocols import NoProgress
 from serving.models.remote import hash_remote_model
+from tests.serving.fakes import make_manifest
 
 FILE = """\
 home: ./made
@@ -119,6 +121,54 @@ def test_a_student_behind_a_server_is_pinned_like_a_teacher(tmp_path, name, matc
     path.write_text(text)
     with pytest.raises(InvalidInputError, match=match):
         read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_today"),
+    [
+        ({}, True),
+        ({"base_url": "https://host/v1/"}, True),
+        ({"base_url": "https://elsewhere/v1"}, False),
+        ({"provider": "vllm"}, False),
+        ({"model": "big-model-v3"}, False),
+    ],
+)
+def test_a_releases_teacher_is_todays_only_if_it_is_served_where_todays_is(
+    tmp_path, change, is_today
+):
+    config = read(tmp_path, teacher=f"{OPENAI}, model: big-model-v2")
+    entry = {"provider": "openai", "base_url": "https://host/v1", "model": "big-model-v2"} | change
+    manifest = make_manifest(teacher=entry)
+    assert Bindings(config, NoProgress()).is_todays_teacher(manifest) is is_today
+
+
+def test_a_release_names_the_server_that_holds_a_students_adapters(tmp_path):
+    def read_with(serving):
+        read(tmp_path)
+        path = tmp_path / "product.yaml"
+        path.write_text(f"{path.read_text()}serving: {{adapters: {serving}}}\n")
+        return read_config(path)
+
+    served = "{base_url: 'http://127.0.0.1:8000/v1', api_key_env: VLLM_KEY}"
+    bindings = Bindings(read_with(f"{{compact: {served}}}"), NoProgress())
+    terms = bindings.release_terms.students["compact"]
+    assert terms.adapter_server == AdapterServer(
+        provider="vllm", base_url="http://127.0.0.1:8000/v1", api_key_env="VLLM_KEY"
+    )
+    assert (terms.engine, terms.base_url) == ("local", None)  # of recipes that are no ordinary LoRA
+    # It is trained and judged here all the same.
+    assert bindings.students.find("compact").revision == "0123abc"
+    with pytest.raises(InvalidInputError, match=r"adapters\.other needs a student other"):
+        read_with(f"{{other: {served}}}")
+
+
+def test_teacher_and_judge_have_a_budget_each(tmp_path):
+    path = tmp_path / "product.yaml"
+    read(tmp_path)
+    text = path.read_text().replace("judge: {model", "judge: {budget_usd: 0.5, model")
+    path.write_text(text)
+    bindings = Bindings(read_config(path), NoProgress())
+    assert (bindings.teacher.meter.budget_usd, bindings.judge.meter.budget_usd) == (25.0, 0.5)
 
 
 def test_a_student_behind_a_server_is_counted_asked_and_released_without_a_tokenizer(tmp_path):

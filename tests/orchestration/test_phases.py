@@ -2,7 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
+from assets.releases.bundling import choose_phase
 from orchestration.phases import ORDER, PhaseFacts, assess_phases
+from tests.serving.fakes import make_manifest
 
 EARNED = PhaseFacts(has_student=True, verdict="PROMOTE", is_monitored=True, alarms=(), ask_count=9)
 
@@ -29,3 +33,22 @@ def test_each_piece_of_evidence_holds_back_its_phase_and_the_later_ones():
         assert [p for p in ORDER if missing[p]] == list(ORDER[ORDER.index(first) :]), changes
     assert not any(lacks(ask_count=0, is_monitored=False).values())  # there is nothing to monitor
     assert "traffic_drift" in lacks(alarms=("traffic_drift",))["dreamer"][0]
+
+
+@pytest.mark.parametrize(
+    ("configured", "verdict", "published"),
+    [
+        ("switch", "PROMOTE", "switch"),
+        ("imposter", "PROMOTE", "imposter"),
+        ("imposter", "HOLD", "imposter"),
+        ("imposter", "INCONCLUSIVE", "imposter"),
+        ("switch", "HOLD", "hitchhiker"),
+        ("dreamer", "INCONCLUSIVE", "hitchhiker"),
+    ],
+)
+def test_what_a_phase_needs_is_what_a_release_in_it_must_show(configured, verdict, published):
+    """The publisher, the manifest and the status agree on who may answer."""
+    phase = choose_phase(configured, verdict)
+    assert phase == published
+    assert make_manifest(phase=phase, gate={"verdict": verdict}).phase == phase
+    assert lacks(verdict=verdict)[phase] == ()

@@ -23,8 +23,9 @@ from orchestration.status import (
     read_status,
     read_traffic,
 )
-from orchestration.status_cli import _describe_traffic
+from orchestration.status_cli import _describe_cost, _describe_traffic
 from serving.home import Home
+from serving.settings import ServerSettings
 from serving.tracing.segments import OPEN_SUFFIX, SegmentWriter
 from tests.assets.traces.served import START, make_keys, plan_days, serve_plan
 from tests.orchestration.sensors.curated import (
@@ -63,8 +64,10 @@ def test_traffic_and_cost_are_those_of_the_records(config, found):
     assert traffic.ask_count == records.height > 100
     answered = records.filter(pl.col("outcome") == "answered")
     assert traffic.teacher_ratio == pytest.approx((answered["served_by"] == "teacher").mean())
-    assert traffic.cost_usd == pytest.approx(records["cost_usd"].sum())
-    saved = 1 - records["cost_usd"].sum() / records["counterfactual_cost_usd"].sum()
+    paid, whole = answered["cost_usd"].sum(), answered["counterfactual_cost_usd"].sum()
+    assert traffic.cost_usd == pytest.approx(paid)
+    assert traffic.cost_usd + traffic.failed_cost_usd == pytest.approx(records["cost_usd"].sum())
+    saved = 1 - paid / whole
     assert traffic.saved_ratio == pytest.approx(saved)
     assert traffic.last_asked_at == records["asked_at"].max()
 
@@ -79,6 +82,16 @@ def test_it_says_what_the_next_training_waits_for_and_that_nothing_is_released(f
     assert found.problems == ("nothing is released: `understudy run`",)
 
 
+def test_what_failed_asks_cost_is_told_apart_from_what_was_saved():
+    spent = replace(QUIET, ask_count=2, cost_usd=1.0, teacher_only_cost_usd=4.0)
+    assert _describe_cost(spent).endswith("saved 75%")
+    assert _describe_cost(replace(spent, failed_cost_usd=0.5)).endswith(
+        "saved 75%; 0.5000 USD for asks that failed"
+    )
+    assert _describe_cost(replace(QUIET, failed_cost_usd=0.5)) == "0.5000 USD for asks that failed"
+    assert _describe_cost(QUIET) == "nothing was spent"
+
+
 def test_old_traffic_is_out_of_the_window(config):
     with dg.instance_for_test() as instance:
         later = read_status(config, instance, now=NOW + timedelta(days=30))
@@ -91,7 +104,7 @@ def test_traces_of_other_environments_and_unsealed_ones_are_said_and_not_counted
     serve_plan(home.root, plan_days(0.1, 60)[:3], keys=make_keys(home.root, 12, env="staging"))
     assert count_unsealed(home) == (0, ())  # a server that ended has sealed its traces
     compact(home)
-    writer = SegmentWriter(home.traces / "segments")
+    writer = SegmentWriter(ServerSettings(home=home.root).segments_folder)
 
     async def write() -> TrafficStatus:
         await writer.append({"trace_id": "t"})
@@ -107,12 +120,12 @@ def test_a_segment_sealed_while_it_is_counted_is_passed_over_and_a_damaged_one_i
     tmp_path,
 ):
     home = Home(tmp_path)
-    writer = SegmentWriter(home.traces / "segments")
+    writer = SegmentWriter(ServerSettings(home=home.root).segments_folder)
 
     async def write() -> Path:
         for number in range(3):
             await writer.append({"trace_id": f"t{number}"})
-        (path,) = (home.traces / "segments").glob(f"*{OPEN_SUFFIX}")
+        (path,) = home.traces.glob(f"*{OPEN_SUFFIX}")
         data = path.read_bytes()
         await writer.close()
         path.write_bytes(data)

@@ -8,13 +8,14 @@ import threading
 import time
 from collections import Counter
 
+import httpx2
 import pytest
 import uvicorn
 from typer.testing import CliRunner
 
 from assets.traces.flags import is_injection
 from orchestration import cli
-from orchestration.traffic import PROFILES, plan_traffic
+from orchestration.traffic import PROFILES, plan_traffic, send_traffic
 from serving.access.escalation import strip_admin_prefix
 from serving.app import create_app
 from serving.errors import InvalidInputError
@@ -114,6 +115,35 @@ def test_asked_is_stored_plus_declared_lost_over_http(tmp_path):
         for record in read_segment(path)
     ]
     assert len(set(stored)) == report["persisted_count"]
+
+
+@pytest.mark.parametrize(("concurrency", "left_out"), [(8, 0), (2, 3)])
+def test_at_a_pace_no_slow_answer_delays_a_question(plan, concurrency, left_out):
+    """The server answers nothing until all five were sent or left out."""
+    arrived, may_answer = [], asyncio.Event()
+
+    async def answer(request):
+        arrived.append(request)
+        await may_answer.wait()
+        body = {"served_by": "teacher", "refused": False}
+        return httpx2.Response(200, json=body, headers={"x-trace-persisted": "true"})
+
+    async def send():
+        transport = httpx2.MockTransport(answer)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
+            sending = asyncio.create_task(
+                send_traffic(client, plan[:5], pace=1e9, concurrency=concurrency)
+            )
+            async with asyncio.timeout(20):
+                while len(arrived) < 5 - left_out:
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.1)  # for what would be sent on top
+            may_answer.set()
+            return await sending
+
+    report = asyncio.run(send())
+    assert len(arrived) == report.asked_count == report.persisted_count == 5 - left_out
+    assert report.left_out_count == left_out
 
 
 def test_a_server_that_is_not_there_is_explained():

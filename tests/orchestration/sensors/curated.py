@@ -18,7 +18,7 @@ from tests.assets.traces.served import make_keys, serve_plan
 from tests.product import write_product
 
 TOPICS = {
-    "hard": [f"How do I deploy release 3{n} of my project?" for n in range(9)],
+    "hard": [f"How do I deploy release 3{n} of my project?" for n in range(60)],
     "easy": [f"How do I deploy release {n} of my project?" for n in range(9) if n != 3],
 }
 """The canned student cannot answer the hard ones: they fall back to the teacher."""
@@ -45,11 +45,12 @@ def read_records(config: Config) -> pl.DataFrame:
 
 
 def choose_rows(config: Config, served_by: str) -> list[dict]:
-    """Return one trainable, answered trace of each customer, by whom it was answered."""
+    """Return one trainable, answered trace of each customer, each of another question."""
     rows = read_records(config).filter(
         pl.col("trainable"), ~pl.col("is_injection"),
         pl.col("served_by") == served_by, ~pl.col("escalation_requested"),
     )  # fmt: skip
+    rows = rows.unique("question_hash", keep="first", maintain_order=True)
     return rows.unique("key_id", keep="first", maintain_order=True).to_dicts()
 
 

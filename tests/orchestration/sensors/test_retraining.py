@@ -1,21 +1,28 @@
 """The retraining sensor over a curated home: what it counts, what it asks for, when it gives up."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import polars as pl
 import pytest
 
+from assets import keys
+from assets.traces.curating import find_candidates
+from assets.traces.deciding import decide_trace, open_decisions
 from orchestration.sensors.deciding import ATTEMPT_TAG, DATASET_TAG, RECIPE_TAG
 from orchestration.sensors.facts import find_drifting, read_retraining_facts
+from orchestration.sensors.freshness import build_report_sensor
 from orchestration.sensors.retraining import (
     AttemptsExhaustedError,
     build_retraining_sensor,
 )
 from serving.home import Home
 from tests.orchestration.sensors.curated import (
+    BOT,
     accept,
     choose_rows,
+    read_records,
     report_student,
     write_curated,
 )
@@ -62,6 +69,71 @@ def test_what_counts_is_admitted_answered_by_the_teacher_and_not_learnt(curated,
     assert list(facts.teacher_traces) == taught
     assert facts.has_student
     assert not read_retraining_facts(config, instance, "tiny").attempts
+
+
+def test_a_question_that_is_asked_again_is_no_candidate_and_counts_once(instance, tmp_path):
+    config = write_curated(tmp_path, minimum_teacher_traces=8)
+    home = Home(config.home)
+    records = read_records(config).filter(
+        pl.col("served_by") == "teacher", pl.col("trainable"), ~pl.col("is_injection")
+    )
+    (first, again, *_), *_ = (
+        rows.to_dicts() for _, rows in records.group_by("question_hash", maintain_order=True)
+        if rows.height > 1
+    )  # fmt: skip
+    others = [row for row in choose_rows(config, "teacher") if
+              row["question_hash"] != first["question_hash"]]  # fmt: skip
+    accept(config, [first, *others])
+    counted = read_retraining_facts(config, instance, "tiny").teacher_traces
+    decisions = open_decisions(home).read()
+    assert first["trace_id"] in counted
+    waiting = find_candidates(read_records(config).lazy(), decisions)["trace_id"].to_list()
+    asked = read_records(config).filter(pl.col("trace_id").is_in(waiting))["question_hash"]
+    assert not asked.is_empty()
+    assert first["question_hash"] not in asked
+    accept(config, [again], at=datetime.now(UTC) + timedelta(hours=2))
+    assert read_retraining_facts(config, instance, "tiny").teacher_traces == counted
+    seeds = config.seeds.path
+    known = {"question_id": "s-known", "text": f"{others[0]['question'].upper()} !"}
+    seeds.write_text(seeds.read_text() + json.dumps(known) + "\n")
+    assert set(counted) - set(read_retraining_facts(config, instance, "tiny").teacher_traces) == {
+        others[0]["trace_id"]
+    }
+
+
+def test_an_answer_that_was_rejected_says_nothing_of_the_next_one(tmp_path):
+    config = write_curated(tmp_path)
+    records = read_records(config)
+    found = find_candidates(records.lazy(), open_decisions(Home(config.home)).read())
+    often = found.filter(pl.col("asked_count") > 1)["trace_id"][0]
+    row = records.filter(trace_id=often).row(0, named=True)
+    for reason, is_candidate in (("wrong_answer", True), ("unclear", False)):
+        line = decide_trace(
+            row, verdict="rejected", reason_code=reason, reviewer=BOT, shown_at=None,
+            decided_at=datetime.now(UTC),
+        )  # fmt: skip
+        open_decisions(Home(config.home)).append(line)
+        left = find_candidates(records.lazy(), open_decisions(Home(config.home)).read())
+        assert often not in left["trace_id"]
+        assert (row["question"] in left["question"]) == is_candidate
+
+
+def test_a_run_that_another_sensor_asked_for_is_not_taken_for_an_own_one(curated, instance):
+    """The daemon died before it submitted what `parity_report_has_aged` had asked for."""
+    config, _ = curated
+    report = dg.AssetMaterialization(asset_key=keys.PARITY_REPORT, partition="tiny")
+    instance.report_runless_asset_event(report)
+    aged = config.model_copy(
+        update={"loop": config.loop.model_copy(update={"maximum_eval_age_days": 0})}
+    )
+    with dg.build_sensor_context(instance=instance) as context:
+        (other,) = build_report_sensor(aged)(context).run_requests
+    record_run(instance, other, dg.DagsterRunStatus.NOT_STARTED)
+    (own,) = tick(config, instance).run_requests
+    assert own.tags[DATASET_TAG] != other.tags[DATASET_TAG]
+    more = config.loop.model_copy(update={"minimum_teacher_traces": 1000})
+    quiet = config.model_copy(update={"loop": more})
+    assert tick(quiet, instance).skip_reason.skip_message.startswith("waits for")
 
 
 def test_decisions_before_the_last_students_seeds_are_learnt(instance, tmp_path):
