@@ -34,8 +34,8 @@ from serving.schemas import AskResponse, FeedbackStored, ProblemName
 from serving.server import Server
 from serving.settings import LOOPBACK_HOSTS, VARIABLES, ServerSettings
 from serving.streaming import EVENT_STREAM
+from serving.tracing.otlp import require_otlp
 from serving.tracing.segments import SegmentWriter, seal_abandoned
-from serving.tracing.spans import require_otlp
 
 __all__ = ["ServingEngine", "create_app", "load_engine", "run", "serve"]
 

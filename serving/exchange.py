@@ -32,6 +32,7 @@ from serving.problems import (
 from serving.schemas import AskRequest, AskResponse
 from serving.settings import ServerSettings
 from serving.tracing.clients import ClientKind
+from serving.tracing.otlp import OtlpExport
 from serving.tracing.record import (
     Escalation,
     TraceRecord,
@@ -39,7 +40,6 @@ from serving.tracing.record import (
     build_record,
 )
 from serving.tracing.segments import SegmentWriter
-from serving.tracing.spans import SpanExport
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ class Exchange:
         traces: SegmentWriter,
         metrics: ServerMetrics,
         admission: Admission,
-        spans: SpanExport | None = None,
+        otlp: OtlpExport | None = None,
     ) -> None:
         """Hold the parts."""
         self._settings = settings
         self._traces = traces
         self._metrics = metrics
         self._admission = admission
-        self._spans = spans
+        self._otlp = otlp
         self._draw = random.SystemRandom().random
         self._answering: set[asyncio.Task[Any]] = set()
 
@@ -146,8 +146,8 @@ class Exchange:
         return ended
 
     async def _persist(self, record: TraceRecord) -> bool:
-        if self._spans is not None:
-            self._spans.export(record)
+        if self._otlp is not None:
+            self._otlp.export(record)
         return await self._traces.append(record)
 
     async def _answer(

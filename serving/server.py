@@ -31,9 +31,9 @@ from serving.settings import ServerSettings
 from serving.shadowing import Shadow
 from serving.streaming import stream_answer, wants_stream
 from serving.tracing.clients import name_client_kind
+from serving.tracing.otlp import connect_otlp
 from serving.tracing.record import Escalation
 from serving.tracing.segments import SegmentWriter
-from serving.tracing.spans import connect_otlp
 
 _LONGEST_WARM_UP_PAUSE_SECONDS = 30.0
 _LAST_STREAMS_SECONDS = 3.0
@@ -61,13 +61,13 @@ class Server:
         self._feedback = feedback
         self._admission = admission
         self._metrics = ServerMetrics(traces, live)
-        self._spans = connect_otlp(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._otlp = connect_otlp(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._exchange = Exchange(
             settings,
             traces=traces,
             metrics=self._metrics,
             admission=admission,
-            spans=self._spans,
+            otlp=self._otlp,
         )
         self._shadow = Shadow(live, settings, traces=traces, metrics=self._metrics)
         self._streams: set[asyncio.Task[None]] = set()
@@ -98,8 +98,8 @@ class Server:
             await self._traces.close()
             await self._feedback.close()
             await self._live.close()
-            if self._spans is not None:
-                await asyncio.to_thread(self._spans.close)
+            if self._otlp is not None:
+                await asyncio.to_thread(self._otlp.close)
 
     def end_questions(self) -> None:
         """End what is being answered, and take nothing more: the drain is over."""

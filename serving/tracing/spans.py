@@ -1,15 +1,14 @@
-"""Spans of answered questions in OpenTelemetry's GenAI conventions, sent over OTLP.
+"""Spans of answered questions in OpenTelemetry's GenAI conventions.
 
-Made from the trace record once it is whole, so the request path knows nothing of them, and what was
-scrubbed there is scrubbed here: no question and no answer is sent. Belongs here: from a record to
-spans, the exporter. Does not belong here: records (`record`), what is persisted (`segments`).
+What was scrubbed in the trace record is scrubbed here: no question and no answer is sent. Belongs
+here: from a record to spans. Does not belong here: records (`record`), measures (`call_metrics`),
+where they are sent (`otlp`), what is persisted (`segments`).
 """
 
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from serving.errors import InvalidInputError
 from serving.tracing.record import TracedAttempt, TraceRecord
 
 if TYPE_CHECKING:
@@ -23,16 +22,10 @@ class SpanExport:
     """Hands spans to a processor, which sends them in the background; nothing waits for it."""
 
     def __init__(self, processor: "SpanProcessor") -> None:
-        """Export through `processor`.
+        """Export through `processor`. The extra `otel` is installed."""
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
 
-        Raises:
-            InvalidInputError: the extra `otel` is not installed.
-        """
-        try:
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-        except ImportError:
-            raise _not_installed() from None
         self._provider = TracerProvider(resource=Resource({"service.name": SERVICE}))
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer(SERVICE)
@@ -66,33 +59,6 @@ class SpanExport:
     def close(self) -> None:
         """Send what waits; takes as long as the processor's timeout at most."""
         self._provider.shutdown()
-
-
-def require_otlp() -> None:
-    """Refuse to go on without what exports spans.
-
-    Raises:
-        InvalidInputError: the extra `otel` is not installed.
-    """
-    try:
-        import opentelemetry.exporter.otlp.proto.http.trace_exporter
-        import opentelemetry.sdk.trace  # noqa: F401
-    except ImportError:
-        raise _not_installed() from None
-
-
-def connect_otlp(endpoint: str) -> SpanExport:
-    """Return the export to an OTLP/HTTP collector.
-
-    Raises:
-        InvalidInputError: the extra `otel` is not installed.
-    """
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError:
-        raise _not_installed() from None
-    return SpanExport(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=5)))
 
 
 def describe_question(record: TraceRecord) -> Mapping[str, Any]:
@@ -149,13 +115,3 @@ def _drop_unknown(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_nanoseconds(written: str) -> int:
     return int(datetime.fromisoformat(written).timestamp() * 1000) * _NANOSECONDS_PER_MS
-
-
-def _not_installed() -> InvalidInputError:
-    return InvalidInputError(
-        "exporting spans",
-        expected="the OpenTelemetry SDK and its OTLP exporter",
-        found="no such packages",
-        next_step="install the extra: `pip install 'understudy-serving[otel]'`, or unset the "
-        "OTLP endpoint",
-    )

@@ -1,4 +1,4 @@
-"""Spans of a question arrive at a collector, name what the conventions name, and hold no text."""
+"""Spans and measures of a question reach a collector, named by the conventions, without text."""
 
 import asyncio
 import gzip
@@ -6,15 +6,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 import serving.app
 from serving.errors import InvalidInputError, UpstreamError
+from serving.models.protocols import ChatRequest, Completion
 from serving.settings import ServerSettings
 from tests.serving.fakes import INVALID, CannedChatModel, make_engine
 from tests.serving.running import QUESTION, run_app
@@ -23,7 +26,7 @@ DOWN = UpstreamError("asking", expected="200", found="503", next_step="wait")
 
 
 @contextmanager
-def collect() -> Iterator[tuple[str, list[Any]]]:
+def collect(measures: list[Any] | None = None) -> Iterator[tuple[str, list[Any]]]:
     """Run an OTLP/HTTP collector; yield its endpoint and the spans that arrive."""
     spans: list[Any] = []
 
@@ -32,10 +35,16 @@ def collect() -> Iterator[tuple[str, list[Any]]]:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
-            request = ExportTraceServiceRequest.FromString(body)
-            for resource in request.resource_spans:
-                for scope in resource.scope_spans:
-                    spans.extend(scope.spans)
+            if self.path == "/v1/metrics":
+                measured = ExportMetricsServiceRequest.FromString(body)
+                for resource in measured.resource_metrics:
+                    for scope in resource.scope_metrics:
+                        (measures if measures is not None else []).extend(scope.metrics)
+            else:
+                request = ExportTraceServiceRequest.FromString(body)
+                for resource in request.resource_spans:
+                    for scope in resource.scope_spans:
+                        spans.extend(scope.spans)
             self.send_response(200)
             self.end_headers()
 
@@ -73,6 +82,48 @@ async def test_a_fallback_is_one_span_with_two_calls_inside(tmp_path: Path) -> N
     written = str(spans)
     assert QUESTION["question"] not in written
     assert body["answer"] not in written
+
+
+async def test_each_call_is_measured_in_seconds_and_tokens(tmp_path: Path) -> None:
+    engine = make_engine(student=CannedChatModel("s", INVALID))
+    measures: list[Any] = []
+    with collect(measures) as (endpoint, _):
+        async with run_app(engine, tmp_path, otlp_endpoint=endpoint) as running:
+            assert (await running.ask()).status_code == 200
+    by_name = {measure.name: measure for measure in measures}
+    seconds, tokens = (
+        by_name[f"gen_ai.client.{name}"] for name in ("operation.duration", "token.usage")
+    )
+    assert (seconds.unit, tokens.unit) == ("s", "{token}")
+    calls = {read(p)["gen_ai.request.model"]: p for p in seconds.histogram.data_points}
+    assert set(calls) == {"s", "extractive-v1"}
+    assert all(p.count == 1 and p.sum < 60 for p in calls.values())
+    counted = {
+        (read(p)["gen_ai.request.model"], read(p)["gen_ai.token.type"]): p.sum
+        for p in tokens.histogram.data_points
+    }
+    assert counted["extractive-v1", "input"] == 100
+    assert counted["extractive-v1", "output"] == 20
+    assert QUESTION["question"] not in str(measures)
+
+
+class ByRule(CannedChatModel):
+    """Answers without having read a token, as a student that refuses by rule does."""
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        done = await super().complete(request)
+        return replace(done, prompt_tokens=0, completion_tokens=0)
+
+
+async def test_an_answer_by_rule_is_no_call(tmp_path: Path) -> None:
+    measures: list[Any] = []
+    with collect(measures) as (endpoint, spans):
+        engine = make_engine(student=ByRule("s", INVALID))
+        async with run_app(engine, tmp_path, otlp_endpoint=endpoint) as running:
+            await running.ask()
+    assert "chat s" in {span.name for span in spans}
+    asked = [p for m in measures for p in m.histogram.data_points]
+    assert {read(p)["gen_ai.request.model"] for p in asked} == {"extractive-v1"}
 
 
 async def test_a_failed_question_is_an_error(tmp_path: Path) -> None:
