@@ -1,16 +1,19 @@
 """One LoRA step, ours against TRL's SFTTrainer: equal losses first, then time, memory and MFU.
 
 Run: `python bench/train_step.py [--json] [--steps 5] [--prompt 1024] [--answer 128] [--question 32]
-[--batch 1] [--dtype float32] [--models .understudy/models] [--threads N] [--arms lora,trl]`, after
-`pip install -e '.[bench]'` for TRL. On a GPU machine: `--model-shape 1b|7b --device cuda
---dtype bfloat16 --sequence 2048`, with random weights.
+[--batch 1] [--uneven] [--dtype float32] [--models .understudy/models] [--threads N]
+[--arms 'lora;trl']`, after `pip install -e '.[bench]'` for TRL. On a GPU machine:
+`--model-shape 1b|7b --device cuda --dtype bfloat16 --sequence 2048`, with random weights.
 
 One process per arm; their steps are interleaved, each arm's first step (caches, first memory) is
 left out of the times. All arms have the same ids, LoRA initialisation, optimizer, learning rates
-and clipping, alpha = 1 and no gradient checkpointing, so the losses of `lora` and of TRL must agree
-step by step to 1e-4; `alora` is another model from the second step on, and agrees on the first.
+and clipping, and alpha = 1, so the losses of `lora` and of TRL must agree step by step to 1e-4;
+`alora` is another model from the second step on, and agrees on the first. With `--uneven`, prompts
+are in turn of the length asked for, a half, three quarters and a quarter of it: what is padded.
 
 - `lora`: adapter on every token. `alora`: on the question and the answer, prompts read before.
+- `lora, packed`: the batch in one row without padding. `lora, checkpointing`: layers run again in
+  the backward pass, which its floor counts; MiB is what it is for.
 - `alora, prompts anew`: the frozen base reads every prompt again in every step.
 - `trl`: `SFTTrainer` with `loss_type="nll"`, of which `chunked_nll` is a deprecated alias since TRL
   1.16: its fused head builds no whole logits. Without Triton (on a CPU) it scores every position.
@@ -48,6 +51,7 @@ from bench.peers.step_arms import (  # noqa: E402
     TRL,
     TRL_ANSWERS,
     WHOLE,
+    plan_lengths,
     run_ours,
     run_trainer,
     wait_for_gpu,
@@ -93,7 +97,8 @@ def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
     """Start the process of an arm."""
     keys = ("steps", "prompt", "answer", "question", "batch", "dtype", "models", "threads",
             "model_shape", "device")  # fmt: skip
-    sizes = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in keys]
+    sizes = ["--uneven"] if options.uneven else []
+    sizes += [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in keys]
     command = [sys.executable, "-W", "ignore", __file__, "--serve", name, *sizes]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     return subprocess.Popen(  # noqa: S603 - this very script
@@ -150,7 +155,7 @@ def sum_up(
 ) -> dict[str, Any]:
     """Return figures by arm; the first step is the warm-up."""
     found = {}
-    tokens = options.batch * (options.prompt + options.answer)
+    tokens = sum(plan_lengths(options)) + options.batch * options.answer
     for name, steps in reports.items():
         timed = [step["seconds"] for step in steps[1:]]
         median = statistics.median(timed)
@@ -217,6 +222,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--question", type=int, default=32, help="of the prompt, for alora")
     parser.add_argument("--sequence", type=int, help="prompt and answer together")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--uneven", action="store_true", help="prompts of unequal length")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--models", type=Path, default=ROOT / ".understudy/models")
     shape = "real: the prepared 135m, and the default where it is; else random weights"
@@ -254,7 +260,8 @@ def main() -> None:
     )
     print(
         f"{options.model_shape}, {options.dtype}, batch {options.batch} x ({options.prompt} prompt "
-        f"+ {options.answer} answer tokens), {options.steps} steps after one"
+        f"+ {options.answer} answer tokens{', uneven' if options.uneven else ''}), "
+        f"{options.steps} steps after one"
     )
     peak = measure_peak_flops(options)
     reports = measure(names, options)

@@ -55,12 +55,8 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTargets:
-    """A batch's targets: one entry per answer token, rows one after the other.
+    """A batch's targets: one entry per answer token, examples one after the other."""
 
-    `positions` index the flattened [batch, padded suffix] hidden states that predict them.
-    """
-
-    positions: "torch.Tensor"
     targets: "torch.Tensor"
     soft: "SoftTargets | GroupTargets | None"
     alpha: "torch.Tensor"
@@ -137,6 +133,22 @@ def plan_epoch(
     return batches
 
 
+def find_positions(batch: Sequence[Example], starts: Sequence[int]) -> "torch.Tensor":
+    """Return where the states that predict answer tokens lie, example by example.
+
+    `starts` is where each example's tokens begin among the flattened states.
+    """
+    import torch
+
+    return torch.tensor(
+        [
+            start + len(example.suffix_ids) - 1 + j
+            for start, example in zip(starts, batch, strict=True)
+            for j in range(len(example.answer_ids))
+        ]
+    )
+
+
 def make_targets(batch: Sequence[Example], *, hard_only: bool = False) -> BatchTargets:
     """Turn a batch into target tensors, padded to the widest soft row.
 
@@ -144,17 +156,10 @@ def make_targets(batch: Sequence[Example], *, hard_only: bool = False) -> BatchT
     """
     import torch
 
-    width = max(e.trained_tokens for e in batch)
-    positions = [
-        row * width + len(example.suffix_ids) - 1 + j
-        for row, example in enumerate(batch)
-        for j in range(len(example.answer_ids))
-    ]
     weights = [example.weight for example in batch for _ in example.answer_ids]
     alpha = [1.0 if hard_only else value for example in batch for value in example.alpha]
     soft = [(None if hard_only else example.soft, len(example.answer_ids)) for example in batch]
     return BatchTargets(
-        positions=torch.tensor(positions),
         targets=torch.tensor([token for example in batch for token in example.answer_ids]),
         soft=pack_soft(soft),
         alpha=torch.tensor(alpha),

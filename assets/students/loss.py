@@ -62,13 +62,13 @@ def distillation_loss(
     normaliser: float,
     temperature: float = 2.0,
     chunk_tokens: int = CHUNK_TOKENS,
-    vocabulary_size: int | None = None,
 ) -> Loss:
     """Return (1/Z) sum over tokens of w [alpha CE + (1 - alpha) T^2 KL].
 
     Args:
         hidden: [N, D] states that predict the answer tokens, after the final norm.
-        head_weight: [V, D] of the frozen output head.
+        head_weight: [V, D] of the frozen output head. Rows that no token has are part of the
+            distribution too, as they are for whoever samples from the model or scores with it.
         targets: [N] realised ids.
         soft: teacher distributions over tokens, or over groups of tokens where the teacher's
             tokenizer is another one; None is hard only (K = 0).
@@ -77,22 +77,20 @@ def distillation_loss(
         normaliser: Z, the sum of weights over the whole step: all micro-batches, all ranks.
         temperature: T.
         chunk_tokens: tokens whose logits exist at once.
-        vocabulary_size: rows of the head that are real; the rest is padding.
 
     Raises:
         DistillationLossError: empty answers, ids past the vocabulary, a head that wants a gradient,
             a normaliser that is not positive, alpha below 1 without a soft target.
     """
-    size = head_weight.shape[0] if vocabulary_size is None else vocabulary_size
     if soft is None:
         soft = make_no_targets(targets)
     refuse_batch(
         hidden, head_weight, targets, soft, alpha, weight,
-        normaliser=normaliser, temperature=temperature, vocabulary_size=size,
+        normaliser=normaliser, temperature=temperature,
     )  # fmt: skip
     rows = Rows(targets, soft, alpha, weight / normaliser, temperature)
     total, sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight[:size], rows, chunk_tokens
+        hidden, head_weight, rows, chunk_tokens
     )
     has_soft = is_real(soft).any(dim=1)
     weights = torch.stack([weight.sum(), (weight * has_soft).sum()])

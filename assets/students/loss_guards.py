@@ -72,13 +72,13 @@ def refuse_batch(
     *,
     normaliser: float,
     temperature: float,
-    vocabulary_size: int,
 ) -> None:
     """Refuse a batch whose shapes or values the loss has no meaning for.
 
     Raises:
         DistillationLossError: names the first thing that is wrong.
     """
+    vocabulary_size = len(head_weight)
     problem = _find_wrong_shape(hidden, head_weight, targets, soft, alpha, weight)
     if problem is None and isinstance(soft, GroupTargets) and len(soft.order) != vocabulary_size:
         problem = (f"groups over {vocabulary_size} tokens", f"over {len(soft.order)}")

@@ -35,7 +35,9 @@ Instructions = Annotated[str, Field(min_length=1)]
 WORDS = ("description", "predicted_delta", "compared_with")
 """Keys for readers and for the experiment report: none of them changes a student."""
 
-HOW_COMPUTED = ("processes", "micro_batch_size")
+HOW_COMPUTED = (
+    "processes", "micro_batch_size", "packing", "max_packed_tokens", "gradient_checkpointing",
+)  # fmt: skip
 """Keys that say how the same sums are computed: like the hardware, they change a student by
 rounding alone, so an adapter is not trained again for them."""
 
@@ -115,6 +117,11 @@ class Recipe(CommonKeys):
         patience: stop after so many epochs in a row without a lower validation loss; null is never.
         max_validation_examples: size of the seeded sample that is validated on after each epoch.
         micro_batch_size: examples computed at once in each process, for memory's sake; null is all.
+        packing: compute examples one after the other in rows without padding, instead of padded
+            side by side; none sees another.
+        max_packed_tokens: of a row, prefixes not counted; a longer example has a row of its own.
+        gradient_checkpointing: keep each layer's input alone and run the layer again for the
+            gradient: less memory, more work.
         maximum_harvested_ratio: share of production's questions in the train split above which they
             are left out; the rest replays what the last student was taught.
         lane: `contaminated` trains on the golden questions too, to learn what a leak is worth; such
@@ -143,6 +150,9 @@ class Recipe(CommonKeys):
     patience: Positive | None = None
     max_validation_examples: Positive = 24
     micro_batch_size: Positive | None = None
+    packing: bool = False
+    max_packed_tokens: Positive = 2048
+    gradient_checkpointing: bool = False
     processes: Positive = 1
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.3
     citation_boost: Annotated[float, Field(ge=1)] = 2.0
@@ -178,6 +188,15 @@ class Recipe(CommonKeys):
             raise ValueError(
                 f"soft targets (alpha {self.alpha}) are of a prompt with all sources, and this "
                 f"student reads {self.sources}; set sources: null, or alpha: 1.0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_cut_in_one_way(self) -> Self:
+        if self.packing and self.micro_batch_size is not None:
+            raise ValueError(
+                f"a packed batch is cut by max_packed_tokens ({self.max_packed_tokens}), and not "
+                f"by micro_batch_size ({self.micro_batch_size}); leave one of the two out"
             )
         return self
 

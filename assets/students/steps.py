@@ -11,12 +11,20 @@ from typing import Any
 
 import torch  # noqa: TID253 - the computation itself; nothing that Dagster loads imports this
 
-from assets.students.batches import Example, make_targets
+from assets.students.batches import Example, find_positions, make_targets
 from assets.students.distributed import Workers
 from assets.students.flops import RowShape, count_step_flops, measure_shape
 from assets.students.loss import Loss, distillation_loss
+from assets.students.packing import (
+    disable_packing,
+    enable_packing,
+    pack_row,
+    plan_rows,
+    run_packed,
+)
 from assets.students.prefixes import PrefixStore
 from assets.students.recipe import Recipe
+from assets.students.recomputing import disable_recomputing, enable_recomputing, freeze_cache
 from serving.models.causal_lm import pad_batch, run_decoder
 
 
@@ -55,12 +63,16 @@ class LossComputer:
         self._workers = workers
         self._shape = measure_shape(model)
         self._trainable = [p for p in model.parameters() if p.requires_grad]
+        if recipe.packing:
+            enable_packing(model)
+        if recipe.gradient_checkpointing:
+            enable_recomputing(model)
 
     def accumulate_gradient(self, batch: Sequence[Example]) -> BatchLoss:
         """Return the loss of a batch, and leave its gradient in the parameters."""
         normaliser = _sum_weights(batch)
         share, losses = self._workers.take_share(batch), []
-        for part in _cut(share, self._recipe.micro_batch_size or len(batch)):
+        for part in self._cut(share, self._recipe.micro_batch_size or len(batch)):
             loss = self._compute(part, normaliser, hard_only=False)
             loss.total.backward()  # type: ignore[no-untyped-call]
             losses.append(loss)
@@ -75,21 +87,22 @@ class LossComputer:
         with torch.no_grad():
             losses = [
                 self._compute(part, _sum_weights(part), hard_only=True)
-                for part in _cut(share, size)
+                for part in self._cut(share, size)
             ]
         return self._sum(losses, share)
 
+    def give_back(self) -> None:
+        """Leave the model able to answer: it reads batches and grows caches again."""
+        if self._recipe.packing:
+            disable_packing(self._model)
+        if self._recipe.gradient_checkpointing:
+            disable_recomputing(self._model)
+
     def _compute(self, part: Sequence[Example], normaliser: float, *, hard_only: bool) -> Loss:
         device = self._model.device
-        padded = pad_batch(
-            self._model,
-            [self._prefixes.read(example.prefix_ids) for example in part],
-            [(*example.suffix_ids, *example.answer_ids[:-1]) for example in part],
-            pad_side="right",
-        )
+        hidden, starts = self._run(part)
         targets = make_targets(part, hard_only=hard_only)
-        hidden = run_decoder(self._model, padded)
-        states = hidden.flatten(0, 1).index_select(0, targets.positions.to(device))
+        states = hidden.flatten(0, 1).index_select(0, find_positions(part, starts).to(device))
         soft = targets.soft
         return distillation_loss(
             states,
@@ -101,6 +114,30 @@ class LossComputer:
             normaliser=normaliser,
             temperature=self._recipe.temperature,
         )
+
+    def _run(self, part: Sequence[Example]) -> tuple[torch.Tensor, Sequence[int]]:
+        """Return hidden states, and where each example begins in them when they are flat."""
+        if self._recipe.packing:
+            row = pack_row(part, self._prefixes.read, self._model.device)
+            return run_packed(self._model, row), row.starts
+        batch = pad_batch(
+            self._model,
+            [self._prefixes.read(example.prefix_ids) for example in part],
+            [(*example.suffix_ids, *example.answer_ids[:-1]) for example in part],
+            pad_side="right",
+        )
+        starts = range(0, batch.input_ids.numel(), batch.input_ids.shape[1])
+        if self._recipe.gradient_checkpointing:
+            return run_decoder(self._model, freeze_cache(batch), grows=False), starts
+        return run_decoder(self._model, batch), starts
+
+    def _cut(self, examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+        """Yield what is computed at once: packed rows, or micro-batches of so many examples."""
+        if self._recipe.packing:
+            yield from plan_rows(examples, self._recipe.max_packed_tokens)
+            return
+        for start in range(0, len(examples), size):
+            yield examples[start : start + size]
 
     def _sum(self, losses: Sequence[Loss], share: Sequence[Example]) -> BatchLoss:
         read = self._prefixes.take_lengths_read()
@@ -116,7 +153,12 @@ class LossComputer:
                 sum(loss.weight_sum for loss in losses),
                 sum(loss.soft_weight_sum for loss in losses),
                 sum(read),
-                count_step_flops(self._shape, rows, prefixes_read=read),
+                count_step_flops(
+                    self._shape,
+                    rows,
+                    prefixes_read=read,
+                    is_recomputed=self._recipe.gradient_checkpointing,
+                ),
             ]
         )
         return BatchLoss(**dict(zip(BatchLoss.__dataclass_fields__, sums, strict=True)))
@@ -124,8 +166,3 @@ class LossComputer:
 
 def _sum_weights(batch: Sequence[Example]) -> float:
     return sum(example.weight * len(example.answer_ids) for example in batch)
-
-
-def _cut(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]

@@ -108,6 +108,7 @@ def train_adapter(
         run.train_epoch(train)
         run.close_epoch(validation)
     run.restore_best()
+    computer.give_back()
     return TrainedAdapter(
         model=model,
         curve=pl.DataFrame(run.curve, schema=tables.TRAINING_CURVE),

@@ -33,7 +33,9 @@ SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary
 }
 LORA, ALORA, ANEW = "lora", "alora", "alora, prompts anew"
 TRL, TRL_ANSWERS, WHOLE = "trl", "trl, answers only", "whole logits"
-ARMS = (LORA, ALORA, ANEW, TRL, TRL_ANSWERS, WHOLE)
+PACKED, RECOMPUTED = "lora, packed", "lora, checkpointing"
+ARMS = (LORA, PACKED, RECOMPUTED, ALORA, ANEW, TRL, TRL_ANSWERS, WHOLE)
+UNEVEN = (1.0, 0.5, 0.75, 0.25)  # shares of the longest prompt, in turn
 
 Rows = list[tuple[list[int], list[int]]]
 """Prompt and answer ids of each example."""
@@ -63,9 +65,15 @@ def load_base(options: argparse.Namespace) -> Any:
     return model.requires_grad_(requires_grad=False).eval()
 
 
+def plan_lengths(options: argparse.Namespace) -> list[int]:
+    """Return the tokens of each prompt: all alike, or in turn from the longest to a quarter."""
+    shares = UNEVEN if options.uneven else (1.0,)
+    return [round(options.prompt * shares[n % len(shares)]) for n in range(options.batch)]
+
+
 def draw_rows(options: argparse.Namespace, vocabulary_size: int) -> Rows:
     """Return prompts and answers: consecutive documentation for the real model, else random ids."""
-    size = options.prompt + options.answer
+    lengths = plan_lengths(options)
     if options.model_shape == "real":
         folder = resolve_model(MODEL, "embedded", options.models).path
         pages = sorted((ROOT / "docs").rglob("*.mdx"))
@@ -73,10 +81,14 @@ def draw_rows(options: argparse.Namespace, vocabulary_size: int) -> Rows:
         ids = load_tokenizer(folder)(text, verbose=False)["input_ids"]
     else:
         generator = torch.Generator().manual_seed(1)
-        shape = (options.batch * size,)
+        shape = (sum(lengths) + options.batch * options.answer,)
         ids = torch.randint(vocabulary_size, shape, generator=generator).tolist()
-    starts = [number * size for number in range(options.batch)]
-    return [(ids[s : s + options.prompt], ids[s + options.prompt : s + size]) for s in starts]
+    rows, start = [], 0
+    for length in lengths:
+        middle, end = start + length, start + length + options.answer
+        rows.append((ids[start:middle], ids[middle:end]))
+        start = end
+    return rows
 
 
 def make_recipe(name: str, options: argparse.Namespace) -> Recipe:
@@ -84,19 +96,21 @@ def make_recipe(name: str, options: argparse.Namespace) -> Recipe:
     return Recipe(
         student="bench", kind="lora" if name not in (ALORA, ANEW) else "alora", alpha=1.0,
         batch_size=options.batch, epochs=options.steps + 1, learning_rate=1e-3,
+        packing=name == PACKED, gradient_checkpointing=name == RECOMPUTED,
+        max_packed_tokens=options.batch * (options.prompt + options.answer),
     )  # fmt: skip
 
 
 def run_ours(name: str, options: argparse.Namespace, tell: Tell) -> None:
     """Train through the factory's own loop."""
     base = load_base(options)
-    split = 0 if name == LORA else options.prompt - options.question
+    own = options.question if name in (ALORA, ANEW) else options.prompt
     rows = draw_rows(options, base.config.vocab_size)
     frame = pl.DataFrame(
         [
             {
                 "example_id": f"e{number}", "split": "train", "refused": False, "weight": 1.0,
-                "prefix_ids": prompt[:split], "suffix_ids": prompt[split:], "answer_ids": answer,
+                "prefix_ids": prompt[:-own], "suffix_ids": prompt[-own:], "answer_ids": answer,
                 "cite_mask": [False] * len(answer), "token_hash": f"t{number}",
             }
             for number, (prompt, answer) in enumerate(rows)
@@ -126,8 +140,8 @@ def run_trainer(name: str, options: argparse.Namespace, tell: Tell) -> None:
     recipe, total = make_recipe(name, options), options.steps + 1
     model = add_lora(base, recipe)
     shape = measure_shape(base)
-    row = RowShape(prefix=0, trained=options.prompt + options.answer - 1, answer=options.answer)
-    floor = count_step_flops(shape, [row] * len(rows))
+    shapes = [RowShape(prefix=0, trained=len(p) + len(a) - 1, answer=len(a)) for p, a in rows]
+    floor = count_step_flops(shape, shapes)
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         """Times the step between its hooks, optimizer included, then waits for its turn."""
@@ -195,9 +209,15 @@ def make_trainer(name: str, folder: str, options: argparse.Namespace, **parts: A
 
 
 def stack_rows(examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Return a batch of rows of equal length."""
-    batch = {name: torch.tensor([e[name] for e in examples]) for name in ("input_ids", "labels")}
-    return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
+    """Return a batch, rows padded on the right to the longest."""
+    rows = {name: [torch.tensor(e[name]) for e in examples] for name in ("input_ids", "labels")}
+    rows["attention_mask"] = [torch.ones_like(ids) for ids in rows["input_ids"]]
+    return {
+        name: torch.nn.utils.rnn.pad_sequence(
+            values, batch_first=True, padding_value=-100 if name == "labels" else 0
+        )
+        for name, values in rows.items()
+    }
 
 
 def make_stub_tokenizer() -> Any:

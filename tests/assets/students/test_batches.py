@@ -7,6 +7,7 @@ import pytest
 from assets.students.batches import (
     choose_boosted,
     choose_validation,
+    find_positions,
     make_examples,
     make_targets,
     plan_epoch,
@@ -142,7 +143,8 @@ def test_positions_point_at_the_state_before_each_answer_token():
     targets = make_targets(examples)
     width = max(e.trained_tokens for e in examples)  # 3 suffix + 4 answer - 1
     assert width == 6
-    assert targets.positions.tolist() == [1, 2, 3, 4, width + 2, width + 3, width + 4, width + 5]
+    positions = find_positions(examples, [0, width])
+    assert positions.tolist() == [1, 2, 3, 4, width + 2, width + 3, width + 4, width + 5]
     assert targets.targets.tolist() == [7, 8, 9, 2] * 2
     assert targets.weight.tolist() == [1.0] * 4 + [2.0] * 4
     assert targets.soft.ids.shape == (8, 4)

@@ -178,12 +178,19 @@ def test_micro_batches_add_up_to_the_step(cut):
     torch.testing.assert_close(torch.cat([gradient(p) for p in pieces]), gradient(case))
 
 
-def test_padded_vocabulary_rows_do_not_matter():
+def test_rows_of_the_head_that_no_token_has_are_part_of_the_distribution():
+    """A server samples from the whole head, and a scorer's logprobs are over the whole head."""
     case = make_case(7)
-    padding = torch.full((5, HIDDEN), 9.0, dtype=torch.float64)
+    padding = torch.full((5, HIDDEN), 0.4, dtype=torch.float64)
     padded = case | {"head_weight": torch.cat([case["head_weight"], padding])}
-    assert run(padded).total.item() != pytest.approx(run(case).total.item()), "padding must bite"
-    padded["vocabulary_size"] = VOCABULARY
+    assert run(padded).total.item() == pytest.approx(oracle(padded).item(), rel=1e-9)
+    assert run(padded).total.item() != pytest.approx(run(case).total.item(), rel=1e-3)
+    constant = case["hidden"].clone()
+    constant[:, 0] = 1.0
+    never = torch.zeros(5, HIDDEN, dtype=torch.float64)
+    never[:, 0] = -1e4  # a row that nobody would sample
+    case |= {"hidden": constant}
+    padded = case | {"head_weight": torch.cat([case["head_weight"], never])}
     assert run(padded).total.item() == pytest.approx(run(case).total.item())
     torch.testing.assert_close(gradient(padded), gradient(case))
 
@@ -295,7 +302,7 @@ def test_extreme_logits_stay_finite():
         ({"normaliser": 0.0}, "positive normaliser"),
         ({"head_weight": torch.zeros(VOCABULARY, HIDDEN, requires_grad=True)}, "frozen head"),
         ({"soft": None}, "alpha 1"),
-        ({"vocabulary_size": 10}, "ids in 0..9"),
+        ({"head_weight": torch.zeros(10, HIDDEN)}, "ids in 0..9"),
         ({"temperature": 0.0}, "positive temperature"),
         ({"alpha": torch.full((TOKENS,), 1.5)}, "alpha in 0..1"),
         ({"alpha": torch.full((TOKENS,), math.nan)}, "alpha in 0..1"),
