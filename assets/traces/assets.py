@@ -15,16 +15,13 @@ import polars as pl
 
 from assets import keys, tables
 from assets.traces.admission import ADMITTED, admit_decisions, tabulate_admissions
-from assets.traces.compaction import (
-    compact_segments,
-    list_hourly_files,
-    read_quarantine,
-)
+from assets.traces.compaction import compact_segments, list_hourly_files
 from assets.traces.deciding import open_decisions
 from assets.traces.deleting import redact_feedback
 from assets.traces.escalating import find_escalations
 from assets.traces.feedback import tabulate_feedback
 from assets.traces.hours import find_folder, list_hours, read_newest, scan_hours
+from assets.traces.ledger import read_quarantine
 from assets.traces.requesting import open_deletions
 from serving.home import Home
 
@@ -92,7 +89,7 @@ def hourly_records(
     """One row per hourly Parquet file of traces; the files hold every record exactly once.
 
     They lie under `traces/date=…/hour=….parquet`. What a tombstone names is taken out of segments
-    and hours here.
+    and hours here. A damaged hour is set aside and made again from its segments.
     """
     folder = find_folder(home)
     done = compact_segments(traces.list_files(), folder, tombstones=open_deletions(home).read())
@@ -106,15 +103,20 @@ def hourly_records(
             "new_record_count": done.record_count,
             "deleted_count": done.deleted_count,
             "quarantined_count": done.quarantined_count,
+            "damaged_hour_count": done.damaged_hour_count,
+            "lost_count": done.lost_count,
         },
     )
 
 
 @dg.asset(
-    key=keys.QUARANTINED_FRAMES, deps=[keys.HOURLY_RECORDS], kinds={"polars"}, code_version="1"
+    key=keys.QUARANTINED_FRAMES, deps=[keys.HOURLY_RECORDS], kinds={"polars"}, code_version="2"
 )
 def quarantined_frames(home: dg.ResourceParam[Home]) -> dg.MaterializeResult[pl.DataFrame]:
-    """One row per stretch of a segment that could not be read; the bytes stay in the segment."""
+    """One row per stretch of a segment, and per hour, that could not be read; the bytes are kept.
+
+    `lost_count` says how many records of a segment were lost with a damaged hour.
+    """
     frame = read_quarantine(find_folder(home))
     counts = frame["reason"].value_counts().sort("reason")
     return dg.MaterializeResult(

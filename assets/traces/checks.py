@@ -37,10 +37,11 @@ def every_record_is_stored_once(
 
 @dg.asset_check(asset=keys.QUARANTINED_FRAMES)
 def nothing_is_quarantined(quarantined_frames: pl.DataFrame) -> dg.AssetCheckResult:
-    """Every byte of every segment was read. This check warns and does not block.
+    """Every byte of every segment and hour was read. This check warns and does not block.
 
     The records that could be read are stored, so a block would help nobody. A torn tail is the mark
-    of a killed server and was never reported persisted: it alone raises no alarm.
+    of a killed server and was never reported persisted: it alone raises no alarm. `lost_count` is
+    of records that lay in damaged hours and are in no segment any more.
     """
     alarming = quarantined_frames.filter(pl.col("reason") != "torn_tail")
     return dg.AssetCheckResult(
@@ -49,6 +50,7 @@ def nothing_is_quarantined(quarantined_frames: pl.DataFrame) -> dg.AssetCheckRes
         metadata={
             "quarantined_count": alarming.height,
             "torn_tail_count": quarantined_frames.height - alarming.height,
+            "lost_count": int(alarming["lost_count"].sum()),
             "segments": alarming["segment"].unique().sort().to_list()[:SHOWN],
         },
     )

@@ -2,14 +2,15 @@
 
 A segment is compacted when the ledger names it. An hour is rewritten without the rows of the
 segments at hand and then with them, and the ledger is written last: a crash anywhere is mended by
-the next run, and nothing is stored twice. Belongs here: that order, the ledger, the quarantine.
-Does not belong here: bytes (`frames`), typing (`records`), which traces must go (`deleting`).
+the next run, and nothing is stored twice. Belongs here: that order. Does not belong here: bytes
+(`frames`), typing (`records`), which traces must go (`deleting`), the ledger itself (`ledger`),
+hours that are damaged (`mending`).
 """
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -26,22 +27,33 @@ from assets.traces.hours import (
     scan_hours,
     write_hour,
 )
+from assets.traces.ledger import (
+    LEDGER,
+    read_ledger,
+    read_quarantine,
+    tally_segments,
+    write_ledger,
+    write_quarantine,
+)
+from assets.traces.mending import (
+    LOST_WITH_HOUR,
+    Mended,
+    declare_mended,
+    find_short,
+    purge_set_aside,
+    set_aside_damaged,
+)
 from assets.traces.records import tabulate_payloads
 from serving.errors import TraceError
-from serving.files import PRIVATE_MODE, atomic_path
+from serving.tracing.frames import FRAME, parse_record
 
 GROUP_BYTES = 128 * 1024 * 1024
 """Segments read before hours are rewritten: two segments as servers seal them. What a group holds
 is what is in memory; the rest of an hour streams past."""
 
-LEDGER = pl.Schema(
-    {
-        "segment": pl.String(),
-        "size_bytes": pl.Int64(),
-        "record_count": pl.Int64(),
-        "quarantined_count": pl.Int64(),
-    }
-)
+UNREADABLE = "unreadable"
+UNSTORED = frozenset({"no_time", "not_json"})
+"""Reasons of whole frames that are in no hour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +64,16 @@ class Compaction:
     record_count: int
     deleted_count: int
     quarantined_count: int
+    damaged_hour_count: int = 0
+    lost_count: int = 0
 
 
 def compact_segments(
     segments: Sequence[Path], folder: Path, *, tombstones: pl.DataFrame
 ) -> Compaction:
     """Bring the hours up to date with sealed segments and with what has to be gone.
+
+    A damaged hour is set aside, and the segments whose records it held are read again.
 
     Args:
         segments: sealed ones; those in the ledger are not read again.
@@ -69,27 +85,39 @@ def compact_segments(
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _hold_alone(folder):
-        ledger = read_ledger(folder)
+        by_name = _index(segments)
+        unsettled = set_aside_damaged(folder)
         keep_columns_known(folder)
-        deleted = delete_stored(folder, list_hours(folder), _index(segments), tombstones)
-        known = set(ledger["segment"])
+        deleted = delete_stored(folder, list_hours(folder), by_name, tombstones)
+        short = find_short(folder, by_name) if unsettled else {}
+        known = set(read_ledger(folder)["segment"]) - set(short)
         waiting = sorted((path for path in segments if path.name not in known), key=_order)
         total = Compaction(
             segment_count=0, record_count=0, deleted_count=deleted, quarantined_count=0
         )
         for group in _group(waiting):
             total = _add(total, _compact_group(group, folder, tombstones))
-        return total
+        mended = _settle(folder, unsettled, short, by_name)
+        is_settled = mended.hour_count == len(unsettled)
+        if is_settled and not tombstones.is_empty():
+            purge_set_aside(folder)
+        return replace(total, damaged_hour_count=mended.hour_count, lost_count=mended.lost_count)
 
 
-def read_ledger(folder: Path) -> pl.DataFrame:
-    """Return one row per compacted segment."""
-    return _read_own(folder / "compacted.parquet", LEDGER)
+def _settle(
+    folder: Path,
+    unsettled: Sequence[str],
+    short: Collection[str],
+    segments: Mapping[str, Path],
+) -> Mended:
+    """Declare what became of damaged hours, once every segment that is there could be opened.
 
-
-def read_quarantine(folder: Path) -> pl.DataFrame:
-    """Return what could not be read, as rows of `tables.QUARANTINED_FRAMES`."""
-    return _read_own(folder / "quarantine.parquet", tables.QUARANTINED_FRAMES)
+    Without a single segment it waits too: their volume is then more likely away than empty.
+    """
+    closed = read_quarantine(folder).filter(pl.col("reason").str.starts_with(UNREADABLE))
+    if not unsettled or (short and not segments) or set(closed["segment"]) & set(short):
+        return Mended()
+    return declare_mended(folder, unsettled, find_short(folder, segments))
 
 
 def list_hourly_files(folder: Path) -> pl.DataFrame:
@@ -107,24 +135,12 @@ def list_hourly_files(folder: Path) -> pl.DataFrame:
 
 
 def find_miscounted(folder: Path, segments: Sequence[Path]) -> list[str]:
-    """Return the segments whose records are not stored exactly once, redacted ones aside."""
-    hours = scan_hours(list_hours(folder))
-    stored = (
-        hours.group_by("segment")
-        .agg(pl.len().alias("rows"), pl.col("segment_offset").n_unique().alias("offsets"))
-        .collect()
-    )
-    joined = read_ledger(folder).join(stored, on="segment", how="full", coalesce=True).fill_null(0)
-    by_name = _index(segments)
-    wrong = []
-    for row in joined.sort("segment").iter_rows(named=True):
-        is_once = row["rows"] == row["offsets"]
-        missing = row["record_count"] - row["rows"]
-        if missing > 0 and row["segment"] in by_name:
-            missing -= read_frames(by_name[row["segment"]]).redacted_count
-        if missing or not is_once:
-            wrong.append(str(row["segment"]))
-    return wrong
+    """Return the segments whose records are not stored exactly once.
+
+    Redacted ones aside, and those that were declared lost with a damaged hour.
+    """
+    tallies = tally_segments(folder, _index(segments))
+    return [tally.segment for tally in tallies if tally.missing_count or not tally.is_once]
 
 
 def _compact_group(group: Sequence[Path], folder: Path, tombstones: pl.DataFrame) -> Compaction:
@@ -140,13 +156,10 @@ def _compact_group(group: Sequence[Path], folder: Path, tombstones: pl.DataFrame
     kept = rows.filter(~is_deleted)
     names = [frames.segment for frames in read]
     for (hour,), part in kept.group_by("hour", maintain_order=True):
-        _merge_hour(name_hour(folder, hour), part.drop("hour"), names)
+        _merge_hour(name_hour(folder, hour), part.drop("hour"))
     damages = [damage for frames in read for damage in frames.damages]
-    damages += [
-        Damage(segment=segment, offset=offset, size_bytes=0, reason="no_time")
-        for segment, offset in untimed.select("segment", "segment_offset").iter_rows()
-    ]
-    _write_quarantine(folder, names, damages)
+    damages += _describe_untimed(read, untimed)
+    _write_damages(folder, names, damages)
     _write_ledger(folder, read, damages)
     return Compaction(
         segment_count=len(read),
@@ -174,11 +187,30 @@ def _tabulate(frames: Frames) -> pl.DataFrame:
     return frame.with_columns(hour).select(_TIMED.names())
 
 
-def _merge_hour(path: Path, part: pl.DataFrame, segments: Sequence[str]) -> None:
-    """Rewrite an hour: what it held of other segments, then the new rows."""
+def _describe_untimed(read: Sequence[Frames], untimed: pl.DataFrame) -> list[Damage]:
+    """Return the whole frames that have no hour: records without a time, and what is no record."""
+    payloads = {
+        (frames.segment, offset): payload
+        for frames in read if frames.segment in set(untimed["segment"])
+        for offset, payload in zip(frames.offsets, frames.payloads, strict=True)
+    }  # fmt: skip
+    return [
+        Damage(
+            segment=segment,
+            offset=offset,
+            size_bytes=FRAME.size + len(payloads[segment, offset]),
+            reason="no_time" if parse_record(payloads[segment, offset]) else "not_json",
+        )
+        for segment, offset in untimed.select("segment", "segment_offset").iter_rows()
+    ]
+
+
+def _merge_hour(path: Path, part: pl.DataFrame) -> None:
+    """Rewrite an hour: what it held beside these very records, then them."""
     fresh = part.lazy()
     if path.exists():
-        held = scan_hours([path]).filter(~pl.col("segment").is_in(list(segments)))
+        ours = part.lazy().select("segment", "segment_offset")
+        held = scan_hours([path]).join(ours, on=ours.collect_schema().names(), how="anti")
         fresh = pl.concat([held, fresh])
     write_hour(path, fresh)
 
@@ -192,7 +224,7 @@ def _read_patiently(path: Path) -> Frames:
             segment=path.name,
             offset=0,
             size_bytes=0,
-            reason=f"unreadable: {error.strerror or error}",
+            reason=f"{UNREADABLE}: {error.strerror or error}",
             is_final=False,
         )
         return Frames(
@@ -205,7 +237,8 @@ def _read_patiently(path: Path) -> Frames:
         )
 
 
-def _write_quarantine(folder: Path, names: Sequence[str], damages: Sequence[Damage]) -> None:
+def _write_damages(folder: Path, names: Sequence[str], damages: Sequence[Damage]) -> None:
+    """Tell what could not be read of segments, in place of what was told of them before."""
     earlier = read_quarantine(folder)
     rows = [
         {
@@ -213,19 +246,25 @@ def _write_quarantine(folder: Path, names: Sequence[str], damages: Sequence[Dama
             "segment_offset": damage.offset,
             "size_bytes": damage.size_bytes,
             "reason": damage.reason,
+            "lost_count": None,
         }
         for damage in damages
     ]
-    kept = earlier.filter(~pl.col("segment").is_in(list(names)))
+    is_told_anew = pl.col("segment").is_in(list(names)) & (pl.col("reason") != LOST_WITH_HOUR)
+    kept = earlier.filter(~is_told_anew)
     if rows or kept.height != earlier.height:
         found = pl.DataFrame(rows, schema=tables.QUARANTINED_FRAMES)
-        _write_own(folder / "quarantine.parquet", pl.concat([kept, found]))
+        write_quarantine(folder, pl.concat([kept, found]))
 
 
 def _write_ledger(folder: Path, read: Sequence[Frames], damages: Sequence[Damage]) -> None:
-    """Name the segments that are done; one that a later run may still read is not."""
+    """Name the segments that are done; one that a later run may still read is not.
+
+    One that was read again keeps its row: it says how many records there were.
+    """
+    ledger = read_ledger(folder)
     waiting = {damage.segment for damage in damages if not damage.is_final}
-    untimed = [damage.segment for damage in damages if damage.reason == "no_time"]
+    untimed = [damage.segment for damage in damages if damage.reason in UNSTORED]
     rows = [
         {
             "segment": frames.segment,
@@ -236,10 +275,9 @@ def _write_ledger(folder: Path, read: Sequence[Frames], damages: Sequence[Damage
             "quarantined_count": sum(damage.segment == frames.segment for damage in damages),
         }
         for frames in read
-        if frames.segment not in waiting
+        if frames.segment not in waiting | set(ledger["segment"])
     ]
-    ledger = pl.concat([read_ledger(folder), pl.DataFrame(rows, schema=LEDGER)])
-    _write_own(folder / "compacted.parquet", ledger)
+    write_ledger(folder, pl.concat([ledger, pl.DataFrame(rows, schema=LEDGER)]))
 
 
 def _order(path: Path) -> tuple[str, str]:
@@ -283,23 +321,3 @@ def _hold_alone(folder: Path) -> Iterator[None]:
                 next_step="wait until it is done; it takes the same segments",
             ) from None
         yield
-
-
-def _read_own(path: Path, schema: pl.Schema) -> pl.DataFrame:
-    if not path.exists():
-        return pl.DataFrame(schema=schema)
-    try:
-        return pl.read_parquet(path, hive_partitioning=False).select(schema.names())
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise TraceError(
-            f"reading {path}",
-            expected="the Parquet file that compaction wrote",
-            found=str(error).splitlines()[0],
-            next_step="move the file aside: the segments are then compacted anew, each record once",
-        ) from error
-
-
-def _write_own(path: Path, frame: pl.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        temporary.chmod(PRIVATE_MODE)
-        frame.write_parquet(temporary, compression="zstd")

@@ -11,13 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-import orjson
 import polars as pl
 
 from assets import tables
 from assets.traces.frames import read_frames, redact_frames
 from assets.traces.hours import scan_hours, write_hour
 from serving.files import PRIVATE_MODE, atomic_path
+from serving.tracing.frames import parse_record
 
 TombstoneKind = Literal["trace", "conversation", "key"]
 COLUMN_OF_KIND: Mapping[TombstoneKind, str] = {
@@ -112,7 +112,7 @@ def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> int:
         doomed = [
             offset
             for offset, payload in zip(frames.offsets, frames.payloads, strict=True)
-            if orjson.loads(payload).get("trace_id") in named
+            if (parse_record(payload) or {}).get("trace_id") in named
         ]
         if doomed:
             redact_frames(path, doomed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.files import PRIVATE_MODE, atomic_path
-from serving.tracing.frames import FRAME, MAGIC, MAXIMUM_RECORD_BYTES, find_frame
+from serving.tracing.frames import FRAME, MAGIC, find_frame, read_payload
 
 REDACTED_PREFIX = b'{"deleted":true'
 FORMAT_NAME = MAGIC[:-1]
@@ -54,7 +54,7 @@ def read_frames(path: Path) -> Frames:
     offsets, payloads, damages, redacted = [], [], [], 0
     position = len(MAGIC)
     while position < len(data):
-        payload = _read_payload(data, position)
+        payload = read_payload(data, position)
         if payload is None:
             following = find_frame(data, position + 1)
             end = len(data) if following is None else following
@@ -86,7 +86,7 @@ def redact_frames(path: Path, offsets: Collection[int]) -> None:
     """
     data = bytearray(path.read_bytes())
     for offset in offsets:
-        payload = _read_payload(data, offset)
+        payload = read_payload(data, offset)
         if payload is None or payload.startswith(REDACTED_PREFIX):
             continue
         blank = REDACTED_PREFIX + b" " * (len(payload) - len(REDACTED_PREFIX) - 1) + b"}"
@@ -118,16 +118,3 @@ def _describe(path: Path, offset: int, size: int, reason: str, *, is_final: bool
     return Damage(
         segment=path.name, offset=offset, size_bytes=size, reason=reason, is_final=is_final
     )
-
-
-def _read_payload(data: bytes | bytearray, offset: int) -> bytes | None:
-    """Return the bytes of the record at `offset`, or None where no whole frame is."""
-    start = offset + FRAME.size
-    if start > len(data):
-        return None
-    length, checksum = FRAME.unpack_from(data, offset)
-    end = start + length
-    if not 0 < length <= MAXIMUM_RECORD_BYTES or end > len(data):
-        return None
-    payload = bytes(data[start:end])
-    return payload if zlib.crc32(payload) == checksum else None

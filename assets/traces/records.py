@@ -12,6 +12,7 @@ import polars as pl
 
 from assets import tables
 from assets.traces.flags import INJECTION_PATTERN
+from serving.tracing.frames import parse_record
 
 WRITTEN = pl.Schema({**tables.TRACE_RECORDS, "asked_at": pl.String()})
 NESTED: Mapping[str, frozenset[str]] = {
@@ -77,11 +78,7 @@ def _sample(payloads: Sequence[bytes]) -> list[bytes]:
 
 
 def _load(payload: bytes) -> dict[str, Any]:
-    try:
-        record = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return {}
-    return record if isinstance(record, dict) else {}
+    return parse_record(payload) or {}
 
 
 def _has_own_shape(record: Mapping[str, Any]) -> bool:

@@ -46,37 +46,48 @@ def read_frames(
     """Yield (offset, record). A torn last record is logged and given to `on_torn`.
 
     Raises:
-        TraceError: the file is no segment, or bytes before its last record are damaged. All
-            records before the damage were yielded.
+        TraceError: the file is no segment, bytes before its last record are damaged, or a whole
+            frame holds no JSON object. All records before that were yielded.
     """
     data = path.read_bytes()
     if not data.startswith(MAGIC) and not MAGIC.startswith(data):
         raise _damaged(path, 0, f"the header {MAGIC!r}", repr(data[: len(MAGIC)]))
     offset = min(len(MAGIC), len(data)) if len(data) >= len(MAGIC) else 0
     while offset < len(data):
-        record, end = _read_frame(data, offset)
-        if record is None:
+        payload = read_payload(data, offset)
+        if payload is None:
             _end_or_raise(path, data, offset, on_torn)
             return
+        record = parse_record(payload)
+        if record is None:
+            # Its checksum says that these bytes were written: it is no torn tail, wherever it is.
+            found = f"{len(payload)} bytes with a right CRC32 that are none: {payload[:20]!r}"
+            raise _damaged(path, offset, "a frame that holds a JSON object", found)
         yield offset, record
-        offset = end
+        offset += FRAME.size + len(payload)
 
 
-def _read_frame(data: bytes, offset: int) -> tuple[dict[str, Any] | None, int]:
-    """Return the record at `offset` and the next offset; (None, offset) if it is not whole."""
+def read_payload(data: bytes | bytearray, offset: int) -> bytes | None:
+    """Return the bytes of the frame at `offset`, or None where no whole frame is."""
     start = offset + FRAME.size
     if start > len(data):
-        return None, offset
+        return None
     length, checksum = FRAME.unpack_from(data, offset)
     end = start + length
     # A length of 0 is refused: a run of zeros, as a crash leaves them, would be valid empty frames.
     if not 0 < length <= MAXIMUM_RECORD_BYTES or end > len(data):
-        return None, offset
-    payload = data[start:end]
-    if zlib.crc32(payload) != checksum:
-        return None, offset
-    record = orjson.loads(payload)
-    return (record, end) if isinstance(record, dict) else (None, offset)
+        return None
+    payload = bytes(data[start:end])
+    return payload if zlib.crc32(payload) == checksum else None
+
+
+def parse_record(payload: bytes) -> dict[str, Any] | None:
+    """Return the record that a frame holds, or None where its bytes are no JSON object."""
+    try:
+        record = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _end_or_raise(
@@ -98,11 +109,11 @@ def _end_or_raise(
 
 
 def find_frame(data: bytes, position: int) -> int | None:
-    """Return the offset of the next whole frame at or after `position`: JSON objects begin `{"`."""
+    """Return the offset of the next record at or after `position`: JSON objects begin `{"`."""
     start = data.find(b'{"', position + FRAME.size)
     while start != -1:
-        record, _ = _read_frame(data, start - FRAME.size)
-        if record is not None:
+        payload = read_payload(data, start - FRAME.size)
+        if payload is not None and parse_record(payload) is not None:
             return start - FRAME.size
         start = data.find(b'{"', start + 1)
     return None

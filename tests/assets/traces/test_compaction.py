@@ -22,10 +22,10 @@ from assets.traces.compaction import (
     compact_segments,
     find_miscounted,
     list_hourly_files,
-    read_quarantine,
 )
 from assets.traces.frames import read_frames, redact_frames
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours, write_hour
+from assets.traces.ledger import read_quarantine
 from assets.traces.records import tabulate_payloads, tabulate_records
 from bench.traces import make_records
 from orchestration.status import find_quarantined

@@ -5,9 +5,11 @@ import os
 import random
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from serving.errors import TraceError
 from serving.tracing import segments
+from serving.tracing.frames import find_frame
 from serving.tracing.segments import (
     MAGIC,
     SegmentWriter,
@@ -399,3 +402,24 @@ async def test_an_outage_is_told_once_and_so_is_its_end(
     await writer.close()
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
     assert (writer.stored_count, writer.lost_count) == (1, 20)
+
+
+@pytest.mark.parametrize("payload", [b'{"n": 2', b"[2]", b"2", b'"{\\"n\\": 2}"', b"\xff{}"])
+@pytest.mark.parametrize("is_last", [False, True])
+async def test_a_right_checksum_over_no_record_is_damage(
+    tmp_path: Path, payload: bytes, is_last: bool
+) -> None:
+    await _write(tmp_path, [{"n": 1}, {"n": 3}])
+    path = _only(tmp_path)
+    whole = path.read_bytes()
+    start = [offset for offset, _ in read_frames(path)][1]
+    frame = struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+    path.write_bytes(whole[:start] + frame + whole[start:] * (not is_last))
+    found: list[dict[str, Any]] = []
+    torn: list[TornTail] = []
+    with pytest.raises(TraceError, match=rf"offset {start}.*JSON object.*right CRC32") as error:
+        found.extend(read_segment(path, on_torn=torn.append))
+    assert (found, torn) == ([{"n": 1}], [])
+    assert error.value.next_step
+    following = find_frame(path.read_bytes(), start)
+    assert following == (None if is_last else start + len(frame))

@@ -1,0 +1,261 @@
+"""Damaged hours: set aside, made again from their segments, and what is gone is counted."""
+
+import asyncio
+import random
+import shutil
+import struct
+import zlib
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from assets import tables
+from assets.traces import compaction, hours
+from assets.traces.checks import nothing_is_quarantined
+from assets.traces.compaction import Compaction, compact_segments, find_miscounted
+from assets.traces.frames import read_frames
+from assets.traces.hours import find_damaged, find_folder, list_hours, scan_hours, write_hour
+from assets.traces.ledger import read_quarantine
+from bench.traces import make_records
+from orchestration.status import find_quarantined
+from resources.traces import SealedSegments
+from serving.home import Home
+from serving.tracing.segments import MAGIC, SegmentWriter
+from tests.serving.torture import count, report
+
+NOTHING = pl.DataFrame(schema=tables.DELETIONS)
+RECORDS = 90
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """Three hours of records in about ten segments, compacted."""
+    home = Home(tmp_path_factory.mktemp("mending") / "home")
+
+    async def write() -> None:
+        writer = SegmentWriter(home.traces, seal_bytes=20_000)
+        for record in make_records(RECORDS, hours=3):
+            assert await writer.append(record)
+        await writer.close()
+
+    asyncio.run(write())
+    assert compact(home).record_count == RECORDS
+    return home.root
+
+
+@pytest.fixture
+def home(written, tmp_path) -> Home:
+    shutil.copytree(written, tmp_path / "home")
+    return Home(tmp_path / "home")
+
+
+def compact(home: Home, tombstones: pl.DataFrame = NOTHING) -> Compaction:
+    return compact_segments(segments(home), find_folder(home), tombstones=tombstones)
+
+
+def segments(home: Home) -> list[Path]:
+    return SealedSegments(home.traces).list_files()
+
+
+def rows(home: Home) -> pl.DataFrame:
+    return scan_hours(list_hours(find_folder(home))).collect().sort("trace_id")
+
+
+def cut(path: Path, size: int = 50) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def put_aside(home: Home) -> list[Path]:
+    return sorted((find_folder(home) / "quarantine").glob("*.parquet"))
+
+
+def spoil(whole: bytes, kind: str, lots: random.Random) -> bytes:
+    at = lots.randrange(len(whole) - 1)
+    zeros = max(1, lots.randrange(40))
+    return {
+        "empty": b"",
+        "header": whole[: lots.randrange(1, 4)],
+        "cut": whole[:at],
+        "footer": whole[: len(whole) - lots.randrange(1, 9)],
+        "zeros": whole[:at] + bytes(zeros) + whole[at + zeros :],
+        "flip": whole[:at] + bytes([whole[at] ^ (1 << lots.randrange(8))]) + whole[at + 1 :],
+    }[kind]
+
+
+KINDS = ("empty", "header", "cut", "footer", "zeros", "flip")
+
+
+def test_a_damaged_hour_is_made_again_whatever_the_damage(home):
+    before, lots = rows(home), random.Random(6)  # noqa: S311
+    told: Counter[str] = Counter()
+    for number in range(count(len(KINDS), 1_000)):
+        kind = KINDS[number % len(KINDS)]
+        path = lots.choice(list_hours(find_folder(home)))
+        whole = path.read_bytes()
+        spoilt = spoil(whole, kind, lots)
+        path.write_bytes(spoilt)
+        done = compact(home)
+        told[kind] += spoilt != whole
+        assert (done.damaged_hour_count, done.lost_count) == (int(spoilt != whole), 0)
+        assert rows(home).equals(before)
+        assert find_miscounted(find_folder(home), segments(home)) == []
+    report(f"{told.total()} damaged hours rebuilt, {dict(told)}, 0 of {RECORDS} records lost")
+    quarantine = read_quarantine(find_folder(home))
+    assert quarantine["reason"].to_list() == ["hour_rebuilt"] * told.total()
+    assert set(quarantine["segment"]) == {f"quarantine/{path.name}" for path in put_aside(home)}
+    assert {path.stat().st_mode & 0o077 for path in put_aside(home)} == {0}
+    assert compact(home).damaged_hour_count == 0
+
+
+def test_what_no_segment_holds_any_more_is_declared_with_its_count(home):
+    path, gone = list_hours(find_folder(home))[0], segments(home)[0]
+    before = rows(home)
+    is_lost = pl.col("segment") == gone.name
+    lost = pl.read_parquet(path, hive_partitioning=False).filter(is_lost)
+    assert lost.height
+    gone.unlink()
+    cut(path)
+    done = compact(home)
+    assert (done.damaged_hour_count, done.lost_count) == (1, lost.height)
+    assert rows(home).equals(before.filter(~pl.col("trace_id").is_in(lost["trace_id"].implode())))
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    quarantine = read_quarantine(find_folder(home)).sort("reason")
+    assert quarantine.select("reason", "lost_count").rows() == [
+        ("hour_lost", None), ("lost_with_hour", lost.height),
+    ]  # fmt: skip
+    told = nothing_is_quarantined(quarantine)
+    assert (told.passed, told.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert told.metadata["lost_count"].value == lost.height
+    (problem,) = find_quarantined(home, since=datetime.now(UTC) - timedelta(days=1))
+    assert put_aside(home)[0].name in problem
+    assert compact(home).lost_count == 0
+    assert read_quarantine(find_folder(home)).sort("reason").equals(quarantine)
+
+
+@pytest.mark.parametrize("step", ["find_short", "_merge_hour", "declare_mended"])
+def test_a_crash_while_mending_is_mended_by_the_next_run(home, monkeypatch, step):
+    before, path = rows(home), list_hours(find_folder(home))[1]
+    cut(path)
+
+    def crash(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compaction, step, crash)
+        with pytest.raises(OSError, match="No space"):
+            compact(home)
+    assert not path.exists() or step == "declare_mended"
+    assert compact(home).damaged_hour_count == 1
+    assert rows(home).equals(before)
+    assert read_quarantine(find_folder(home))["reason"].to_list() == ["hour_rebuilt"]
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
+def test_a_segment_that_is_damaged_too_takes_nothing_from_the_other_hours(home):
+    before = rows(home)
+    spread = before.group_by("segment").agg(pl.col("asked_at").dt.truncate("1h").n_unique())
+    name = spread.filter(pl.col("asked_at") > 1)["segment"][0]
+    segment = next(path for path in segments(home) if path.name == name)
+    offsets = read_frames(segment).offsets
+    data = bytearray(segment.read_bytes())
+    for offset in (offsets[0], offsets[-1]):  # one of each of its two hours
+        data[offset + 20] ^= 0xFF
+    segment.write_bytes(data)
+    hour = before.filter(pl.col("segment") == name)["asked_at"].min()
+    cut(hours.name_hour(find_folder(home), hour))
+    done = compact(home)
+    assert (done.damaged_hour_count, done.lost_count) == (1, 1)
+    is_lost = (pl.col("segment") == name) & (pl.col("segment_offset") == offsets[0])
+    assert rows(home).equals(before.filter(~is_lost))
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
+def test_nothing_is_declared_lost_while_a_segment_cannot_be_opened(home, monkeypatch):
+    before, path = rows(home), list_hours(find_folder(home))[0]
+    cut(path)
+    closed, read = segments(home)[0], compaction.read_frames
+
+    def refuse(segment: Path):
+        if segment == closed:
+            raise OSError(13, "Permission denied")
+        return read(segment)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compaction, "read_frames", refuse)
+        assert compact(home).damaged_hour_count == 0
+    (told,) = read_quarantine(find_folder(home)).to_dicts()
+    assert (told["segment"], told["reason"]) == (closed.name, "unreadable: Permission denied")
+    assert find_miscounted(find_folder(home), segments(home)) == [closed.name]
+    assert compact(home).damaged_hour_count == 1
+    assert rows(home).equals(before)
+    assert read_quarantine(find_folder(home))["reason"].to_list() == ["hour_rebuilt"]
+
+
+def test_a_deletion_takes_the_damaged_bytes_with_it(home):
+    trace_id = rows(home)["trace_id"][0]
+    cut(list_hours(find_folder(home))[0])
+    tombstone = dict.fromkeys(tables.DELETIONS) | {
+        "kind": "trace", "value": trace_id, "trace_ids": [trace_id],
+        "requested_at": datetime.now(UTC),
+    }  # fmt: skip
+    done = compact(home, pl.DataFrame([tombstone], schema=tables.DELETIONS))
+    assert (done.damaged_hour_count, done.lost_count) == (1, 0)
+    assert trace_id not in rows(home)["trace_id"]
+    assert rows(home).height == RECORDS - 1
+    assert put_aside(home) == []
+    assert read_quarantine(find_folder(home))["reason"].to_list() == ["hour_rebuilt"]
+    assert compact(home).damaged_hour_count == 0
+
+
+def test_a_crash_between_the_hash_and_the_hour_is_no_damage(home, monkeypatch):
+    path = list_hours(find_folder(home))[0]
+    held = pl.read_parquet(path, hive_partitioning=False)
+    write = hours.write_text_atomically
+
+    def crash(target, text):
+        write(target, text)
+        raise OSError(5, "Input/output error")
+
+    for kept in (5, 6):
+        with monkeypatch.context() as patched:
+            patched.setattr(hours, "write_text_atomically", crash)
+            with pytest.raises(OSError, match="Input/output"):
+                write_hour(path, held[:kept].lazy())
+        assert find_damaged(find_folder(home)) == []
+    write_hour(path, held[:7].lazy())
+    assert find_damaged(find_folder(home)) == []
+    assert pl.read_parquet(path, hive_partitioning=False).height == 7
+
+
+def test_an_hour_without_a_hash_is_read_from_end_to_end(home):
+    first, second, _ = list_hours(find_folder(home))
+    first.with_suffix(".sha256").unlink()
+    second.with_suffix(".sha256").write_bytes(b"\0" * 65)
+    assert find_damaged(find_folder(home)) == []
+    cut(first, 500)
+    assert find_damaged(find_folder(home)) == [first]
+
+
+@pytest.mark.parametrize("payload", [b'{"trace_id": "half', b"[1, 2]", b"\xff\xfe", b"7"])
+def test_a_frame_with_a_right_checksum_and_no_record_is_quarantined(home, payload):
+    sound = read_frames(segments(home)[0])
+    whole = segments(home)[0].read_bytes()
+    frame = struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+    path = home.traces / "9-20260105T000000000000-000001.seg"
+    first = len(MAGIC) + 8 + struct.unpack_from("<I", whole, len(MAGIC))[0]
+    path.write_bytes(whole[:first] + frame + whole[first:])
+    shutil.rmtree(find_folder(home) / "date=2026-01-05")
+    for name in ("compacted.parquet", "quarantine.parquet"):
+        (find_folder(home) / name).unlink(missing_ok=True)
+    compact_segments([path], find_folder(home), tombstones=NOTHING)
+    assert rows(home).height == len(sound.payloads)
+    (told,) = read_quarantine(find_folder(home)).to_dicts()
+    assert told == {
+        "segment": path.name, "segment_offset": first, "size_bytes": len(frame),
+        "reason": "not_json", "lost_count": None,
+    }  # fmt: skip
+    assert find_miscounted(find_folder(home), [path]) == []
