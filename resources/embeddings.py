@@ -4,18 +4,15 @@ Belongs here: the store, and the embedder that asks it first. Does not belong he
 (`serving/models`), similarity, indexes. Production serving does without: its questions are new.
 """
 
-import contextlib
-import sqlite3
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from resources.erasing import LOCK_SECONDS, erase_rows
+from resources.erasing import erase_rows
+from resources.kept_file import KeptFile
 from serving.errors import InvalidInputError, UnderstudyError
-from serving.files import keep_private
 from serving.hashing import content_hash
 from serving.models.protocols import Embedder, Vectors
 
@@ -37,15 +34,19 @@ class VectorStore:
 
     Measured beside LMDB: SQLite reads and writes tens of thousands of
     vectors a second, hundreds of times what embedding takes, and needs no dependency and no size
-    set in advance. With a write-ahead log a killed process loses what it had not committed, and a
-    reader never waits for a writer.
+    set in advance.
     """
 
     def __init__(self, file: Path, *, dimension: int) -> None:
         self._file = file
         self._dimension = dimension
-        self._lock = threading.Lock()
-        self._open: sqlite3.Connection | None = None
+        self._kept = KeptFile(
+            file,
+            table=_TABLE,
+            pragmas=[f"PRAGMA page_size = {PAGE_BYTES}"],
+            not_kept=self._not_kept,
+            damaged=self._damaged,
+        )
 
     def read(self, texts: Sequence[str]) -> dict[str, Vectors]:
         """Return the kept vectors of these texts, [dimension] float32 each.
@@ -56,7 +57,7 @@ class VectorStore:
         by_key = {_key(text): text for text in texts}
         places = ",".join("?" * len(by_key))
         query = f"SELECT key, vector FROM vectors WHERE key IN ({places})"  # noqa: S608 - only `?`
-        with self._connection() as connection:
+        with self._kept.connect() as connection:
             rows = connection.execute(query, list(by_key)).fetchall()
         if any(len(blob) != 4 * self._dimension for _, blob in rows):
             raise self._damaged("a vector of another length")
@@ -75,47 +76,20 @@ class VectorStore:
             InvalidInputError: the file is damaged.
         """
         rows = [(_key(text), row.astype("<f4").tobytes()) for text, row in vectors.items()]
-        with self._connection() as connection, connection:
+        with self._kept.connect() as connection, connection:
             connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        with self._lock:
-            if self._open is not None:
-                self._open.close()
-                self._open = None
+        self._kept.close()
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._lock:
-                if self._open is None:
-                    self._open = self._connect()
-                yield self._open
-        except sqlite3.OperationalError as error:
-            raise VectorsNotKeptError(
-                f"using the kept vectors in {self._file}",
-                expected="a file that can be read and written",
-                found=str(error),
-                next_step="make room, mend the permissions or end the process that holds it",
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from error
-
-    def _connect(self) -> sqlite3.Connection:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        keep_private(self._file)  # from a vector its text can be guessed
-        connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, check_same_thread=False)
-        try:
-            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            connection.execute("PRAGMA journal_mode = WAL")
-            # Only a power cut can lose a commit this way, and a lost vector is computed again.
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(_TABLE)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
+    def _not_kept(self, found: str) -> VectorsNotKeptError:
+        return VectorsNotKeptError(
+            f"using the kept vectors in {self._file}",
+            expected="a file that can be read and written",
+            found=found,
+            next_step="make room, mend the permissions or end the process that holds it",
+        )
 
     def _damaged(self, found: str) -> InvalidInputError:
         return InvalidInputError(

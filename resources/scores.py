@@ -8,22 +8,19 @@ scorer that asks it first. Does not belong here: scoring (`scorers`,
 `assets/labels/local_scoring`), the table (`assets/labels`).
 """
 
-import contextlib
 import io
-import sqlite3
-import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from resources.erasing import LOCK_SECONDS, erase_rows
+from resources.erasing import erase_rows
+from resources.kept_file import KeptFile
 from serving.errors import InvalidInputError, UnderstudyError
-from serving.files import keep_private
 from serving.hashing import content_hash
-from serving.models.protocols import KeepScores, ScoreRequest, TokenScores
+from serving.models.protocols import KeepScores, ScoreRequest, TokenScorer, TokenScores
 
 FILE_NAME = "scores.sqlite"
 _TABLE = "CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, value BLOB NOT NULL)"
@@ -32,36 +29,6 @@ _ARRAYS = ("top_ids", "top_logprobs", "y_logprobs")
 
 class ScoresNotKeptError(UnderstudyError):
     """Scores were computed and could not be written, or the store could not be opened."""
-
-
-class Scorer(Protocol):
-    """Who scores what is not kept yet; `assets/labels/scoring.TokenScorer` says what is meant."""
-
-    @property
-    def scorer_id(self) -> str:
-        """The pinned model."""
-        ...
-
-    @property
-    def scorer_hash(self) -> str:
-        """Identity of its weights."""
-        ...
-
-    @property
-    def scorer_dtype(self) -> str:
-        """What it computes in."""
-        ...
-
-    @property
-    def tokenizer(self) -> Any:
-        """The student's."""
-        ...
-
-    def score(
-        self, requests: Iterable[ScoreRequest], *, top_k: int, keep: KeepScores | None = None
-    ) -> Iterator[TokenScores]:
-        """Yield scores in order, and tell `keep` of each as it lands."""
-        ...
 
 
 class KeptScorer:
@@ -76,7 +43,7 @@ class KeptScorer:
         server: where it does so; empty: in this process.
     """
 
-    def __init__(self, inner: Scorer, folder: Path, *, server: str = "") -> None:
+    def __init__(self, inner: TokenScorer, folder: Path, *, server: str = "") -> None:
         self._inner = inner
         self._server = server
         self._store = ScoreStore(folder / FILE_NAME)
@@ -135,17 +102,23 @@ class ScoreStore:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._lock = threading.Lock()  # a server's answers land in the thread of its event loop
-        self._open: sqlite3.Connection | None = None
+        # A server's answers land in the thread of its event loop.
+        self._kept = KeptFile(
+            file,
+            table=_TABLE,
+            pragmas=["PRAGMA secure_delete = ON"],
+            not_kept=self._not_kept,
+            damaged=self._damaged,
+        )
 
     def list_keys(self) -> set[str]:
         """Return the keys of all kept scores."""
-        with self._connection() as connection:
+        with self._kept.connect() as connection:
             return {key for (key,) in connection.execute("SELECT key FROM scores")}
 
     def find(self, key: str) -> TokenScores:
         """Return the kept scores of a listed key."""
-        with self._connection() as connection:
+        with self._kept.connect() as connection:
             row = connection.execute("SELECT value FROM scores WHERE key = ?", [key]).fetchone()
         if row is None:
             raise self._not_kept("a score that another process has dropped meanwhile")
@@ -159,51 +132,21 @@ class ScoreStore:
         """Write scores in a transaction of their own."""
         buffer = io.BytesIO()
         np.savez(buffer, **{name: getattr(scores, name) for name in _ARRAYS})
-        with self._connection() as connection, connection:
+        with self._kept.connect() as connection, connection:
             connection.execute(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?)", [key, buffer.getvalue()]
             )
 
     def retain(self, keys: set[str]) -> None:
         """Drop all but these keys."""
-        with self._connection() as connection, connection:
+        with self._kept.connect() as connection, connection:
             known = {key for (key,) in connection.execute("SELECT key FROM scores")}
             gone = [(key,) for key in known - keys]
             connection.executemany("DELETE FROM scores WHERE key = ?", gone)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        with self._lock:
-            if self._open is not None:
-                self._open.close()
-                self._open = None
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._lock:
-                if self._open is None:
-                    self._open = self._connect()
-                yield self._open
-        except sqlite3.OperationalError as error:
-            raise self._not_kept(str(error)) from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from error
-
-    def _connect(self) -> sqlite3.Connection:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        keep_private(self._file)  # the candidates of an answer's tokens tell the answer
-        connection = sqlite3.connect(self._file, timeout=LOCK_SECONDS, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            # Only a power cut can lose a commit this way, and a lost score is computed again.
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.execute(_TABLE)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
+        self._kept.close()
 
     def _not_kept(self, found: str) -> ScoresNotKeptError:
         return ScoresNotKeptError(

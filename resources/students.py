@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from serving.models.local_student import LocalStudent
 
 MAXIMUM_BATCH = 16  # decoding on a CPU waits for memory: a larger batch costs little more
+MODELS_HELD = 3
+"""A student, a smaller one before it and their base: what is read of prompts and compiled takes
+some 2 GB a model, and one process makes the students of many recipes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +219,7 @@ def _load_base(
     )
 
 
-@cache
+@lru_cache(maxsize=MODELS_HELD)
 def _load_student(
     base: Path,
     adapter: Path | None,

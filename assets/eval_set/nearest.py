@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 UNIT_TOLERANCE = 1e-3  # how far a vector's length may be from 1
 TILE_ROWS = 2048
-TILE_CASES = 1024
-"""One product is at most 2048 x 1024 float32 = 8 MiB a thread, whatever the pool and the set: small
-enough that row maxima find it in the cache, large enough for BLAS."""
+TILE_CASES = 2048
+"""One product is at most 2048 x 2048 float32 = 16 MiB a thread, whatever the pool and the set:
+small enough that row maxima find it in the cache, large enough for BLAS."""
 MAXIMUM_THREADS = 8
 _BLAS_LOCK = threading.Lock()
 """The limit is the process's: of two callers who overlap, the later would note one thread as what

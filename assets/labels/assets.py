@@ -42,7 +42,6 @@ from assets.labels.refusals import (
     tabulate_shares,
 )
 from assets.labels.rejecting import describe_rejected, draw_scores
-from assets.labels.scoring import TokenScorer
 from assets.labels.selection import (
     Selection,
     TeacherTerms,
@@ -58,7 +57,7 @@ from assets.seeds.harvesting import list_private_seeds
 from assets.spending import describe_spending, read_spending
 from serving.aio import run_blocking
 from serving.home import Home
-from serving.models.protocols import ChatModel, Embedder, Progress
+from serving.models.protocols import ChatModel, Embedder, Progress, TokenScorer
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.validator import VALIDATOR_VERSION

@@ -7,8 +7,8 @@ that reads the table (`assets.students`).
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,44 +23,13 @@ from assets.labels.logprob_table import (
 )
 from serving.hashing import content_hash
 from serving.models.protocols import (
-    KeepScores,
     NoProgress,
     Progress,
-    ScoreRequest,
+    TokenScorer,
     TokenScores,
 )
 
 TAIL_FLOOR = 1e-7
-
-
-class TokenScorer(Protocol):
-    """A frozen model that scores given tokens, and what is recorded about it."""
-
-    @property
-    def scorer_id(self) -> str:
-        """The pinned model."""
-        ...
-
-    @property
-    def scorer_hash(self) -> str:
-        """Identity of its weights, or of the server that holds them."""
-        ...
-
-    @property
-    def scorer_dtype(self) -> str:
-        """What it computes in; `unknown` where a server does not say."""
-        ...
-
-    @property
-    def tokenizer(self) -> Any:
-        """The student's tokenizer, which the scorer shares."""
-        ...
-
-    def score(
-        self, requests: Iterable[ScoreRequest], *, top_k: int, keep: KeepScores | None = None
-    ) -> Iterator[TokenScores]:
-        """Yield the scores of each request's answer, in order; equal prefixes are neighbours."""
-        ...
 
 
 def score_answers(

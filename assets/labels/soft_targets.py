@@ -22,7 +22,7 @@ from assets.labels.logprob_table import (
     tabulate_targets,
     tokenise_examples,
 )
-from assets.labels.scoring import TokenScorer, score_answers
+from assets.labels.scoring import score_answers
 from assets.labels.teacher_tokens import (
     KeptAnswers,
     SpokenAnswer,
@@ -32,7 +32,7 @@ from assets.labels.teacher_tokens import (
     sample_evidence,
 )
 from serving.hashing import content_hash
-from serving.models.protocols import NoProgress, Progress
+from serving.models.protocols import NoProgress, Progress, TokenScorer
 
 NOT_ASKED = "no source was asked"
 

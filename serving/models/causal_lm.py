@@ -166,15 +166,18 @@ def pad_batch(
     )
 
 
-def run_decoder(model: Any, batch: PaddedBatch) -> "torch.Tensor":
-    """Return the hidden states [batch, suffix, hidden] after the final norm."""
+def run_decoder(model: Any, batch: PaddedBatch, *, grows: bool = True) -> "torch.Tensor":
+    """Return the hidden states [batch, suffix, hidden] after the final norm.
+
+    With `grows`, the cache holds the suffixes afterwards; else it must be one that only reads.
+    """
     hidden: torch.Tensor = (
         model.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.mask,
             position_ids=batch.position_ids,
             past_key_values=batch.cache,
-            use_cache=True,
+            use_cache=grows,
         )
     ).last_hidden_state
     return hidden

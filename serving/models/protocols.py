@@ -4,9 +4,9 @@ Belongs here: protocols and the plain data that crosses them. Does not belong he
 implementation, SDK or price arithmetic beyond `Price.cost_usd`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -168,6 +168,36 @@ class TokenScores:
 
 KeepScores = Callable[[ScoreRequest, TokenScores], None]
 """Told of each answer's scores as they land, in any order."""
+
+
+class TokenScorer(Protocol):
+    """A frozen model that scores given tokens, and what is recorded about it."""
+
+    @property
+    def scorer_id(self) -> str:
+        """The pinned model."""
+        ...
+
+    @property
+    def scorer_hash(self) -> str:
+        """Identity of its weights, or of the server that holds them."""
+        ...
+
+    @property
+    def scorer_dtype(self) -> str:
+        """What it computes in; `unknown` where a server does not say."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer, which the scorer shares."""
+        ...
+
+    def score(
+        self, requests: Iterable[ScoreRequest], *, top_k: int, keep: KeepScores | None = None
+    ) -> Iterator[TokenScores]:
+        """Yield the scores of each request's answer, in order; equal prefixes are neighbours."""
+        ...
 
 
 @runtime_checkable

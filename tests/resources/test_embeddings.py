@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resources import embeddings
+from resources import embeddings, kept_file
 from resources.embeddings import CachedEmbedder, VectorsNotKeptError
 from serving.errors import InvalidInputError
 from serving.models.protocols import Embedder
@@ -172,7 +172,7 @@ def test_a_damaged_vector_is_an_error_and_never_an_answer(tmp_path, blob, found)
 
 
 def test_a_store_that_is_held_or_unwritable_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(kept_file, "LOCK_SECONDS", 0.05)
     CachedEmbedder(CountingEmbedder(), tmp_path).embed(["first"])
     holder = sqlite3.connect(tmp_path / "counting.sqlite", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")

@@ -225,7 +225,7 @@ def test_a_damaged_or_held_store_says_so(tmp_path, monkeypatch, value):
         connection.execute(f"UPDATE scores SET value = {value}")  # noqa: S608 - fixed
     with pytest.raises(InvalidInputError, match="answers are scored again"):
         score(Telling(), tmp_path, 1)
-    monkeypatch.setattr("resources.scores.LOCK_SECONDS", 0.01)
+    monkeypatch.setattr("resources.kept_file.LOCK_SECONDS", 0.01)
     with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("DELETE FROM scores")
         connection.commit()

@@ -1,6 +1,8 @@
 """Students by name, and answers that keep the latency of the machine that gave them."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -53,6 +55,20 @@ def test_a_kept_answer_of_another_machine_is_not_used(students, monkeypatch):
         monkeypatch.setattr("os.cpu_count", lambda count=cpu_count: count)
         asyncio.run(students.load(ADAPTER).complete(request))
         assert len(model.requests) == calls
+
+
+def test_a_process_that_makes_many_students_holds_few(students, tiny_base, monkeypatch):
+    folder = ResolvedModel(path=tiny_base, sha256="0")
+    monkeypatch.setattr(Students, "base", lambda *_: folder)
+    loaded = []
+    for number in range(module.MODELS_HELD + 2):
+        adapter = make_adapter(students.home.adapters / f"tiny@{number:012x}", tiny_base)
+        students.load(ADAPTER | {"adapter": adapter.name})
+        students_now = (one for one in gc.get_objects() if type(one) is LocalStudent)
+        loaded += [weakref.ref(one) for one in students_now if one.name == adapter.name]
+    gc.collect()
+    assert len(loaded) == module.MODELS_HELD + 2
+    assert sum(reference() is not None for reference in loaded) <= module.MODELS_HELD
 
 
 def test_the_configured_engine_runs_base_and_adapter_and_names_its_numbers(tiny_base, tmp_path):
