@@ -28,6 +28,7 @@ from serving.operation_schemas import Health, Readiness, ReleaseInfo
 from serving.operations import Operations
 from serving.page import add_pages
 from serving.problems import install_problem_handlers
+from serving.question_route import QuestionRoute
 from serving.reference import TRACE_PERSISTED, describe_problems, describe_stream
 from serving.releases.live import LiveRelease, Load
 from serving.schemas import AskResponse, FeedbackStored, ProblemName
@@ -149,11 +150,12 @@ def open_admission(settings: ServerSettings) -> Admission:
 
 
 def _add_product_routes(app: FastAPI, server: Server) -> None:
-    app.add_api_route(
+    app.router.add_api_route(
         "/ask",
         server.ask,
+        route_class_override=QuestionRoute,
         methods=["POST"],
-        # Before the body is checked: who may not ask costs no more than reading it as JSON.
+        # Before the body is read as JSON: who may not ask costs next to nothing.
         dependencies=[Depends(server.admit_question)],
         response_model=AskResponse,
         response_description="An answer with its citations, or a refusal",

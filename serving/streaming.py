@@ -118,7 +118,7 @@ async def _conclude(
     if done.answered.refused or not is_last_draft_kept:
         events.correct()
     body = done.response.model_dump(mode="json")
-    verdict = str(last.verdict) if last.verdict else "none"
+    verdict = str(done.answered.served.verdict or "none")
     return "answer", body | {"verdict": verdict, "trace_persisted": done.is_persisted}
 
 

@@ -211,10 +211,11 @@ def explain_status(
     """Return the error for an HTTP status other than 200, with what the server says of it."""
     wait = read_retry_after(headers)
     fault = classify_status(status, code=code, retry_after_seconds=wait)
+    said = f": {mask_key(message, api_key)[:SHOWN_CHARS]}" if message else " without a message"
     failure = ERRORS[fault](
         attempted,
         expected="status 200",
-        found=f"status {status}: {mask_key(message, api_key)[:SHOWN_CHARS]}",
+        found=f"status {status}{said}",
         next_step=NEXT_STEPS[fault],
     )
     failure.may_be_billed = may_be_billed(status)
@@ -230,7 +231,8 @@ def explain_failure(
 
     Only a connection that was never opened is surely free of charge.
     """
-    cause = error.__cause__ or error
+    # Of an SDK's error the client's is the cause; below that one lies the library of its sockets.
+    cause = error if isinstance(error, httpx2.RequestError) else error.__cause__ or error
     unread = mask_key(f"{type(error).__name__}: {error}", api_key)[:SHOWN_CHARS]
     failure = UpstreamError(
         attempted,

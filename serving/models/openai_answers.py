@@ -4,6 +4,7 @@ Belongs here: from its JSON to a `Completion`, and what is missing in them. Does
 here: sending, retrying, explaining failures (`openai_chat`, `asking`).
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,6 +61,20 @@ def read_completion(
         mean_logprob=_mean_logprob(tokens),
         logprobs=_keep_logprobs(tokens) if top_logprobs and tokens else None,
     )
+
+
+def read_refusal(content: bytes) -> tuple[str, str | None]:
+    """Return what a server says of a call it did not answer, and what it calls the reason.
+
+    A body of another shape is not shown: it may repeat the question.
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return "", None
+    error = _get(body, "error") or body
+    message, code = _get(error, "message"), _get(error, "code")
+    return message if isinstance(message, str) else "", code if isinstance(code, str) else None
 
 
 async def join_chunks(stream: AsyncStream[object], on_text: Callable[[str], None]) -> Answer:

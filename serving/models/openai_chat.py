@@ -5,9 +5,9 @@ and the retry (`asking`); caching, budgets, patience (`resources`); prompts.
 """
 
 import json
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import httpx2
@@ -21,9 +21,10 @@ from serving.models.asking import (
     ask_conceding,
     ask_timed,
     explain_sdk_error,
+    explain_status,
 )
 from serving.models.concessions import Concession, StructuredOutput, start_concessions
-from serving.models.openai_answers import Answer, join_chunks, read_completion
+from serving.models.openai_answers import Answer, join_chunks, read_completion, read_refusal
 from serving.models.protocols import ChatRequest, Completion, Price
 from serving.models.retry_budget import RetryBudget
 from serving.models.transports import TransportPerLoop
@@ -47,7 +48,9 @@ class OpenAIChatModel:
         name: the identity recorded with every answer.
         model: the model as the server knows it.
         price: what a token costs; every completion carries its cost.
-        client: made with `max_retries=0`, since retries are counted here.
+        client: made with `max_retries=0`, since retries are counted here. It reads streams, and
+            knows the address and the key.
+        transport: of the client; whole answers come over it directly.
         timeout_seconds: for one call of `complete`, the retry included.
         retries: how often a failure that can pass is asked again here. A user waits for one retry;
             the factory asks with 0 and retries with more patience (`resources/pacing`). The SDK's
@@ -64,6 +67,7 @@ class OpenAIChatModel:
     model: str
     price: Price
     client: openai.AsyncOpenAI = field(repr=False, compare=False)
+    transport: httpx2.AsyncBaseTransport = field(repr=False, compare=False)
     timeout_seconds: float = 60.0
     retries: int = 1
     retry_wait_seconds: float = 1.0
@@ -137,42 +141,68 @@ class OpenAIChatModel:
         idempotency_key: str,
         on_text: OnText | None = None,
     ) -> Answer | UpstreamError:
-        # The SDK's own clock is a net below ours, which also covers the retry.
-        options: openai.RequestOptions = {
-            "headers": {IDEMPOTENCY_HEADER: idempotency_key},
-            "timeout": self.timeout_seconds,
-        }
+        headers = {IDEMPOTENCY_HEADER: idempotency_key}
         try:
-            # `post` is what `chat.completions.create` calls once it has walked the body along its
-            # type hints. JSON goes in and comes out as bytes: each saves a tenth of a call's CPU.
-            # A whole address is taken as it is; a path would be joined and parsed at every call.
-            address = f"{self.client.base_url}chat/completions"
             if on_text is None:
-                response = await self.client.post(
-                    address,
-                    cast_to=httpx2.Response,
-                    content=orjson.dumps(arguments),
-                    options=options,
-                )
-                answer = json.loads(response.content)  # a token may be half a character
+                status, answered, content = await self._post(orjson.dumps(arguments), headers)
+                if not httpx2.codes.is_success(status):
+                    return self._explain_refusal(status, answered, content)
+                answer = json.loads(content)  # a token may be half a character
             else:
+                # A whole address is taken as it is; a path would be joined and parsed at each call.
                 chunks = await self.client.post(
-                    address,
+                    str(self._address),
                     cast_to=object,
                     content=orjson.dumps(arguments | STREAMED),
-                    options=options,
+                    # The SDK's own clock is a net below ours, which also covers the retry.
+                    options={"headers": headers, "timeout": self.timeout_seconds},
                     stream=True,
                     stream_cls=openai.AsyncStream[object],
                 )
                 answer = await join_chunks(chunks, on_text)
-        except openai.APITimeoutError as error:
+        except (openai.APITimeoutError, httpx2.TimeoutException) as error:
             raise TimeoutError from error
-        except (openai.OpenAIError, httpx2.TransportError, ValueError) as error:
+        except (openai.OpenAIError, httpx2.RequestError, ValueError) as error:
             return self._explain(error)
         # A wrong base_url answers any JSON.
         if isinstance(answer, dict) and isinstance(answer.get("choices"), list):
             return answer
         return self._explain(ValueError(f"no chat completion: {str(answer)[:200]!r}"))
+
+    async def _post(
+        self, content: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, httpx2.Headers, bytes]:
+        """Send a body and return the status, headers and body of what comes back.
+
+        What the SDK and the client below it do around that is half of a call's CPU, and a server
+        makes a call for every question.
+        """
+        request = httpx2.Request(
+            "POST",
+            self._address,
+            headers={**self._headers, **headers},
+            content=content,
+            extensions={"timeout": httpx2.Timeout(self.timeout_seconds).as_dict()},
+        )
+        response = await self.transport.handle_async_request(request)
+        try:
+            return response.status_code, response.headers, await response.aread()
+        finally:
+            await response.aclose()
+
+    @cached_property
+    def _address(self) -> httpx2.URL:
+        return httpx2.URL(f"{self.client.base_url}chat/completions")
+
+    @cached_property
+    def _headers(self) -> Mapping[str, str]:
+        return {
+            "Authorization": f"Bearer {self.client.api_key}",
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+            "User-Agent": "understudy",
+        }
 
     def _arguments(self, request: ChatRequest) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -189,8 +219,21 @@ class OpenAIChatModel:
             arguments["top_logprobs"] = self.top_logprobs
         return arguments
 
+    def _explain_refusal(
+        self, status: int, headers: Mapping[str, str], content: bytes
+    ) -> UpstreamError:
+        message, code = read_refusal(content)
+        return explain_status(
+            status,
+            message,
+            code=code,
+            headers=headers,
+            attempted=f"asking {self.name}",
+            api_key=self.client.api_key,
+        )
+
     def _explain(
-        self, error: openai.OpenAIError | httpx2.TransportError | ValueError
+        self, error: openai.OpenAIError | httpx2.RequestError | ValueError
     ) -> UpstreamError:
         return explain_sdk_error(
             error,
@@ -230,12 +273,13 @@ def connect(
             found=repr(base_url),
             next_step="set base_url to the server's OpenAI-compatible root, usually ending in /v1",
         )
-    http_client = httpx2.AsyncClient(transport=transport or TransportPerLoop())
+    transport = transport or TransportPerLoop()
     return OpenAIChatModel(
         name=name or model,
         model=model,
         price=price,
-        client=_make_client(base_url, api_key or NO_KEY, http_client),
+        client=_make_client(base_url, api_key or NO_KEY, transport),
+        transport=transport,
         timeout_seconds=timeout_seconds,
         retries=retries,
         top_logprobs=top_logprobs,
@@ -254,12 +298,12 @@ def connect_in_process(
     """Return a model served by an ASGI app of this process: the same client, no socket."""
     # A crash of the app is a 500, as it would be over a socket.
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-    http_client = httpx2.AsyncClient(transport=transport, trust_env=False)
     return OpenAIChatModel(
         name=name or model,
         model=model,
         price=price,
-        client=_make_client(IN_PROCESS_URL, NO_KEY, http_client),
+        client=_make_client(IN_PROCESS_URL, NO_KEY, transport),
+        transport=transport,
         timeout_seconds=timeout_seconds,
         retry_wait_seconds=0.0,
         can_stream=False,  # the transport hands a body on whole
@@ -267,8 +311,9 @@ def connect_in_process(
 
 
 def _make_client(
-    base_url: str, api_key: str, http_client: httpx2.AsyncClient
+    base_url: str, api_key: str, transport: httpx2.AsyncBaseTransport
 ) -> openai.AsyncOpenAI:
+    http_client = httpx2.AsyncClient(transport=transport, trust_env=False)
     client = openai.AsyncOpenAI(
         base_url=base_url, api_key=api_key, max_retries=0, http_client=http_client
     )

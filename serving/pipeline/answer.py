@@ -25,6 +25,7 @@ from serving.pipeline.answered import (
     Attempt,
     Progress,
     choose_last,
+    choose_server,
     elapsed_ms,
     is_usable,
 )
@@ -286,16 +287,16 @@ class AnswerPipeline:
         if all(a.completion is None for a in attempts) and raised is not None:
             raise raised
         draft = DraftAnswer(text="", cited=(), refused=True)
-        last = choose_last(tuple(attempts))
-        if last.completion is not None and is_usable(last):
-            draft = read_answer(last.completion.text, asked.hits, self.prompt)
+        served = choose_server(tuple(attempts))
+        if served.completion is not None and is_usable(served):
+            draft = read_answer(served.completion.text, asked.hits, self.prompt)
         return Answered(
             question=asked.question,
             answer=write_refusal(asked.question) if draft.refused else draft.text,
             cited=draft.cited,
             refused=draft.refused,
-            served_by=last.role,
-            model=last.model,
+            served_by=served.role,
+            model=served.model,
             route=route,
             retrieved=asked.hits,
             request=asked.request,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.errors import ModelError
+from serving.errors import BudgetExceededError, CircuitOpenError, ModelError
 from serving.models.protocols import ChatRequest, Completion, Hit, ServedBy
 from serving.pipeline.circumstances import ORDINARY, Circumstances
 from serving.pipeline.router import Route
@@ -55,6 +55,11 @@ class Attempt:
     """Milliseconds from the start of the request."""
     confidence: float | None = None
     """Calibrated probability that a student's valid answer is the teacher's; None: unknown."""
+
+    @property
+    def was_called(self) -> bool:
+        """False where a spent budget or a breaker kept the question from the model."""
+        return not isinstance(self.raised, BudgetExceededError | CircuitOpenError)
 
     @classmethod
     def given_up(
@@ -126,6 +131,11 @@ class Answered:
         return choose_last(self.attempts)
 
     @property
+    def served(self) -> Attempt:
+        """The attempt whose text was shown, or was refused: the one `served_by` speaks of."""
+        return choose_server(self.attempts)
+
+    @property
     def confidence(self) -> float | None:
         """How sure the last student asked was, whoever's answer was used in the end."""
         students = [a for a in self.attempts if a.role == "student"]
@@ -149,12 +159,23 @@ class Answered:
 
 def has_fallback(attempts: Sequence[Attempt]) -> bool:
     """Say whether the teacher was asked after a student."""
-    return {a.role for a in attempts} == {"student", "teacher"}
+    return {a.role for a in attempts if a.was_called} == {"student", "teacher"}
 
 
 def choose_last(attempts: tuple[Attempt, ...]) -> Attempt:
     """Return the last attempt that may be shown; where none may, the last one."""
     return next(filter(is_usable, reversed(attempts)), attempts[-1])
+
+
+def choose_server(attempts: tuple[Attempt, ...]) -> Attempt:
+    """Return the attempt whose text was shown, or refused; without any text, the last attempt.
+
+    A teacher that was not asked, or gave nothing, served nobody: the student's invalid text is why
+    there is a refusal.
+    """
+    last = choose_last(attempts)
+    texts = (a for a in reversed(attempts) if a.completion is not None)
+    return last if last.completion is not None else next(texts, last)
 
 
 def is_usable(attempt: Attempt) -> bool:

@@ -8,6 +8,7 @@ Does not belong here: judging whether the answer is acceptable (`validator`).
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from serving.errors import InvalidInputError
@@ -44,7 +45,7 @@ class PromptFormat:
     citation_ids: CitationIds = "local"
     max_answer_tokens: int = 120
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Identity of the wording and the numbering: part of every label's provenance."""
         return content_hash(PROMPT_WORDING, self.citation_ids, digits=12)

@@ -129,7 +129,7 @@ def publish(
             "publishing a release",
             expected="a release id of 12 hex digits",
             found=repr(release_id),
-            next_step="pass what `build_bundle` returned",
+            next_step="pass an id that `understudy releases list` shows",
         )
     with _publisher_lock(releases_folder):
         current = read_pointer(releases_folder / CURRENT, signing_key.public_key())

@@ -111,7 +111,7 @@ def read_pointer(path: Path, public_key: Ed25519PublicKey) -> CurrentPointer | N
     try:
         pointer = CurrentPointer.model_validate_json(text)
     except ValidationError as error:
-        raise _bad_pointer(path, "a signed pointer", f"{error.error_count()} errors") from error
+        raise _bad_pointer(path, "a signed pointer", repr(text[:40])) from error
     try:
         public_key.verify(
             base64.b64decode(pointer.signature, validate=True), pointer.signed_bytes()

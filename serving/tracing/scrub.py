@@ -13,6 +13,7 @@ _WORDS = r"(?:[A-Z]++(?:[a-z]{2,}+|(?![A-Za-z\d]))|[a-z]++|[_-])"
 
 _KEY_LIKE = re.compile(
     rf"""
+    (?=\[docs:|-----BEGIN|[\w/+.-]{{15}})(?:  # most words are ruled out by this first look
     (?P<cited>\[docs:[\w./-]{{1,200}}\])                           # a citation, which stays
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----.*?
       (?:-----END\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----|\Z)
@@ -25,6 +26,7 @@ _KEY_LIKE = re.compile(
       (?!(?:{_WORDS}|/|\d{{1,4}}+(?![a-z]))++(?![\w/+=-]))         # a path, or a long name
       (?:[A-Za-z0-9/+]{{40,}}={{0,2}}|[A-Za-z0-9_-]{{40,}})        # base64: secrets of AWS, Azure
     | \b(?=[A-Za-z]{{0,99}}\d)(?=\d{{0,99}}[A-Za-z])[A-Za-z0-9]{{32,}}  # letters and digits
+    )
     """,
     re.DOTALL | re.VERBOSE,
 )
@@ -67,6 +69,8 @@ _ASSIGNED = re.compile(
 _ASSIGNED_WORDS = ("key", "token", "secret", "passw", "passp", "bearer", "basic")
 
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
+_DIGIT = re.compile(r"\d")
+_FEWEST_DIGITS = 9  # of a phone number; a card has more
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
 _PHONE = re.compile(
     r"""
@@ -96,10 +100,12 @@ def scrub(text: str) -> str:
     if "@" in text:
         text = _IN_ADDRESS.sub(lambda m: m[1] + SECRET + "@", text)
         text = _EMAIL.sub(EMAIL, text)
-    if not any(map(str.isdecimal, text)):
+    if len(_DIGIT.findall(text)) < _FEWEST_DIGITS:
         return text
     text = _CARD.sub(lambda m: CARD if _passes_luhn(m[0]) else m[0], text)
-    return _PHONE.sub(lambda m: PHONE if 9 <= _count_digits(m[0]) <= 18 else m[0], text)
+    return _PHONE.sub(
+        lambda m: PHONE if _FEWEST_DIGITS <= _count_digits(m[0]) <= 18 else m[0], text
+    )
 
 
 def _passes_luhn(candidate: str) -> bool:

@@ -86,7 +86,7 @@ async def test_the_final_event_comes_after_the_trace_is_on_disk(tmp_path: Path) 
         (TypingModel("s", INVALID), CannedChatModel("t"), "teacher", False),
         (TypingModel("s", breaks_after=3), TypingModel("t"), "teacher", False),
         (TypingModel("s", INVALID), TypingModel("t", INVALID), "teacher", True),
-        (TypingModel("s", INVALID), CannedChatModel("t", DOWN), "teacher", True),
+        (TypingModel("s", INVALID), CannedChatModel("t", DOWN), "student", True),
     ],
 )
 async def test_a_draft_that_is_replaced_is_taken_back(

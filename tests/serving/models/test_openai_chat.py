@@ -1,6 +1,7 @@
 """The chat client against a real ASGI server that misbehaves on demand."""
 
 import asyncio
+import gzip
 import json
 import logging
 import socket
@@ -129,6 +130,15 @@ async def test_who_retries_elsewhere_asks_once():
     assert len(upstream.bodies) == 1
 
 
+async def test_a_compressed_answer_is_read_and_a_broken_one_can_pass():
+    packed = gzip.compress(json.dumps(make_answer()).encode())
+    said = {"content-encoding": "gzip", "content-type": "application/json"}
+    upstream = Upstream(Response(b"no gzip", headers=said), Response(packed, headers=said))
+    model = model_over(upstream)
+    assert (await model.complete(REQUEST)).text == "hi"
+    assert len(upstream.bodies) == 2
+
+
 async def test_each_request_has_one_key_and_another_draw_has_another():
     upstream = Upstream(error(503))
     for request in (REQUEST, REQUEST, replace(REQUEST, seed=12)):
@@ -196,7 +206,7 @@ async def test_logprobs_are_asked_for_only_when_wanted_and_averaged():
     }
     upstream = Upstream(JSONResponse(make_answer(choices=[choice])))
     plain = model_over(upstream)
-    model = OpenAIChatModel(name="n", model="m", price=PRICE, client=plain.client, top_logprobs=1)
+    model = replace(plain, top_logprobs=1)
     assert (await model.complete(REQUEST)).mean_logprob == -2.0
     assert (await plain.complete(REQUEST)).mean_logprob is None
     assert [body.get("logprobs") for body in upstream.bodies] == [True, None]

@@ -1,6 +1,7 @@
 """High stakes, chance, budgets and breakers: each gives its reason, and none the wrong model."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,11 @@ from serving.pipeline.circumstances import Circumstances
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import Route, RouterPolicy, draw_route, has_high_stakes
 from serving.pipeline.validator import ValidatorPolicy
-from tests.serving.fakes import HITS, INVALID, CannedChatModel, CannedRetriever
+from serving.tracing.record import build_record, new_trace_id
+from tests.serving.fakes import HITS, INVALID, CannedChatModel, CannedRetriever, make_engine
 
 DEFAULT = Route(to="student", reason="default")
+DOWN = UpstreamError("asking t", expected="an answer", found="none", next_step="wait")
 
 
 def pipeline(**changes) -> AnswerPipeline:
@@ -104,6 +107,30 @@ async def test_past_the_budget_an_invalid_student_answer_is_a_refusal():
         answered = await path.answer("Where?", around=Circumstances(allow_teacher=Purse(0)))
         assert answered.refused
         assert not teacher.requests
+        assert (answered.served_by, answered.model) == ("student", "s")
+        assert not answered.used_fallback
+
+
+@pytest.mark.parametrize("was_called", [False, True])
+async def test_a_teacher_without_an_answer_served_nobody(was_called):
+    teacher = CannedChatModel("t", DOWN) if was_called else stopped("t")
+    path = pipeline(teacher=teacher, student=CannedChatModel("s", INVALID))
+    answered = await path.answer("Where?")
+    assert answered.refused
+    assert (answered.served_by, answered.used_fallback) == ("student", was_called)
+
+
+async def test_a_refusal_the_teacher_did_not_write_is_no_teachers_trace():
+    path = pipeline(student=CannedChatModel("s", INVALID))
+    for purse, expected in ((Purse(0), ("student", "rule")), (Purse(1), ("teacher", "fallback"))):
+        answered = await path.answer("Where?", around=Circumstances(allow_teacher=purse))
+        trace = build_record(
+            answered,
+            origin=make_engine().trace_origin("prod"),
+            trace_id=new_trace_id(),
+            asked_at=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+        assert (trace.served_by, trace.selection_mode) == expected
 
 
 async def test_a_teachers_answer_is_counted_by_outcome():
