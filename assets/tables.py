@@ -142,6 +142,7 @@ QUARANTINED_FRAMES = pl.Schema(
         "segment_offset": pl.Int64(),
         "size_bytes": pl.Int64(),
         "reason": TEXT,
+        "lost_count": pl.Int64(),
     }
 )
 FEEDBACK = pl.Schema(

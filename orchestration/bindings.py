@@ -19,12 +19,12 @@ from assets.labels.assets import LabellingPlan, ScorerPlan
 from assets.labels.judging import Ruler
 from assets.labels.local_scoring import LocalScorer
 from assets.labels.production import find_releases, restore_answers
-from assets.labels.scoring import TokenScorer
 from assets.labels.selection import TeacherTerms, choose_split
 from assets.monitoring.measurements import MonitoringPlan
 from assets.paraphrases.assets import RewritingPlan
 from assets.paraphrases.dreaming import DreamPlan, open_dreams
 from assets.parity.arms import ArmPlan
+from assets.parity.cascade import RecipeTerms, refuse_unfit_smaller
 from assets.parity.economics import EconomicsTerms
 from assets.parity.experiments import Experiment, RouterVariant, list_experiments
 from assets.parity.prices import StatedPrice, name_section
@@ -63,7 +63,7 @@ from resources.traces import Harvest, SealedSegments
 from serving.home import Home
 from serving.models.embedded import resolve_model
 from serving.models.embedder import load_embedder
-from serving.models.protocols import Completion, Embedder, Price, Progress, Reranker
+from serving.models.protocols import Completion, Embedder, Price, Progress, Reranker, TokenScorer
 from serving.pipeline.assembly import PipelineParts, estimate_tokens
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
@@ -431,8 +431,21 @@ class Bindings:
 
     @cached_property
     def arm_plan(self) -> ArmPlan:
-        """Which arms are set side by side."""
-        return ArmPlan(arms=self.config.parity.arms)
+        """Which arms are set side by side; a smaller student no report could be of is refused."""
+        section = self.config.parity
+        if section.smaller_recipe is None:
+            return ArmPlan(arms=section.arms)
+        terms = {name: self._state_recipe(recipe) for name, recipe in self.recipes.items()}
+        main = self.config.default_recipe
+        refuse_unfit_smaller(section.smaller_recipe, terms, main_recipe=main)
+        return ArmPlan(arms=section.arms, smaller_recipe=section.smaller_recipe, main_recipe=main)
+
+    def _state_recipe(self, recipe: AnyRecipe) -> RecipeTerms:
+        student = self.config.students.get(recipe.student)
+        return RecipeTerms(
+            lane=getattr(recipe, "lane", "clean"),
+            price=StatedPrice(**student.price.model_dump()) if student else StatedPrice(),
+        )
 
     @cached_property
     def economics_terms(self) -> EconomicsTerms:

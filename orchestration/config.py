@@ -400,9 +400,11 @@ class HeldOutSection(Section):
 
 
 class ParitySection(Section):
-    """Which arms the report sets side by side."""
+    """Which arms the report sets side by side, and whose student is asked before the default's."""
 
     arms: tuple[str, ...] = DEFAULT_ARMS
+    smaller_recipe: str | None = Field(default=None, min_length=1, exclude_if=lambda v: v is None)
+    """Left out of the dump where it is left out of the file: then nothing made is stale."""
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:

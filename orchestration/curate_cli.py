@@ -229,7 +229,8 @@ def _show_rows(frame: pl.DataFrame) -> None:
         return
     table = Table(box=None)
     for column in frame.columns:
-        table.add_column(column)
+        # An id that is cut cannot be passed on.
+        table.add_column(column, no_wrap=column.endswith("_id"), overflow="fold")
     for row in frame.iter_rows():
         table.add_row(*(escape(_write_cell(value)) for value in row))
     CONSOLE.print(table)

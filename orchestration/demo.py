@@ -13,6 +13,7 @@ from rich.table import Table
 from assets.parity.formatting import render_parity_table_text
 from orchestration.config import Config
 from orchestration.console import CONSOLE
+from orchestration.lake import read_table
 from serving.errors import InvalidInputError
 from serving.home import Home
 
@@ -76,22 +77,17 @@ def read_report(config: Config, recipe: str) -> dict[str, Any]:
     """
     path = Home(config.home).reports / recipe / "parity.json"
     if not path.exists():
-        raise _missing(str(path), recipe)
+        raise InvalidInputError(expected=str(path), found="nothing there", **_tell(recipe))
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return report
 
 
 def _read(home: Home, key: str, recipe: str) -> pl.DataFrame:
-    path = home.table(key, recipe)
-    if not path.exists():
-        raise _missing(str(path), recipe)
-    return pl.read_parquet(path)
+    return read_table(home.table(key, recipe), **_tell(recipe))
 
 
-def _missing(path: str, recipe: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"reading the report of recipe {recipe!r}",
-        expected=f"{path}",
-        found="nothing there",
-        next_step=f"run `understudy run --recipe {recipe}` first, if there is such a recipe",
-    )
+def _tell(recipe: str) -> dict[str, str]:
+    return {
+        "attempted": f"reading the report of recipe {recipe!r}",
+        "next_step": f"run `understudy run --recipe {recipe}` first, if there is such a recipe",
+    }

@@ -37,6 +37,7 @@ from assets.traces.hours import find_folder, list_hours, scan_hours
 from orchestration.config import Config, load_config
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
+from orchestration.lake import read_table
 from orchestration.options import Json
 from resources.input_files import GoldenFile
 from serving.errors import InvalidInputError
@@ -158,15 +159,11 @@ def _propose_from_traffic(home: Home) -> list[Proposal]:
 
 
 def _read(home: Home, key: str, recipe: str) -> pl.DataFrame:
-    path = home.table(key, recipe)
-    if not path.exists():
-        raise InvalidInputError(
-            f"reading what recipe {recipe!r} was measured by",
-            expected=str(path),
-            found="nothing there",
-            next_step=f"run `understudy run --recipe {recipe}` first",
-        )
-    return pl.read_parquet(path)
+    return read_table(
+        home.table(key, recipe),
+        attempted=f"reading what recipe {recipe!r} was measured by",
+        next_step=f"run `understudy run --recipe {recipe}` first",
+    )
 
 
 def _write_line(name: SetName, proposal: Proposal, number: int) -> str:

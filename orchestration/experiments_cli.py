@@ -21,6 +21,7 @@ from orchestration.bindings import Bindings
 from orchestration.config import load_config
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
+from orchestration.lake import read_table
 from orchestration.launching import launch
 from orchestration.options import Json
 from serving.errors import InvalidInputError
@@ -104,15 +105,12 @@ def _find() -> dict[str, Experiment]:
 
 
 def _show(home_folder: Path, names: list[str] | None, *, as_json: bool = False) -> None:
-    path = Home(home_folder).table(keys.EXPERIMENT_REPORT.to_user_string())
-    if not path.exists():
-        raise InvalidInputError(
-            "reading the report of the experiments",
-            expected=str(path),
-            found="nothing there",
-            next_step="run one with `understudy experiment run NAME`; `list` shows the names",
-        )
-    rows = pl.read_parquet(path).filter(pl.col("outcome") != "unmeasured")
+    report = read_table(
+        Home(home_folder).table(keys.EXPERIMENT_REPORT.to_user_string()),
+        attempted="reading the report of the experiments",
+        next_step="run one with `understudy experiment run NAME`; `list` shows the names",
+    )
+    rows = report.filter(pl.col("outcome") != "unmeasured")
     if names is not None:
         rows = rows.filter(pl.col("experiment").is_in(names))
     if as_json:

@@ -19,6 +19,7 @@ from orchestration.bindings import Bindings
 from orchestration.config import load_config
 from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
+from orchestration.lake import read_table
 from orchestration.options import Json
 from orchestration.releases_cli import read_current
 from serving.errors import InvalidInputError
@@ -64,8 +65,7 @@ def replay(
     home = Home(config.home)
     calibration, records = read_calibration(home), _read_records(home)
     if (current_release := read_current(home)) is not None:
-        # A confidence means what the calibration of its own student says.
-        records = records.filter(pl.col("release_id") == current_release.release_id)
+        records = _select_release(records, current_release.release_id)
     threshold = None
     if calibration is not None:
         threshold = calibration.find_threshold(candidate.maximum_risk_ratio)
@@ -88,15 +88,27 @@ def read_calibration(home: Home) -> ConfidenceCalibration | None:
 
 
 def _read_records(home: Home) -> pl.DataFrame:
-    path = home.table(keys.TRACE_RECORDS.to_user_string())
-    if not path.exists():
+    return read_table(
+        home.table(keys.TRACE_RECORDS.to_user_string()),
+        attempted="reading what was asked",
+        next_step="serve some traffic, then `understudy run --select traces`",
+    )
+
+
+def _select_release(records: pl.DataFrame, release_id: str) -> pl.DataFrame:
+    """Return the records of one release: a confidence means what its student's calibration says."""
+    selected = records.filter(pl.col("release_id") == release_id)
+    if selected.is_empty() and not records.is_empty():
+        others = records["release_id"].drop_nulls().value_counts(sort=True).head(3)
+        told = ", ".join(f"{count} of {name}" for name, count in others.iter_rows())
         raise InvalidInputError(
-            "reading what was asked",
-            expected=str(path),
-            found="nothing there",
-            next_step="serve some traffic, then `understudy run --select traces`",
+            "replaying logged questions under another policy",
+            expected=f"questions that the current release {release_id} was asked",
+            found=f"none; {told or 'only questions that no release was asked'}",
+            next_step="serve some traffic with the current release, then "
+            "`understudy run --select traces`; `understudy releases rollback` brings another back",
         )
-    return pl.read_parquet(path)
+    return selected
 
 
 def _show(found: Replay, patch: str) -> None:

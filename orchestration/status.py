@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 import dagster as dg
 import polars as pl
 
-from assets.traces.compaction import read_quarantine
 from assets.traces.curating import find_candidates
 from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
+from assets.traces.ledger import read_quarantine
 from orchestration.config import Config
 from orchestration.phases import PhaseFacts, PhaseStep, assess_phases
 from orchestration.sensors.deciding import Decision, GiveUp, Launch, decide_retraining
@@ -193,7 +193,7 @@ def find_problems(
 def find_quarantined(home: Home, *, since: datetime) -> tuple[str, ...]:
     """Return which segments begun since could not be read whole, torn tails of kills aside.
 
-    A segment whose name tells no time is always among them.
+    And which hours were found damaged since. A name that tells no time is always among them.
     """
     began = pl.col("segment").str.extract(r"-(\d{8}T\d{12})-").str.to_datetime("%Y%m%dT%H%M%S%6f")
     is_old = (began.dt.replace_time_zone("UTC") < since).fill_null(value=False)
@@ -203,7 +203,7 @@ def find_quarantined(home: Home, *, since: datetime) -> tuple[str, ...]:
     names = lost["segment"].unique().sort().to_list()
     count = f"{lost.height} stretch{'es' if lost.height > 1 else ''}"
     return (
-        f"{count} of the trace segments {', '.join(names[:3])}{' …' if len(names) > 3 else ''} "
+        f"{count} of the trace files {', '.join(names[:3])}{' …' if len(names) > 3 else ''} "
         "cannot be read: read traces/quarantined_frames",
     )
 

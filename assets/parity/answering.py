@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from assets.labels.answering import tabulate_hits
-from assets.parity.arms import BY_NAME, ArmPlan
+from assets.parity.arms import BY_NAME, SMALLER, ArmPlan
 from serving.aio import map_bounded
 from serving.errors import BudgetExceededError, ModelError
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.answer import Answered, AnswerPipeline
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.confidence import ConfidenceCalibration
+from serving.pipeline.tiers import Tier
 
 CONCURRENCY = 16  # requests in flight; an in-process student batches them
 LATENCY_SAMPLE = 20  # cases timed one by one, per arm
@@ -35,10 +36,12 @@ async def answer_plan(
     calibration: ConfidenceCalibration | None,
     untrained: Mapping[str, ChatModel],
     progress: Progress,
+    smaller: Tier | None = None,
 ) -> list[dict[str, Any]]:
     """Return the arm_answers rows of every arm of the plan that models answer.
 
-    The arms of production share one pipeline; an untrained arm has one with its model as student.
+    The arms of production share one pipeline; an untrained arm has one with its model as student,
+    and so has a `smaller` student, which answers alone.
     """
     pipeline = await parts.assemble(index_fingerprint, student=student, calibration=calibration)
     pipelines = {
@@ -47,6 +50,10 @@ async def answer_plan(
         else pipeline
         for arm in plan.choose("production", "untrained")
     }
+    if smaller:
+        pipelines[SMALLER] = replace(
+            pipeline, student=smaller.model, calibration=smaller.calibration
+        )
     return await answer_arms(cases, pipelines=pipelines, progress=progress)
 
 

@@ -20,10 +20,17 @@ STUDENT = "student"
 CANDIDATE = "routed"
 """What users would get: the student behind the router with its fallback, not the student alone."""
 
-Origin = Literal["production", "untrained", "operating_point"]
+SMALLER = "smaller"
+"""The student of `parity.smaller_recipe` alone."""
+
+CASCADE = "cascade"
+"""What users would get of that student, then the student, then the teacher."""
+
+Origin = Literal["production", "untrained", "operating_point", "cascade"]
 """`production`: the student that was made, and its teacher, through the request path. `untrained`:
 the same path with a base model in the student's place. `operating_point`: the routes decided anew
-over the answers of teacher and student; no model is asked."""
+over the answers of teacher and student; no model is asked. `cascade`: of two students, and there
+where the configuration names a smaller one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,26 @@ ARMS = (
             "validator, the fallback to the teacher. This arm is judged by the gate."
         ),
     ),
+    Arm(
+        name=SMALLER,
+        label="smaller student",
+        origin="cascade",
+        mode="student",
+        definition=(
+            "The student of `parity.smaller_recipe` answers every case alone. An invalid answer is "
+            "shown as a refusal."
+        ),
+    ),
+    Arm(
+        name=CASCADE,
+        label="two students",
+        origin="cascade",
+        definition=(
+            "The router with two students: the smaller one first, whose answers stand at its own "
+            "certified confidence, then the student, then the teacher. The routes are decided anew "
+            "over the answers of the three. The gate does not judge this arm."
+        ),
+    ),
     _describe_point(90, 10),
     _describe_point(80, 20),
     _describe_point(60, 40),
@@ -125,7 +152,10 @@ REQUIRED_ARMS = (BASELINE, STUDENT, CANDIDATE)
 """Without these there is nothing to judge."""
 
 OPERATING_POINTS = tuple(arm for arm in ARMS if arm.teacher_ratio is not None)
-DEFAULT_ARMS = tuple(arm.name for arm in ARMS if arm.origin != "untrained")
+PLANNED_ARMS = tuple(arm.name for arm in ARMS if arm.origin != "cascade")
+"""What `parity.arms` may name: the others come with `parity.smaller_recipe`."""
+
+DEFAULT_ARMS = tuple(arm.name for arm in ARMS if arm.origin in {"production", "operating_point"})
 """The untrained arms ask a base model that talks to its limit: dear where it runs on CPU."""
 
 
@@ -133,11 +163,16 @@ DEFAULT_ARMS = tuple(arm.name for arm in ARMS if arm.origin != "untrained")
 class ArmPlan:
     """Which arms are set side by side, in the order of the report.
 
+    In the report of `main_recipe` stand those of a cascade too, with the student of
+    `smaller_recipe` before its own; None: there is none.
+
     Raises:
         ValueError: an arm is unknown, named twice, or a required one is missing.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
+    smaller_recipe: str | None = None
+    main_recipe: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a plan nobody could judge."""
@@ -147,6 +182,10 @@ class ArmPlan:
         """Return the planned arms of these origins, in the order of the report."""
         return tuple(arm for arm in ARMS if arm.name in self.arms and arm.origin in origins)
 
+    def find_smaller(self, recipe: str) -> str | None:
+        """Return the recipe whose student is asked before that of a recipe; None: nobody is."""
+        return self.smaller_recipe if recipe == self.main_recipe else None
+
 
 def refuse_unfit_arms(names: Sequence[str]) -> None:
     """Refuse a list of arms that names what does not exist, or leaves out what is judged.
@@ -154,9 +193,9 @@ def refuse_unfit_arms(names: Sequence[str]) -> None:
     Raises:
         ValueError: says which, and what is legal.
     """
-    unknown = sorted(set(names) - set(ARM_NAMES))
+    unknown = sorted(set(names) - set(PLANNED_ARMS))
     if unknown:
-        raise ValueError(f"unknown arms {', '.join(unknown)}; legal: {', '.join(ARM_NAMES)}")
+        raise ValueError(f"unknown arms {', '.join(unknown)}; legal: {', '.join(PLANNED_ARMS)}")
     if len(set(names)) < len(names):
         raise ValueError(f"every arm once, not {', '.join(names)}")
     missing = [name for name in REQUIRED_ARMS if name not in names]

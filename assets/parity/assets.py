@@ -17,6 +17,12 @@ from assets.labels.rating import rate_answers, read_rateables
 from assets.parity.answering import answer_plan
 from assets.parity.arms import ArmPlan
 from assets.parity.baselines import StudentShelf, open_untrained
+from assets.parity.cascade import (
+    SmallerStudent,
+    derive_cascade,
+    describe_cascade,
+    read_smaller,
+)
 from assets.parity.comparison import build_parity_table, describe_headline
 from assets.parity.deriving import derive_arm, describe_routing
 from assets.parity.economics import EconomicsTerms
@@ -99,16 +105,31 @@ def arm_answers(
     progress: dg.ResourceParam[Progress],
     **frames: pl.DataFrame,
 ) -> dg.MaterializeResult[pl.DataFrame]:
-    """The golden cases answered by every arm of the plan, through the production pipeline."""
+    """The golden cases answered by every arm of the plan, through the production pipeline.
+
+    With `parity.smaller_recipe` so does that recipe's student in the partition of the default
+    recipe, and what the two in turn would do is derived.
+    """
     adapter = frames["student_adapter"].row(0, named=True)
+    recipe = arm_plan.find_smaller(adapter["recipe"])
+    smaller = read_smaller(home, recipe, main=adapter) if recipe else None
     registered = _announce_asking(context, experiments, adapter=adapter, home=home)
     before = read_spending(pipeline_parts.teacher)
     rows = _ask_models(
-        frames, plan=arm_plan, parts=pipeline_parts, students=students, home=home, progress=progress
+        frames,
+        plan=arm_plan,
+        parts=pipeline_parts,
+        students=students,
+        home=home,
+        progress=progress,
+        smaller=smaller,
     )
     for point in arm_plan.choose("operating_point"):
         row = frames["operating_points"].row(by_predicate=pl.col("arm") == point.name, named=True)
         rows += derive_arm(point.name, rows, read_thresholds(row, pipeline_parts.router))
+    if smaller:
+        fitted = frames["calibration"].row(0, named=True)
+        rows += derive_cascade(rows, fitted, smaller, pipeline_parts.router)
     candidate = identify_candidate(
         pipeline_parts,
         index_fingerprint=frames["vector_index"]["index_fingerprint"].item(),
@@ -123,6 +144,7 @@ def arm_answers(
             "arms": list(arm_plan.arms),
             "predictions_registered": registered,
             **describe_routing(frame),
+            **(describe_cascade(frame) if smaller else {}),
             "error_count": frame["error"].len() - frame["error"].null_count(),
             **describe_spending(pipeline_parts.teacher, since=before),
         },
@@ -158,8 +180,9 @@ def _ask_models(
     students: StudentShelf,
     home: Home,
     progress: Progress,
+    smaller: SmallerStudent | None,
 ) -> list[dict[str, Any]]:
-    """Return the rows of the arms that models answer: all but the operating points."""
+    """Return the rows of the arms that models answer: all but those derived of others."""
     singles = ("student_adapter", "vector_index", "calibration")
     adapter, index, fitted = (frames[name].row(0, named=True) for name in singles)
     untrained = open_untrained(
@@ -181,6 +204,7 @@ def _ask_models(
             calibration=read_calibrator(fitted),
             untrained=untrained,
             progress=progress,
+            smaller=smaller.open(students) if smaller else None,
         )
     )
 

@@ -132,7 +132,7 @@ def compare_rows(
 
     Cases that one of them lacks are counted. Without a pair there is no value.
     """
-    pairs, inconclusive = _pair(rows, baseline)
+    pairs, inconclusive = pair_cases(rows, baseline)
     head = {"kind": "difference", "inconclusive_count": inconclusive}
     if pairs.is_empty() or metric.name == UNPAIRED:
         return head | _empty_interval()
@@ -159,7 +159,7 @@ def compare_rows(
 def _divide_costs(
     arm: str, rows: pl.DataFrame, baseline: pl.DataFrame, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    pairs, inconclusive = _pair(rows, baseline)
+    pairs, inconclusive = pair_cases(rows, baseline)
     head = {
         "kind": "ratio",
         "arm": f"{arm}/{BASELINE}",
@@ -176,7 +176,7 @@ def _divide_costs(
     return head | vars(interval) | {"method": "bootstrap by gold page"}
 
 
-def _pair(rows: pl.DataFrame, baseline: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def pair_cases(rows: pl.DataFrame, baseline: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Return the cases graded in both arms, and how many are inconclusive in either."""
     both = rows.join(
         baseline, on=_KEY, how="full", coalesce=True, suffix="_base", maintain_order="left"

@@ -11,83 +11,114 @@ from typing import Any
 
 import polars as pl
 
-from assets.parity.arms import BASELINE, CANDIDATE, STUDENT
+from assets.parity.arms import BASELINE, CANDIDATE, SMALLER, STUDENT
 from assets.parity.routes import VALID, Thresholds, choose_row_route, settle_route
-from serving.pipeline.router import Route
+from serving.pipeline.router import Route, RouterPolicy
 
 Row = Mapping[str, Any]
 
 _SUMMED = ("prompt_tokens", "completion_tokens", "cost_usd")
 
 
-def derive_arm(arm: str, rows: Sequence[Row], thresholds: Thresholds) -> list[dict[str, Any]]:
+def derive_arm(
+    arm: str,
+    rows: Sequence[Row],
+    thresholds: Thresholds,
+    *,
+    smaller_threshold: float | None = None,
+) -> list[dict[str, Any]]:
     """Return the arm_answers rows of a router with these thresholds.
 
     Args:
         arm: what the rows are named.
-        rows: of the arms `teacher` and `student`, every repeat; others are passed over.
-        thresholds: of this router.
+        rows: of the arms `teacher` and `student`, every repeat, and of `smaller` where that student
+            is asked first; others are passed over.
+        thresholds: of this router; the confidence is the student's.
+        smaller_threshold: the confidence of the smaller student from which its answer stands; None:
+            nothing is certified for it, so that it is asked nothing.
 
-    A case that lacks one of the two is left out.
+    A case that lacks one of them is left out.
     """
-    of: dict[str, dict[tuple[str, int], Row]] = {BASELINE: {}, STUDENT: {}}
+    limits = {STUDENT: thresholds.confidence_threshold}
+    if smaller_threshold is not None:
+        limits = {SMALLER: smaller_threshold, **limits}
+    of: dict[str, dict[tuple[str, int], Row]] = {name: {} for name in (BASELINE, *limits)}
     for row in rows:
         if row["arm"] in of:
             of[row["arm"]][row["case_id"], row["repeat"]] = row
+    whole = [key for key in of[BASELINE] if all(key in of[name] for name in limits)]
     return [
-        {**derive_answer(teacher, of[STUDENT][key], thresholds), "arm": arm}
-        for key, teacher in of[BASELINE].items()
-        if key in of[STUDENT]
+        _derive_answer(
+            of[BASELINE][key],
+            [(of[name][key], limit) for name, limit in limits.items()],
+            thresholds.policy,
+        )
+        | {"arm": arm}
+        for key in whole
     ]
 
 
-def derive_answer(teacher: Row, student: Row, thresholds: Thresholds) -> dict[str, Any]:
-    """Return the row of one case as `AnswerPipeline` would have answered it in mode `routed`."""
-    known = student if student.get("error") is None else teacher
-    if known.get("error") is not None:
-        return dict(teacher)  # both failed: whoever was asked, there is no answer
-    is_usable = student.get("error") is None and student["verdict"] == VALID
-    route, ending = settle_route(
-        choose_row_route(known, thresholds.policy),
-        is_valid=is_usable,
-        confidence=student.get("confidence"),
-        threshold=thresholds.confidence_threshold,
-    )
-    if ending == "fallback":
-        return _fall_back(teacher, student, route, is_usable=is_usable)
-    shown = teacher if ending == "teacher" else student
-    if shown.get("error") is not None:
+def _derive_answer(
+    teacher: Row, students: Sequence[tuple[Row, float | None]], policy: RouterPolicy
+) -> dict[str, Any]:
+    """Return the row of one case as `AnswerPipeline` would have answered it in mode `routed`.
+
+    `students` are rows in the order they are asked, each with the confidence it must reach.
+    """
+    known = next((row for row in (*(row for row, _ in students), teacher) if _has_text(row)), None)
+    if known is None:
+        return dict(teacher)  # all failed: whoever was asked, there is no answer
+    route = choose_row_route(known, policy)
+    if route.to == "teacher":
+        return _show(teacher, [teacher], route)
+    asked: list[Row] = []
+    settled = route
+    for row, threshold in students:
+        asked.append(row)
+        settled, ending = settle_route(
+            route,
+            is_valid=_is_usable(row),
+            confidence=row.get("confidence"),
+            threshold=threshold,
+        )
+        if ending == "student":
+            return _show(row, asked, settled)
+    asked.append(teacher)
+    # Doubted, but valid, is shown where those asked after it have nothing better.
+    return _show(next(filter(_is_usable, reversed(asked)), teacher), asked, settled)
+
+
+def _show(shown: Row, asked: Sequence[Row], route: Route) -> dict[str, Any]:
+    """Return the row of an answer, with what all who were asked cost and took."""
+    if not _has_text(shown):
         return dict(shown)
-    return {**shown, "route_reason": route.reason, "used_fallback": False}
-
-
-def _fall_back(teacher: Row, student: Row, route: Route, *, is_usable: bool) -> dict[str, Any]:
-    """Return what is shown when the teacher was asked after the student, both paid for."""
-    has_teacher = teacher.get("error") is None
-    if is_usable and not (has_teacher and teacher["verdict"] == VALID):
-        shown = student  # doubted, but valid, and the teacher has nothing better
-    elif not has_teacher:
-        return dict(teacher)
-    else:
-        shown = teacher
-    paid = [row for row in (student, teacher) if row.get("error") is None]
-    summed = {name: sum(row[name] or 0 for row in paid) for name in _SUMMED}
-    latency_ms, first_token_ms = None, shown.get("first_token_ms")
-    if shown["latency_ms"] is not None:
+    paid = [row for row in asked if _has_text(row)]
+    latency_ms, first_token_ms = shown["latency_ms"], shown.get("first_token_ms")
+    if latency_ms is not None:
         models_ms = [row["latency_ms"] - row["retrieval_ms"] for row in paid]
         latency_ms = shown["retrieval_ms"] + sum(models_ms)
-        if first_token_ms is not None and shown is teacher:
-            first_token_ms += sum(models_ms[:-1])  # the student was heard out before
+        if first_token_ms is not None:  # those before it were heard out
+            first_token_ms += sum(models_ms[: paid.index(shown)])
+    students = [row for row in asked if row["arm"] != BASELINE]
+    first = asked[0]
     return {
         **shown,
-        **summed,
+        **{name: sum(row[name] or 0 for row in paid) for name in _SUMMED},
         "route_reason": route.reason,
-        "verdict": student["verdict"] if student.get("error") is None else "None",
-        "confidence": student.get("confidence"),
-        "used_fallback": True,
+        "verdict": first["verdict"] if _has_text(first) else "None",
+        "confidence": (students or [shown])[-1].get("confidence"),
+        "used_fallback": len(students) not in {0, len(asked)},
         "latency_ms": latency_ms,
         "first_token_ms": first_token_ms,
     }
+
+
+def _has_text(row: Row) -> bool:
+    return row.get("error") is None
+
+
+def _is_usable(row: Row) -> bool:
+    return _has_text(row) and row["verdict"] == VALID
 
 
 def describe_routing(arm_answers: pl.DataFrame) -> dict[str, float]:

@@ -12,18 +12,22 @@ from typing import Any, Literal
 import polars as pl
 
 from assets import tables
-from assets.parity.comparison import DEFAULT_SETTINGS, compare_rows, measured_as
+from assets.parity.comparison import DEFAULT_SETTINGS, compare_rows, measured_as, pair_cases
 from assets.parity.experiments import OF_NAME, Experiment
+from assets.parity.metrics import Unit
 from assets.parity.registering import (
     UNREGISTERED,
     Registration,
     StandingPrediction,
     compare_with_registration,
 )
+from assets.statistics import clopper_pearson_interval
 
 NONE: Mapping[str, Registration] = MappingProxyType({})
 Outcome = Literal["confirmed", "undecided", "contradicted", "unmeasured", "unpredicted"]
 NO_CHANGE = 0.05  # of a ratio: an interval within it on both sides is as good as no change
+LARGEST_CHANGE: Mapping[Unit, float] = MappingProxyType({"ratio": 1.0, "score": 4.0})
+"""How far one case can move a bounded metric."""
 
 
 def compare_predictions(
@@ -101,6 +105,8 @@ def _measure(
         if frame is not None
     )
     found = compare_rows(metric, rows, baseline, DEFAULT_SETTINGS)
+    if found["method"] != "tango":
+        found = bound_no_difference(found, pair_cases(rows, baseline)[0], metric.unit)
     is_predicted = prediction.standing not in UNREGISTERED and not prediction.is_of_another
     limits = {name: found[name] for name in ("value", "lower", "upper", "n", "method")}
     return {
@@ -114,6 +120,21 @@ def _measure(
             found["upper"],
         ),
     }
+
+
+def bound_no_difference(found: dict[str, Any], pairs: pl.DataFrame, unit: Unit) -> dict[str, Any]:
+    """Return a difference with limits that say something where no case differs.
+
+    Resampling cases that are all equal gives an interval without width, however few they are. Cases
+    of one page stand or fall together: of n pages none differs, so of all pages at most
+    1 - 0.025^(1/n) do (Clopper and Pearson, 95 %), and each by the metric's range.
+    """
+    parts = ("numerator", "denominator")
+    is_equal = pl.all_horizontal(pl.col(part) == pl.col(f"{part}_base") for part in parts)
+    if pairs.is_empty() or unit not in LARGEST_CHANGE or not pairs.select(is_equal.all()).item():
+        return found
+    limit = LARGEST_CHANGE[unit] * clopper_pearson_interval(0, pairs["cluster"].n_unique()).upper
+    return {**found, "lower": -limit, "upper": limit, "method": "no case differs, Clopper-Pearson"}
 
 
 def judge_prediction(predicted: float | None, lower: float | None, upper: float | None) -> Outcome:

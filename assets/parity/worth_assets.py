@@ -240,7 +240,7 @@ def suitability(
     deps=[keys.ARM_ANSWERS, keys.GRADED_ANSWERS, keys.STUDENT_ADAPTER],
     ins={"golden_cases": dg.AssetIn(key=keys.GOLDEN_CASES)},
     kinds={"scipy", "polars"},
-    code_version="6",
+    code_version="7",
 )
 def experiment_report(
     context: dg.AssetExecutionContext,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from assets import keys
-from assets.parity.arms import ARM_NAMES
+from assets.parity.arms import PLANNED_ARMS
 from orchestration.config import read_config
 from orchestration.running import run_chain
 from serving.home import Home
@@ -28,7 +28,7 @@ def product(tmp_path_factory):
     folder = tmp_path_factory.mktemp("product")
     before = dict(os.environ)
     path = write_product(folder)
-    stated = yaml.safe_load(path.read_text("utf-8")) | {"parity": {"arms": list(ARM_NAMES)}}
+    stated = yaml.safe_load(path.read_text("utf-8")) | {"parity": {"arms": list(PLANNED_ARMS)}}
     path.write_text(yaml.safe_dump(stated), encoding="utf-8")
     config = read_config(path)
     made = run_chain(config, progress=NoProgress(), recipe="tiny")
@@ -72,7 +72,7 @@ def test_the_base_is_asked_as_it_is_and_with_examples_and_both_are_graded(produc
     shown = Home(config.home).adapters / models["few_shot"]
     assert json.loads((shown / "provenance.json").read_text())["kind"] == "few_shot"
     report = read(config, "parity/parity_report", "tiny").filter(metric="exact_match", slice="all")
-    assert set(report.filter(kind="arm")["arm"]) == set(ARM_NAMES)
+    assert set(report.filter(kind="arm")["arm"]) == set(PLANNED_ARMS)
 
 
 def test_every_arm_answers_every_case_in_three_wordings(product):

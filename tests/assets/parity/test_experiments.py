@@ -1,5 +1,7 @@
 """Experiments: predictions are read, refused where they make no sense, and judged by intervals."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -133,6 +135,28 @@ def test_a_null_is_published_as_one():
     rows = compare_predictions([make_experiment(0.2)], measured, register(0.2))
     assert rows["outcome"].to_list() == ["contradicted"]
     assert rows["measured_delta"].to_list() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("pages", "predicted", "outcome"),
+    [(14, 0.0, "undecided"), (14, 0.1, "undecided"), (14, 0.3, "contradicted"),
+     (72, 0.0, "confirmed"), (71, 0.0, "undecided"), (72, 0.1, "contradicted")],
+)  # fmt: skip
+def test_a_few_pages_that_do_not_differ_prove_little(pages, predicted, outcome):
+    rows = write_rows([1] * 2 * pages).with_columns(
+        metric=pl.lit("cite_correctness"), cluster=pl.format("page{}", pl.int_range(pl.len()) // 2)
+    )
+    experiment = replace(make_experiment(0.0), predicted={"cite_correctness": predicted})
+    told = replace(
+        register(0.0)["leak"],
+        predicted=experiment.predicted,
+        prediction_hash=hash_prediction(experiment),
+    )
+    measured = {"contaminated": rows, "compact": rows}
+    row = compare_predictions([experiment], measured, {"leak": told}).row(0, named=True)
+    assert row["measured_delta"] == 0.0
+    assert row["upper"] == -row["lower"] == pytest.approx(1 - 0.025 ** (1 / pages))
+    assert row["outcome"] == outcome
 
 
 def test_what_was_never_run_is_unmeasured_and_no_zero():

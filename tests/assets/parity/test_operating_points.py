@@ -164,7 +164,7 @@ def test_a_plan_is_in_the_order_of_the_report():
         "teacher", "base", "student", "routed",
     ]  # fmt: skip
     assert [arm.name for arm in plan.choose("operating_point")] == ["routed_60_40"]
-    assert len(ARM_NAMES) == 9
+    assert len(ARM_NAMES) == 11
     assert set(REQUIRED_ARMS) <= set(DEFAULT_ARMS) <= set(ARM_NAMES)
     assert [arm.teacher_ratio for arm in OPERATING_POINTS] == [0.1, 0.2, 0.4]
 
@@ -173,6 +173,7 @@ def test_a_plan_is_in_the_order_of_the_report():
     ("arms", "message"),
     [
         (("teacher", "student", "routed", "oracle"), "unknown arms oracle; legal: teacher,"),
+        (("teacher", "student", "routed", "cascade"), "unknown arms cascade; legal: teacher,"),
         (("teacher", "student", "routed", "routed"), "every arm once"),
         (("teacher", "student"), "the arms routed are missing"),
     ],
