@@ -1,12 +1,13 @@
 """Retrieval against its parts and its peers, on question sets with judgements; and at scale.
 
-Run: `python bench/retrieval.py [--beir FOLDER ...] [--scale 10000 100000] [--json]`. Every set is
-searched by five arms over the same chunks and the same embedder: ours, ours without pages (told
-that each chunk is a page of its own), dense only (exact cosine), bm25s, and LanceDB's own hybrid
-(FTS and vectors by reciprocal rank). A set is scored by document: one counts where its first chunk
-stands. Sets: the development sets, this repo's golden cases
-(read only), every BEIR folder; `--scale` times synthetic indexes and `--scale 0` none. Vectors of
-documents are kept in UNDERSTUDY_HOME, so a second run is faster; questions are always embedded.
+Run: `python bench/retrieval.py [--beir FOLDER ...] [--scale 10000 100000] [--only-scale] [--json]`.
+Every set is searched by five arms over the same chunks and the same embedder: ours, ours without
+pages (told that each chunk is a page of its own), dense only (exact cosine), bm25s, and LanceDB's
+own hybrid (FTS and vectors by reciprocal rank). A set is scored by document: one counts where its
+first chunk stands. Sets: the development sets, this repo's golden cases (read only), every BEIR
+folder; `--scale` times synthetic indexes and `--scale 0` none, `--only-scale` leaves the sets out.
+Vectors of documents are kept in UNDERSTUDY_HOME, so a second run is faster; questions are always
+embedded.
 """
 
 import argparse
@@ -218,7 +219,9 @@ def print_set(figures: dict[str, Any]) -> None:
     print_costs(figures)
 
 
-async def measure(beir: Sequence[Path], scales: Sequence[int]) -> dict[str, Any]:
+async def measure(
+    beir: Sequence[Path], scales: Sequence[int], *, only_scale: bool = False
+) -> dict[str, Any]:
     """Return and print all figures."""
     config = load_config()
     embedder = load_embedder(
@@ -233,7 +236,7 @@ async def measure(beir: Sequence[Path], scales: Sequence[int]) -> dict[str, Any]
     }
     print(f"machine: {figures['machine']}; embedder: {config.embedder.model}")
     sets = load_sets(beir, embedder)
-    for chosen in sets:
+    for chosen in [] if only_scale else sets:
         with tempfile.TemporaryDirectory() as folder:
             found = await measure_set(chosen, embedder, kept, Path(folder))
             figures["sets"][chosen.name] = found
@@ -260,9 +263,11 @@ def main() -> None:
     default = [CORPORA / "anthropic-docs-qa"] if (CORPORA / "anthropic-docs-qa").is_dir() else []
     parser.add_argument("--beir", type=Path, nargs="*", default=default, help="BEIR folders")
     parser.add_argument("--scale", type=int, nargs="*", default=[10_000], help="chunk counts")
+    parser.add_argument("--only-scale", action="store_true", help="time, and score no set")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
-    figures = asyncio.run(measure(options.beir, [count for count in options.scale if count]))
+    scales = [count for count in options.scale if count]
+    figures = asyncio.run(measure(options.beir, scales, only_scale=options.only_scale))
     if options.json:
         sys.stdout.write(json.dumps(figures) + "\n")
 
