@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -19,7 +20,7 @@ from serving.errors import ModelError
 from serving.metrics import ServerMetrics
 from serving.models.asking import CALLER_DEADLINE
 from serving.pipeline.answer import Answered
-from serving.pipeline.answered import Progress
+from serving.pipeline.answered import Attempt, Progress
 from serving.pipeline.canary import draw_conversation
 from serving.pipeline.circumstances import Circumstances, DraftReader
 from serving.problems import (
@@ -118,11 +119,11 @@ class Exchange:
                 **common,
             )
             self._metrics.count_problem(problem.name, progress.attempts)
-            is_persisted = await self._persist(failure)
+            is_persisted = await self._persist(failure, progress.attempts)
             problem.headers |= trace_headers(inquiry.trace_id, is_persisted=is_persisted)
             raise
         record = build_record(answered, **common)
-        is_persisted = await self._persist(record)
+        is_persisted = await self._persist(record, answered.attempts)
         self._metrics.count_answer(answered)
         sees_cost = "release:read" in principal.scopes
         response = AskResponse.from_answered(
@@ -145,9 +146,9 @@ class Exchange:
             task.cancel()
         return ended
 
-    async def _persist(self, record: TraceRecord) -> bool:
+    async def _persist(self, record: TraceRecord, attempts: Sequence[Attempt]) -> bool:
         if self._otlp is not None:
-            self._otlp.export(record)
+            self._otlp.export(record, attempts)
         return await self._traces.append(record)
 
     async def _answer(

@@ -4,8 +4,10 @@ Belongs here: from a record to the two histograms that the conventions name. Doe
 spans (`spans`), where they are sent (`otlp`), the server's own counters (`serving/metrics`).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from serving.pipeline.answered import Attempt
 from serving.tracing.record import TracedAttempt, TraceRecord
 from serving.tracing.spans import SERVICE
 
@@ -40,10 +42,18 @@ class CallMetrics:
             explicit_bucket_boundaries_advisory=TOKENS,
         )
 
-    def measure(self, record: TraceRecord) -> None:
-        """Measure each call made for a question: one that failed, too, but no refusal by rule."""
-        for attempt in record.attempts:
-            if attempt.prompt_tokens == 0:  # refused by rule
+    def measure(self, record: TraceRecord, attempts: Sequence[Attempt]) -> None:
+        """Measure each call made for a question, also one that failed.
+
+        What never reached a model is no call: a refusal by rule, a spent budget, an open breaker.
+
+        Args:
+            record: of the question.
+            attempts: those the record is of; it does not keep whether one was a call.
+        """
+        for attempt, made in zip(record.attempts, attempts, strict=True):
+            is_by_rule = attempt.prompt_tokens == 0
+            if is_by_rule or not made.was_called:
                 continue
             called = _name_call(attempt)
             failed = {"error.type": "model_error"} if attempt.error else {}

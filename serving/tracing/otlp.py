@@ -5,9 +5,11 @@ connecting, and handing on. Does not belong here: from a record to spans (`spans
 (`call_metrics`), the server's own counters (`serving/metrics`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.errors import InvalidInputError
+from serving.pipeline.answered import Attempt
 from serving.tracing.call_metrics import CallMetrics
 from serving.tracing.record import TraceRecord
 from serving.tracing.spans import SpanExport
@@ -23,10 +25,10 @@ class OtlpExport:
     spans: SpanExport
     metrics: CallMetrics
 
-    def export(self, record: TraceRecord) -> None:
-        """Hand on what is known of a question."""
+    def export(self, record: TraceRecord, attempts: Sequence[Attempt]) -> None:
+        """Hand on what is known of a question whose record is made from these attempts."""
         self.spans.export(record)
-        self.metrics.measure(record)
+        self.metrics.measure(record, attempts)
 
     def close(self) -> None:
         """Send what waits; takes as long as both timeouts at most."""

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 import serving.app
 from serving.errors import InvalidInputError, UpstreamError
-from serving.models.protocols import ChatRequest, Completion
+from serving.models.breaker import CircuitBreaker
+from serving.models.guarded import GuardedChatModel
+from serving.models.protocols import ChatRequest, Completion, Hit
 from serving.settings import ServerSettings
-from tests.serving.fakes import INVALID, CannedChatModel, make_engine
+from tests.serving.fakes import INVALID, CannedChatModel, CannedRetriever, make_engine
 from tests.serving.running import QUESTION, run_app
 
 DOWN = UpstreamError("asking", expected="200", found="503", next_step="wait")
@@ -124,6 +126,60 @@ async def test_an_answer_by_rule_is_no_call(tmp_path: Path) -> None:
     assert "chat s" in {span.name for span in spans}
     asked = [p for m in measures for p in m.histogram.data_points]
     assert {read(p)["gen_ai.request.model"] for p in asked} == {"extractive-v1"}
+
+
+def let_be(model: CannedChatModel) -> GuardedChatModel:
+    """Put a model behind a breaker that has just opened."""
+    breaker = CircuitBreaker()
+    while (entered := breaker.enter()) is not None:
+        breaker.leave(entered, has_failed=True)
+    return GuardedChatModel(model, breaker=breaker, timeout_seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options"),
+    [
+        (CannedChatModel("t"), {"teacher_calls_per_day": 0}),
+        (let_be(CannedChatModel("t")), {}),
+        (CannedChatModel("t", DOWN), {}),
+    ],
+    ids=["budget", "breaker", "failure"],
+)
+async def test_a_model_that_was_not_asked_has_not_failed(
+    tmp_path: Path, teacher: Any, options: dict[str, Any]
+) -> None:
+    measures: list[Any] = []
+    engine = make_engine(teacher=teacher, student=CannedChatModel("s", INVALID))
+    with collect(measures) as (endpoint, _):
+        async with run_app(engine, tmp_path, otlp_endpoint=endpoint, **options) as running:
+            assert (await running.ask()).json()["refused"]
+        (trace,) = running.traces()
+    assert [a["model"] for a in trace["attempts"]] == ["s", "t"]
+    assert trace["attempts"][1]["error"]
+    seconds = next(m for m in measures if m.name.endswith("duration")).histogram.data_points
+    failed = {read(p)["gen_ai.request.model"]: read(p).get("error.type") for p in seconds}
+    was_asked = isinstance(teacher, CannedChatModel) and bool(teacher.requests)
+    assert failed == {"s": None} | ({"t": "model_error"} if was_asked else {})
+
+
+@dataclass
+class SlowRetriever(CannedRetriever):
+    async def retrieve(self, question: str) -> tuple[Hit, ...]:
+        if self.questions:  # the first is the warm-up's
+            await asyncio.sleep(60)
+        return await super().retrieve(question)
+
+
+async def test_a_question_whose_time_was_up_before_a_model_was_asked_made_no_call(
+    tmp_path: Path,
+) -> None:
+    measures: list[Any] = []
+    engine = make_engine(retriever=SlowRetriever())
+    options = {"request_deadline_seconds": 0.05}
+    with collect(measures) as (endpoint, _):
+        async with run_app(engine, tmp_path, otlp_endpoint=endpoint, **options) as running:
+            assert (await running.ask()).status_code == 504
+    assert measures == []
 
 
 async def test_a_failed_question_is_an_error(tmp_path: Path) -> None:
