@@ -28,8 +28,7 @@ from orchestration.config import load_config
 from resources.embeddings import CachedEmbedder
 from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder
-from serving.pipeline.fusion import fuse, limit_bm25, read_vectors
-from serving.pipeline.retrieval import CANDIDATES, split_terms
+from serving.pipeline.fusion import fuse, read_vectors
 
 WEIGHTS = tuple(n / 20 for n in range(21))
 OWN = WEIGHTS.index(0.5)
@@ -59,15 +58,13 @@ async def read_parts(
     retriever = await open_built(build(chosen.chunks, kept, folder), embedder)
     parts = {}
     for key, question in chosen.questions.items():
-        terms = split_terms(question)
-        words = question if terms else None
-        found = await retriever._find_candidates(question, words, CANDIDATES, None)
+        found = await retriever.find_candidates(question)
         _, nearness = read_vectors(found.question, found.windows, found.pages)
-        limit, nothing = limit_bm25(len(chosen.chunks), len(terms)), np.zeros(len(nearness))
+        nothing = np.zeros(len(nearness))
         parts[key] = Parts(
             documents=[chosen.documents[chunk] for chunk in found.chunks],
             nearness=2 * fuse(nearness, nothing, limit=1.0),
-            words=2 * fuse(nothing, found.bm25, limit=limit),
+            words=2 * fuse(nothing, found.bm25, limit=found.bm25_limit),
         )
     return parts
 

@@ -26,8 +26,7 @@ from orchestration.config import load_config
 from resources.embeddings import CachedEmbedder
 from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder
-from serving.pipeline.fusion import fuse, limit_bm25, read_vectors
-from serving.pipeline.retrieval import CANDIDATES, split_terms
+from serving.pipeline.fusion import fuse, read_vectors
 
 WEIGHTS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 MEASURE = "nDCG@8"
@@ -39,15 +38,12 @@ async def score_weights(chosen: QuestionSet, embedder: Embedder, kept: Embedder)
     with tempfile.TemporaryDirectory() as folder:
         retriever = await open_built(build(chosen.chunks, kept, Path(folder)), embedder)
         for key, question in chosen.questions.items():
-            terms = split_terms(question)
-            words = question if terms else None
-            found = await retriever._find_candidates(question, words, CANDIDATES, None)
+            found = await retriever.find_candidates(question)
             best, nearness = read_vectors(found.question, found.windows, found.pages)
             page = 2 * nearness - best
-            limit = limit_bm25(len(chosen.chunks), len(terms))
             for weight, ranking in zip(WEIGHTS, rankings, strict=True):
                 near = (1 - weight) * best + weight * page
-                order = np.argsort(-fuse(near, found.bm25, limit=limit), kind="stable")
+                order = np.argsort(-fuse(near, found.bm25, limit=found.bm25_limit), kind="stable")
                 documents = [chosen.documents[found.chunks[n]] for n in order]
                 ranking[key] = list(dict.fromkeys(documents))
     return np.stack([score_questions(chosen.judgements, ranking)[MEASURE] for ranking in rankings])

@@ -43,11 +43,11 @@ free."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Candidates:
+class Candidates:
     """What both searches found: n chunks by position, their vectors and their pages', BM25.
 
     `question` is the question's vector. BM25 is 0 for a chunk that the search by words did not
-    bring: it is below all that it brought.
+    bring: it is below all that it brought. `bm25_limit` is what it can reach for this question.
     """
 
     question: Vectors
@@ -55,6 +55,7 @@ class _Candidates:
     windows: list[Vectors]
     pages: Vectors
     bm25: Scores
+    bm25_limit: float
 
 
 class LanceRetriever:
@@ -139,16 +140,11 @@ class LanceRetriever:
             InvalidInputError: k is out of range, or the filter names no possible page or heading.
         """
         count = self._k if k is None else _check_k(k)
-        limit = max(count, CANDIDATES)
-        terms = split_terms(question)
-        # Without a word to search for, the search by words is left out.
-        words = question if terms else None
-        found = await self._find_candidates(question, words, limit, write_condition(where or ALL))
+        found = await self.find_candidates(question, limit=max(count, CANDIDATES), where=where)
         if not found.chunks:
             return ()
         best, nearness = read_vectors(found.question, found.windows, found.pages)
-        reachable = limit_bm25(self._chunk_count, len(terms))
-        relevance = fuse(nearness, found.bm25, limit=reachable)
+        relevance = fuse(nearness, found.bm25, limit=found.bm25_limit)
         # Equal chunks stand in the order of the corpus, whatever order the searches ended in.
         order = sorted(range(len(relevance)), key=lambda n: (-relevance[n], found.chunks[n]))
         shown = order[:count] if self._reranker is None else order
@@ -163,9 +159,19 @@ class LanceRetriever:
         ]
         return (await self._rerank(question, scored))[:count]
 
-    async def _find_candidates(
-        self, question: str, words: str | None, limit: int, condition: str | None
-    ) -> _Candidates:
+    async def find_candidates(
+        self, question: str, *, limit: int = CANDIDATES, where: ChunkFilter | None = None
+    ) -> Candidates:
+        """Return what `retrieve` orders: at most `limit` chunks, in the order of their ranks.
+
+        Raises:
+            InvalidInputError: the filter names no possible page or heading.
+        """
+        condition = write_condition(where or ALL)
+        terms = split_terms(question)
+        # Without a word to search for, the search by words is left out.
+        words = question if terms else None
+
         async def search_vectors() -> tuple[Vectors, list[int]]:
             vectors = await self._run(self._embedder.embed, [question])
             return vectors[0], await self._vectors.search(vectors[0], 2 * limit, condition)
@@ -176,12 +182,13 @@ class LanceRetriever:
         )
         chunks = merge_candidates([by_vector, list(bm25)], limit=limit)
         windows, pages = await self._vectors.read(chunks)
-        return _Candidates(
+        return Candidates(
             question=vector,
             chunks=chunks,
             windows=windows,
             pages=pages,
             bm25=np.array([bm25.get(chunk, 0.0) for chunk in chunks]),
+            bm25_limit=limit_bm25(self._chunk_count, len(terms)),
         )
 
     async def _search_words(

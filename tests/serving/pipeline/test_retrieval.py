@@ -11,6 +11,7 @@ import pytest
 from serving.errors import IndexMismatchError, InvalidInputError
 from serving.hashing import content_hash
 from serving.models.protocols import ChunkFilter, Retriever, Vectors
+from serving.pipeline.fusion import fuse, read_vectors
 from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
 from serving.pipeline.retrieval import LanceRetriever, split_terms
 
@@ -117,6 +118,20 @@ async def test_hits_carry_what_an_answer_shows_and_scores_of_0_to_1(folder):
         assert shown == (chunk.text, chunk.url, chunk.heading_path, chunk.content_hash)
         expected = float(LetterEmbedder().embed([chunk.search_text])[0] @ vector)
         assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("question", ["How often is a backup taken?", "???"])
+async def test_candidates_carry_all_that_the_order_of_the_hits_is_made_from(folder, question):
+    retriever = await open_index(folder)
+    found = await retriever.find_candidates(question)
+    _, nearness = read_vectors(found.question, found.windows, found.pages)
+    relevance = fuse(nearness, found.bm25, limit=found.bm25_limit)
+    ids = [chunk.chunk_id for chunk in make_chunks()]
+    hits = await retriever.retrieve(question, k=len(ids))
+    assert {hit.chunk_id: hit.relevance for hit in hits} == pytest.approx(
+        {ids[chunk]: value for chunk, value in zip(found.chunks, relevance, strict=True)}
+    )
+    assert (await retriever.find_candidates(question, limit=2)).chunks == found.chunks[:2]
 
 
 async def test_a_chunk_that_only_words_bring_has_its_true_cosine(folder):
