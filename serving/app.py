@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from serving.access.admission import Admission
 from serving.access.keys import Scope
 from serving.access.ring import KeyRing
+from serving.admitted_route import AdmittedRoute
 from serving.edge import Edge
 from serving.engine import ServingEngine, load_engine
 from serving.errors import InvalidInputError
@@ -28,7 +29,6 @@ from serving.operation_schemas import Health, Readiness, ReleaseInfo
 from serving.operations import Operations
 from serving.page import add_pages
 from serving.problems import install_problem_handlers
-from serving.question_route import QuestionRoute
 from serving.reference import TRACE_PERSISTED, describe_problems, describe_stream
 from serving.releases.live import LiveRelease, Load
 from serving.schemas import AskResponse, FeedbackStored, ProblemName
@@ -153,7 +153,7 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
     app.router.add_api_route(
         "/ask",
         server.ask,
-        route_class_override=QuestionRoute,
+        route_class_override=AdmittedRoute,
         methods=["POST"],
         # Before the body is read as JSON: who may not ask costs next to nothing.
         dependencies=[Depends(server.admit_question)],
@@ -179,9 +179,10 @@ def _add_product_routes(app: FastAPI, server: Server) -> None:
             ),
         },
     )
-    app.add_api_route(
+    app.router.add_api_route(
         "/feedback",
         server.take_feedback,
+        route_class_override=AdmittedRoute,
         methods=["POST"],
         dependencies=[Depends(server.admit_feedback)],
         status_code=201,

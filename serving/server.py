@@ -284,7 +284,7 @@ class Server:
                 headers={"Retry-After": "1"},
             )
 
-    async def take_feedback(self, body: FeedbackRequest, request: Request) -> FeedbackStored:
+    async def take_feedback(self, body: FeedbackRequest, request: Request) -> Response:
         """Store what a reader thought of an answer. Scope: `feedback:write`.
 
         It is kept for people who debug and never becomes training data.
@@ -301,4 +301,5 @@ class Server:
                 headers={"Retry-After": "30"},
             )
         self._metrics.count_feedback(body.rating)
-        return FeedbackStored(feedback_id=record.feedback_id)
+        stored = FeedbackStored(feedback_id=record.feedback_id)
+        return Response(stored.model_dump_json(), status_code=201, media_type="application/json")

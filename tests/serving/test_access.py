@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving import schemas
 from serving.access.admission import Admission
-from serving.access.keys import KEYS_FILE, create_key, revoke_key
+from serving.access.keys import KEYS_FILE, SCOPES, create_key, revoke_key
 from serving.access.ring import RELOAD_SECONDS, KeyRing
 from serving.app import create_app, open_admission
 from serving.errors import InvalidInputError
@@ -148,6 +148,46 @@ async def test_who_may_not_ask_is_told_before_the_body_is_looked_at(
         ]
     assert [(r.status_code, _problem(r)) for r in refused] == [(401, "unauthenticated")] * 2
     assert not looked
+
+
+def _find_authenticated(client: httpx2.AsyncClient) -> list[tuple[str, str]]:
+    """Return the method and the path of every route that describes a 401, and of the reference."""
+    app: Any = client._transport.app  # type: ignore[attr-defined]
+    routes = {
+        (method.upper(), path)
+        for path, methods in app.openapi()["paths"].items()
+        for method, told in methods.items()
+        if "401" in told["responses"]
+    }
+    return sorted({*routes, ("GET", "/openapi.json")})
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [
+        (b"{not json", "application/json"),
+        (b"[" * 5000, "application/json"),
+        (b"\xff\xfe", "application/json"),
+        (b"", "application/json"),
+        (b"[]", "application/json"),
+        (b"question=x", "application/x-www-form-urlencoded"),
+    ],
+)
+async def test_401_comes_before_whatever_is_wrong_with_the_body(
+    tmp_path: Path, content: bytes, content_type: str
+) -> None:
+    made = create_key(tmp_path / "keys", tenant="docs", scopes=SCOPES)
+    async with _serve(tmp_path) as client:
+        routes = _find_authenticated(client)
+        assert {("POST", "/ask"), ("POST", "/feedback"), ("GET", "/metrics")} < set(routes)
+        for method, path in routes:
+            for sent in ({}, _bearer("us_000000000000_wrong"), {"Authorization": "Basic eDp5"}):
+                headers = {"content-type": content_type, **sent}
+                refused = await client.request(method, path, content=content, headers=headers)
+                assert (refused.status_code, _problem(refused)) == (401, "unauthenticated")
+            headers = {"content-type": content_type, **_bearer(made.text)}
+            known = await client.request(method, path, content=content, headers=headers)
+            assert known.status_code == (422 if method == "POST" else 200)
 
 
 async def test_quality_needs_its_scope_and_its_quota(tmp_path: Path) -> None:
