@@ -199,7 +199,7 @@ def _describe_untimed(read: Sequence[Frames], untimed: pl.DataFrame) -> list[Dam
             segment=segment,
             offset=offset,
             size_bytes=FRAME.size + len(payloads[segment, offset]),
-            reason="no_time" if parse_record(payloads[segment, offset]) else "not_json",
+            reason="not_json" if parse_record(payloads[segment, offset]) is None else "no_time",
         )
         for segment, offset in untimed.select("segment", "segment_offset").iter_rows()
     ]

@@ -5,14 +5,18 @@ record looks like (`expectations`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import polars as pl
 
 from assets import tables
 from assets.traces.flags import INJECTION_PATTERN
-from serving.tracing.frames import parse_record
+from serving.tracing.frames import MAXIMUM_RECORD_BYTES, parse_record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WRITTEN = pl.Schema({**tables.TRACE_RECORDS, "asked_at": pl.String()})
 NESTED: Mapping[str, frozenset[str]] = {
@@ -56,33 +60,48 @@ def tabulate_payloads(payloads: Sequence[bytes]) -> pl.DataFrame:
 
 
 def _parse_at_once(payloads: Sequence[bytes]) -> pl.DataFrame | None:
-    """Return the parsed payloads, or None when some need to be looked at one by one."""
-    if not all(_has_own_shape(_load(payload)) for payload in _sample(payloads)):
+    """Return the parsed payloads, or None when some need to be looked at one by one.
+
+    Arrow refuses a field or a type that the columns do not have, in any row. It crashes on some
+    rows that are no objects, so each is parsed strictly before it sees them.
+    """
+    import pyarrow as pa
+    from pyarrow import json
+
+    if any(parse_record(payload) is None for payload in payloads):
         return None
     try:
-        frame = pl.read_ndjson(b"\n".join(payloads), schema=WRITTEN)
-    except pl.exceptions.PolarsError:
+        table = json.read_json(
+            pa.BufferReader(b"\n".join(payloads)),
+            read_options=json.ReadOptions(block_size=2 * MAXIMUM_RECORD_BYTES),
+            parse_options=json.ParseOptions(
+                explicit_schema=_write_arrow_schema(), unexpected_field_behavior="error"
+            ),
+        )
+    except pa.ArrowInvalid:
         return None
+    frame = pl.DataFrame(pl.from_arrow(table))
     if frame.height != len(payloads):
         return None
     return frame.with_columns(pl.lit(None, dtype=pl.String).alias(UNKNOWN))
 
 
-def _sample(payloads: Sequence[bytes]) -> list[bytes]:
-    """Return what shows the shape of a segment: one process of one release wrote all of it."""
-    chosen = [payloads[0], payloads[-1]] if payloads else []
-    for name in NESTED:
-        sign = f'"{name}":[{{'.encode()
-        chosen += [payload for payload in payloads if sign in payload][:1]
-    return chosen
+@cache
+def _write_arrow_schema() -> "pa.Schema":
+    """Return `WRITTEN` as Arrow parses JSON: with lists of 32-bit offsets."""
+    import pyarrow as pa
+
+    written = pl.DataFrame(schema=WRITTEN).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    return pa.schema(
+        (field.name, pa.list_(field.type.value_type))
+        if pa.types.is_large_list(field.type)
+        else field
+        for field in written
+    )
 
 
 def _load(payload: bytes) -> dict[str, Any]:
     return parse_record(payload) or {}
-
-
-def _has_own_shape(record: Mapping[str, Any]) -> bool:
-    return bool(record) and _keep_unknown(record) is None
 
 
 def _keep_unknown(record: Mapping[str, Any]) -> str | None:
