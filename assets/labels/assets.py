@@ -50,6 +50,7 @@ from assets.labels.selection import (
 )
 from assets.labels.separation import measure_nearness
 from assets.labels.soft_targets import gather_soft_targets
+from assets.labels.soft_targets_by_set import draw_set_charts, name_sets
 from assets.labels.teacher_tokens import KeptAnswers
 from assets.losses import UNANSWERED
 from assets.reuse import LastTables
@@ -364,12 +365,16 @@ def refusal_rule(
 
 @dg.asset(
     key=keys.TEACHER_LOGPROBS,
-    ins={"labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES)},
+    ins={
+        "labelled_examples": dg.AssetIn(key=keys.LABELLED_EXAMPLES),
+        "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
+    },
     kinds={"pytorch", "polars"},
-    code_version="2",
+    code_version="3",
 )
 def teacher_logprobs(
     labelled_examples: pl.DataFrame,
+    seed_questions: pl.DataFrame,
     scorer_plan: dg.ResourceParam[ScorerPlan],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
@@ -394,7 +399,8 @@ def teacher_logprobs(
         maximum_examples=plan.maximum_examples,
         progress=progress,
     )
-    charts = draw_charts(soft.frame)
+    sets = name_sets(labelled_examples, seed_questions)
+    charts = draw_charts(soft.frame) | draw_set_charts(soft.frame, sets)
     return dg.MaterializeResult(
         value=soft.frame,
         metadata={

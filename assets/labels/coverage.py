@@ -82,7 +82,7 @@ def describe_coverage(soft: SoftTable) -> dict[str, Any]:
 
 
 def list_tokens(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return one row per answer token: source, supply, kind, soft_ok, tail_mass."""
+    """Return one row per answer token: example_id, source, supply, kind, soft_ok, tail_mass."""
     columns = frame.select(
         "example_id",
         "source",
@@ -102,7 +102,7 @@ def list_tokens(frame: pl.DataFrame) -> pl.DataFrame:
     )
     mass = pl.col("tail_logp").cast(pl.Float64).exp()
     return columns.select(
-        "source", "supply", "soft_ok", kind.alias("kind"), mass.alias("tail_mass")
+        "example_id", "source", "supply", "soft_ok", kind.alias("kind"), mass.alias("tail_mass")
     )
 
 

@@ -15,6 +15,7 @@ from assets.parity.economics import SCENARIOS
 from assets.parity.economics_chart import map_savings
 from assets.parity.formatting import DASH, TextTable, format_value
 from assets.parity.report_sections import Line, LinePlot, Mark, ReportSection
+from assets.parity.report_targets import read_targets_section
 from assets.parity.router_curve import list_lines
 from serving.home import Home
 
@@ -238,11 +239,11 @@ def describe_registration(row: Mapping[str, Any]) -> str:
 
 
 def read_optional_sections(home: Home) -> tuple[ReportSection, ...]:
-    """Return the sections on suitability and experiments, as far as their tables lie there.
+    """Return the sections on soft targets, suitability and experiments, where their tables lie.
 
     No inputs of the verdict: a new trace or another experiment makes no release stale.
     """
-    sections: list[ReportSection | None] = []
+    sections: list[ReportSection | None] = [read_targets_section(home)]
     for name, describe in (
         ("suitability", describe_suitability),
         ("experiment_report", describe_experiments),

@@ -1,7 +1,5 @@
 """How much of the answers soft targets cover, and the promise about it."""
 
-import math
-
 import dagster as dg
 import polars as pl
 import pytest
@@ -9,39 +7,10 @@ import pytest
 from assets import tables
 from assets.labels.checks import logprob_rows_match_their_tokens, soft_targets_cover_the_answers
 from assets.labels.coverage import describe_coverage, draw_charts, list_tokens, measure_coverage
-from assets.labels.logprob_table import (
-    AnswerTargets,
-    Supplier,
-    leave_hard,
-    tabulate_targets,
-    tokenise_examples,
-)
 from assets.labels.soft_targets import SoftTable
 from assets.labels.teacher_tokens import TokenizerEvidence
-from tests.tiny_student import make_labelled, make_tokenizer
-
-TAIL = 0.25
-
-
-def tabulate(source, share: float, *, alignment="exact", reason="", first=0, count=4):
-    """Answers whose first tokens, up to a share of them, have a soft target."""
-    items = list(tokenise_examples(make_labelled(12), make_tokenizer(), context_tokens=512))
-
-    def cover(length: int) -> AnswerTargets:
-        soft = round(share * length)
-        if not soft:
-            return leave_hard(length, reason=reason)
-        pad = [None] * (length - soft)
-        return AnswerTargets(
-            alignment=alignment,
-            y_logp=[*[math.log(0.5)] * soft, *pad],
-            tail_logp=[*[math.log(TAIL)] * soft, *pad],
-            top=[*[[(1, math.log(0.5)), (2, math.log(0.25))]] * soft, *[()] * len(pad)],
-        )
-
-    chosen = items[first : first + count]
-    targets = [(item, cover(len(item.answer.ids))) for item in chosen]
-    return tabulate_targets(targets, Supplier(source=source), tokenizer=make_tokenizer())
+from tests.assets.labels.soft_answers import TAIL, tabulate
+from tests.tiny_student import make_labelled
 
 
 @pytest.fixture(scope="module")

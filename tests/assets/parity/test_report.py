@@ -28,8 +28,10 @@ from assets.parity.report_sections import (
     view_plot,
 )
 from assets.parity.report_tables import list_reasons
+from assets.parity.report_targets import describe_targets
 from assets.parity.suites import describe_unmeasured
 from assets.releases.reporting import draw_parity_chart, write_report
+from tests.assets.labels.soft_answers import tabulate
 
 
 @dataclass(frozen=True)
@@ -509,3 +511,17 @@ def test_an_arm_retired_since_the_run_is_shown_by_its_name(contents: ReportConte
     table = tabulate_points(frame, contents.arm_answers)
     assert table is not None
     assert table.rows[0][0] == "routed 70 30"
+
+
+def test_soft_targets_by_data_set_stand_in_the_page(contents: ReportContents) -> None:
+    scored = pl.concat([tabulate("scorer", 1.0, count=3), tabulate("scorer", 0.5, first=3)])
+    sets = scored.select("example_id", data_set=pl.lit("reworded"))
+    full = replace(contents, sections=(describe_targets(scored, sets),))
+    html, stated = render_report(full), report_json(full)["sections"]["targets"]
+    assert '<section id="targets"><h2>Soft targets</h2>' in html
+    for title in ("Coverage of soft targets", "Tail mass outside the top K"):
+        assert title in html
+        assert list(stated["plots"][title]) == ["reworded"]
+    measured = stated["tables"]["soft_targets_by_set"]
+    assert [row["data_set"] for row in measured] == ["reworded"]
+    assert "<script" not in html
