@@ -156,7 +156,8 @@ def _measure_with(work: Callable[..., object], *paths: Path) -> Cost:
 
 async def write_batch(folder: Path, records: Iterator[TraceRecord], size: int) -> None:
     """Append the next records durably, many at once."""
-    writer = SegmentWriter(folder)
+    # Patient: a machine that others halt for a while has lost nothing.
+    writer = SegmentWriter(folder, patience_seconds=900.0)
     chosen = islice(records, size)
 
     async def append_some() -> None:
@@ -227,6 +228,7 @@ def copy_with_duckdb(folder: Path) -> None:
     """Write hourly Parquet from the same records with DuckDB's `COPY`."""
     limits = DUCKDB_LIMITS | {"temp_directory": str(folder / "spill")}
     with duckdb.connect(config=limits) as connection:
+        connection.sql("set enable_progress_bar = false")
         connection.sql(
             f"copy (select *, cast(asked_at as date) as day, "  # noqa: S608
             f"hour(cast(asked_at as timestamp)) as hour "

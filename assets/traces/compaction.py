@@ -9,9 +9,13 @@ hours that are damaged (`mending`).
 
 import contextlib
 import fcntl
+import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 
@@ -19,6 +23,7 @@ from assets import tables
 from assets.traces.deleting import delete_stored, mark_deleted
 from assets.traces.frames import Damage, Frames, read_frames, redact_frames
 from assets.traces.hours import (
+    ROW_GROUP_ROWS,
     count_rows,
     keep_columns_known,
     list_hours,
@@ -48,8 +53,14 @@ from serving.errors import TraceError
 from serving.tracing.frames import FRAME, parse_record
 
 GROUP_BYTES = 128 * 1024 * 1024
-"""Segments read before hours are rewritten: two segments as servers seal them. What a group holds
-is what is in memory; the rest of an hour streams past."""
+"""Segments read at once: two of them as servers seal them. What a group holds is what is in memory;
+the rest of an hour streams past."""
+
+ROUND_GROUPS = 16
+"""Groups read before hours are rewritten: 2 GB of segments, whose rows wait in a scratch folder.
+Rewriting after every group would take as long as all the rest, where hours are of many groups."""
+
+SCRATCH = ".merging"
 
 UNREADABLE = "unreadable"
 UNSTORED = frozenset({"no_time", "not_json"})
@@ -95,8 +106,10 @@ def compact_segments(
         total = Compaction(
             segment_count=0, record_count=0, deleted_count=deleted, quarantined_count=0
         )
-        for group in _group(waiting):
-            total = _add(total, _compact_group(group, folder, tombstones))
+        groups = [*_group(waiting)]
+        for start in range(0, len(groups), ROUND_GROUPS):
+            chosen = groups[start : start + ROUND_GROUPS]
+            total = _add(total, _compact_round(chosen, folder, tombstones))
         mended = _settle(folder, unsettled, short, by_name)
         is_settled = mended.hour_count == len(unsettled)
         if is_settled and not tombstones.is_empty():
@@ -143,30 +156,75 @@ def find_miscounted(folder: Path, segments: Sequence[Path]) -> list[str]:
     return [tally.segment for tally in tallies if tally.missing_count or not tally.is_once]
 
 
-def _compact_group(group: Sequence[Path], folder: Path, tombstones: pl.DataFrame) -> Compaction:
-    read = [_read_patiently(path) for path in group]
-    tables_read = [_tabulate(frames) for frames in read if frames.payloads]
-    rows = pl.concat(tables_read) if tables_read else pl.DataFrame(schema=_TIMED)
-    untimed = rows.filter(pl.col("hour").is_null())
-    rows = rows.filter(pl.col("hour").is_not_null())
-    is_deleted = mark_deleted(rows, tombstones)
-    by_name = _index(group)
-    for (segment,), gone in rows.filter(is_deleted).group_by("segment"):
-        redact_frames(by_name[str(segment)], gone["segment_offset"].to_list())
-    kept = rows.filter(~is_deleted)
-    names = [frames.segment for frames in read]
-    for (hour,), part in kept.group_by("hour", maintain_order=True):
-        _merge_hour(name_hour(folder, hour), part.drop("hour"))
-    damages = [damage for frames in read for damage in frames.damages]
-    damages += _describe_untimed(read, untimed)
-    _write_damages(folder, names, damages)
+def _compact_round(
+    groups: Sequence[Sequence[Path]], folder: Path, tombstones: pl.DataFrame
+) -> Compaction:
+    """Compact groups of segments and write every hour once, however many groups it spreads over."""
+    read: list[Frames] = []
+    damages: list[Damage] = []
+    parts: dict[datetime, list[pl.LazyFrame]] = {}
+    deleted_count = 0
+    with tempfile.TemporaryDirectory(dir=_clear_scratch(folder)) as scratch:
+        for number, group in enumerate(groups, start=1):
+            rows, damaged, frames = _read_group(group)
+            is_deleted = mark_deleted(rows, tombstones)
+            _redact(_index(group), rows.filter(is_deleted))
+            deleted_count += int(is_deleted.sum())
+            read, damages = read + frames, damages + damaged
+            aside = Path(scratch, f"{number}") if number < len(groups) else None
+            for hour, part in _split_by_hour(rows.filter(~is_deleted), aside):
+                parts.setdefault(hour, []).append(part)
+            del rows
+        for hour in sorted(parts):
+            _merge_hour(name_hour(folder, hour), pl.concat(parts[hour]))
+    _write_damages(folder, [frames.segment for frames in read], damages)
     _write_ledger(folder, read, damages)
+    untimed_count = sum(damage.reason in UNSTORED for damage in damages)
     return Compaction(
         segment_count=len(read),
-        record_count=kept.height,
-        deleted_count=rows.height - kept.height,
+        record_count=sum(len(frames.offsets) for frames in read) - untimed_count - deleted_count,
+        deleted_count=deleted_count,
         quarantined_count=len(damages),
     )
+
+
+def _clear_scratch(folder: Path) -> Path:
+    """Return the empty folder of what waits to be merged; a killed run may have left some."""
+    scratch = folder / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    return scratch
+
+
+def _read_group(group: Sequence[Path]) -> tuple[pl.DataFrame, list[Damage], list[Frames]]:
+    """Return a group's rows with their hour, its damage, and its frames without the payloads."""
+    read = [_read_patiently(path) for path in group]
+    tabulated = [_tabulate(frames) for frames in read if frames.payloads]
+    rows = pl.concat(tabulated) if tabulated else pl.DataFrame(schema=_TIMED)
+    damages = [damage for frames in read for damage in frames.damages]
+    damages += _describe_untimed(read, rows.filter(pl.col("hour").is_null()))
+    bare = [replace(frames, payloads=()) for frames in read]
+    return rows.filter(pl.col("hour").is_not_null()), damages, bare
+
+
+def _redact(segments: Mapping[str, Path], deleted: pl.DataFrame) -> None:
+    for (segment,), gone in deleted.group_by("segment"):
+        redact_frames(segments[str(segment)], gone["segment_offset"].to_list())
+
+
+def _split_by_hour(
+    rows: pl.DataFrame, aside: Path | None
+) -> Iterator[tuple[datetime, pl.LazyFrame]]:
+    """Yield the rows of each hour: laid aside in that folder, or else as they are in memory."""
+    for (hour,), part in rows.group_by("hour", maintain_order=True):
+        told = cast("datetime", hour)
+        if aside is None:
+            yield told, part.drop("hour").lazy()
+            continue
+        aside.mkdir(mode=0o700, exist_ok=True)
+        path = aside / f"{told:%Y%m%dT%H}.parquet"
+        part.drop("hour").write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
+        yield told, scan_hours([path])
 
 
 _TIMED = pl.Schema({**tables.STORED_TRACES, "hour": pl.Datetime("us", "UTC")})
@@ -205,13 +263,13 @@ def _describe_untimed(read: Sequence[Frames], untimed: pl.DataFrame) -> list[Dam
     ]
 
 
-def _merge_hour(path: Path, part: pl.DataFrame) -> None:
+def _merge_hour(path: Path, part: pl.LazyFrame) -> None:
     """Rewrite an hour: what it held beside these very records, then them."""
-    fresh = part.lazy()
+    fresh = part
     if path.exists():
-        ours = part.lazy().select("segment", "segment_offset")
-        held = scan_hours([path]).join(ours, on=ours.collect_schema().names(), how="anti")
-        fresh = pl.concat([held, fresh])
+        ours = part.select("segment", "segment_offset")
+        held = scan_hours([path]).join(ours, on=["segment", "segment_offset"], how="anti")
+        fresh = pl.concat([held, part])
     write_hour(path, fresh)
 
 
@@ -269,7 +327,7 @@ def _write_ledger(folder: Path, read: Sequence[Frames], damages: Sequence[Damage
         {
             "segment": frames.segment,
             "size_bytes": frames.size_bytes,
-            "record_count": len(frames.payloads)
+            "record_count": len(frames.offsets)
             + frames.redacted_count
             - untimed.count(frames.segment),
             "quarantined_count": sum(damage.segment == frames.segment for damage in damages),
