@@ -6,6 +6,7 @@ Belongs here: one forward pass per answer. Does not belong here: what becomes of
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from serving.models.causal_lm import (
     load_tokenizer,
     pad_batch,
     read_prefix,
+    resolve_dtype,
     run_decoder,
 )
 from serving.models.protocols import KeepScores, ScoreRequest, TokenScores
@@ -23,27 +25,37 @@ from serving.models.protocols import KeepScores, ScoreRequest, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class LocalScorer:
-    """A frozen model that scores answers, and what is recorded about it."""
+    """A frozen model that scores answers, and what is recorded about it.
 
-    model: Any
+    Its weights are read when the first answer is scored: where all scores are kept, never.
+    """
+
+    folder: Path
     tokenizer: Any
     scorer_id: str
     scorer_hash: str
+    dtype: str
 
     @classmethod
     def load(cls, folder: Path, *, scorer_id: str, dtype: str = "auto") -> "LocalScorer":
-        """Load the scorer from a transformers folder."""
+        """Return the scorer in a transformers folder."""
         return cls(
-            model=load_causal_lm(folder, dtype),
+            folder=folder,
             tokenizer=load_tokenizer(folder),
             scorer_id=scorer_id,
             scorer_hash=hash_base_model(folder),
+            dtype=dtype,
         )
+
+    @cached_property
+    def model(self) -> Any:
+        """The frozen model."""
+        return load_causal_lm(self.folder, self.dtype)
 
     @property
     def scorer_dtype(self) -> str:
         """The weights' dtype, such as bfloat16."""
-        return str(self.model.dtype).removeprefix("torch.")
+        return str(resolve_dtype(self.dtype)).removeprefix("torch.")
 
     def score(
         self, requests: Iterable[ScoreRequest], *, top_k: int, keep: KeepScores | None = None

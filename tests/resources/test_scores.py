@@ -173,6 +173,9 @@ def test_the_table_is_the_same_and_an_edited_label_costs_one_score(tmp_path):
     counting = Counting()
     found = score_answers(labelled, KeptScorer(counting, tmp_path), top_k=5, **LOOSE)
     assert (found.equals(expected), counting.asked) == (True, [])
+    again = LocalScorer.load(tmp_path / "base", scorer_id="tiny@0", dtype="float32")
+    assert score_answers(labelled, KeptScorer(again, tmp_path), top_k=5, **LOOSE).equals(expected)
+    assert "model" not in vars(again), "no weights are read where nothing is to be scored"
     row = pl.int_range(pl.len()) == 0
     edited = labelled.with_columns(
         pl.when(row).then(pl.lit("Another answer.")).otherwise("completion").alias("completion")

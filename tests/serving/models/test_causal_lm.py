@@ -1,17 +1,24 @@
+import json
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from serving.errors import InvalidInputError
 from serving.models.causal_lm import (
     decode_greedily,
     hash_base_model,
     load_causal_lm,
+    load_tokenizer,
     pad_batch,
     read_prefix,
     resolve_dtype,
     run_decoder,
 )
-from tests.tiny_student import make_base
+from tests.tiny_student import make_base, make_messages
 
 PREFIXES = [list(range(5, 25)), [], list(range(40, 47))]
 SUFFIXES = [list(range(100, 104)), list(range(60, 72)), list(range(200, 207))]
@@ -132,3 +139,30 @@ def test_decoding_past_the_room_of_the_cache_changes_nothing(model):
         ]
     torch.testing.assert_close(torch.cat([first, *rest], dim=1)[0], expected, atol=1e-4, rtol=1e-4)
     assert cache.get_seq_length() == 12
+
+
+@pytest.mark.parametrize("named", ["TokenizersBackend", "LlamaTokenizer", None])
+def test_a_tokenizer_is_the_one_that_transformers_chooses(tiny_base, tmp_path, named):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    if named is None:  # as `prepare` writes a base out of a GGUF file
+        file.unlink()
+    else:
+        file.write_text(json.dumps(config | {"tokenizer_class": named}))
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    text = "Set `retries: 3` in docs/index.mdx [1] \u00e9\u4e2d <|im_end|>"
+    assert type(ours) is type(theirs)
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    if named is not None:
+        told = ours.apply_chat_template(make_messages("Why?"), return_dict=False)
+        assert told == theirs.apply_chat_template(make_messages("Why?"), return_dict=False)
+
+
+def test_a_tokenizer_that_is_whole_in_json_needs_no_torch(tiny_base):
+    code = (
+        "import sys; from pathlib import Path; from serving.models.causal_lm import load_tokenizer;"
+        f"load_tokenizer(Path({str(tiny_base)!r})); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
