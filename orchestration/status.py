@@ -5,31 +5,40 @@ belong here: printing (`status_cli`), the decisions of the sensors (`sensors/dec
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 import dagster as dg
 import polars as pl
 
 from assets.traces.curating import find_candidates
-from assets.traces.deciding import is_asked, open_decisions
-from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
-from assets.traces.ledger import read_quarantine
+from assets.traces.deciding import open_decisions
+from assets.traces.escalating import find_escalations
+from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.planting import scan_reviewed
 from orchestration.config import Config
+from orchestration.lake import read_table
 from orchestration.phases import PhaseFacts, PhaseStep, assess_phases
-from orchestration.sensors.deciding import Decision, GiveUp, Launch, decide_retraining
+from orchestration.production_traffic import TrafficStatus, find_quarantined, read_traffic
+from orchestration.sensors.deciding import Decision, GiveUp, Launch, Wait, decide_retraining
 from orchestration.sensors.facts import ALARMS, read_policy, read_retraining_facts
 from orchestration.sensors.keep_warm import probe_servers
-from orchestration.traffic import DRILL_ENV
-from serving.errors import TraceError
+from serving.errors import UnderstudyError
 from serving.home import Home
 from serving.releases.bundle import CURRENT, load_current
 from serving.releases.signing import load_public_key
-from serving.tracing.segments import OPEN_SUFFIX, read_frames
 
 WINDOW = timedelta(days=7)  # `status_cli` says so too
 MAXIMUM_FAILED_RATIO = 0.01  # of all asks: answered with a problem document, above it: not fine
+GATE_VERDICT = "releases/gate_verdict"
+
+Part = TypeVar("Part")
+NO_TRAFFIC = TrafficStatus(
+    ask_count=0, failed_ratio=None, teacher_ratio=None, refused_ratio=None, cost_usd=0.0,
+    teacher_only_cost_usd=0.0, last_asked_at=None,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,35 +51,6 @@ class ReleaseStatus:
     students: tuple[str, ...]
     skills: Mapping[str, str] = field(default_factory=dict)
     """The adapter that serves each skill; `students` are those that answer all else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrafficStatus:
-    """What production did in the window; ratios are None where nobody asked."""
-
-    ask_count: int
-    failed_ratio: float | None
-    teacher_ratio: float | None
-    refused_ratio: float | None
-    cost_usd: float
-    """Of answered asks, as `teacher_only_cost_usd` is: an ask that failed has no such price."""
-    teacher_only_cost_usd: float
-    last_asked_at: datetime | None
-    failed_cost_usd: float = 0.0
-    """What asks that ended without an answer have cost."""
-    elsewhere: tuple[str, ...] = ()
-    """Other environments in which somebody asked, such as a server that was not told it is prod."""
-    unsealed_count: int = 0
-    """Traces of any kind that a server still holds open: they count for all else once sealed."""
-    damaged: tuple[str, ...] = ()
-    """Open segments that cannot be read to their end, in words."""
-
-    @property
-    def saved_ratio(self) -> float | None:
-        """The share of the teacher's price that was not paid."""
-        if not self.teacher_only_cost_usd:
-            return None
-        return 1 - self.cost_usd / self.teacher_only_cost_usd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +70,10 @@ class Status:
     """Questions that wait for a decision of curation."""
     phases: tuple[PhaseStep, ...]
     problems: tuple[str, ...]
+    escalation_count: int = 0
+    """Answers that a person must look at, and nobody has."""
+    unread: tuple[str, ...] = ()
+    """Parts that could not be read, so that what stands for them here says nothing."""
 
     @property
     def is_fine(self) -> bool:
@@ -104,20 +88,66 @@ class Status:
         return tuple(text for is_known, text in told if not is_known)
 
 
-def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) -> Status:
-    """Return the status of a configuration's home, as far as segments are compacted.
+@dataclass(frozen=True)
+class Reading:
+    """Reads parts: one that cannot be read is kept as a problem, and the others are still told."""
 
-    Raises:
-        ReleaseError: the current release does not verify.
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def read(self, part: str, reader: Callable[[], Part], instead: Part) -> Part:
+        """Return what the reader does, or `instead` where it fails, whatever ails it."""
+        try:
+            return reader()
+        # Polars panics where damage contradicts what a file says of itself.
+        except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001
+            self.problems[part] = f"{part} cannot be read: {_explain(error)}"
+            return instead
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, UnderstudyError):
+        return (
+            f"while {error.attempted}, expected {error.expected}, found {error.found}. "
+            f"Next: {error.next_step}"
+        )
+    said = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}. Next: mend or remove what it names"
+
+
+def read_status(
+    config: Config,
+    instance: dg.DagsterInstance,
+    *,
+    now: datetime,
+    refresh: Callable[[], object] = lambda: None,
+) -> Status:
+    """Return the status of a configuration's home; what cannot be read is a problem of its own.
+
+    Args:
+        config: the product.
+        instance: Dagster's storage.
+        now: the end of the window that is told of.
+        refresh: brings the stored hours up to date first.
     """
-    home = Home(config.home)
-    facts = read_retraining_facts(config, instance, config.default_recipe)
-    decision = decide_retraining(facts, read_policy(config))
-    records = scan_hours(list_hours(find_folder(home)))
-    release = read_release(home)
-    traffic = read_traffic(home, since=now - WINDOW)
-    monitors = _read_monitors(home)
+    home, reading = Home(config.home), Reading()
+    reading.read("new traces", refresh, None)
+    waits: Decision = Wait(reason="not known")
+    decision = reading.read("training", lambda: _decide(config, instance), waits)
+    release = reading.read("release", lambda: read_release(home), None)
+    reading.read("gate", lambda: _check_gate(home, config.default_recipe), None)
+    traffic = reading.read("traffic", lambda: read_traffic(home, since=now - WINDOW), NO_TRAFFIC)
+    monitors = reading.read("monitors", lambda: _read_monitors(home), None)
+    candidates, escalations = reading.read("candidates", lambda: _count_waiting(home), (0, 0))
     alarms, inconclusive = _name(monitors, "alarm"), _name(monitors, "inconclusive")
+    found = find_problems(
+        release,
+        traffic,
+        alarms=alarms,
+        decision=decision,
+        is_read="release" not in reading.problems,
+    )
+    none: tuple[str, ...] = ()
+    lost = reading.read("quarantine", lambda: find_quarantined(home, since=now - WINDOW), none)
     return Status(
         release=release,
         traffic=traffic,
@@ -127,16 +157,39 @@ def read_status(config: Config, instance: dg.DagsterInstance, *, now: datetime) 
         retraining=describe_decision(decision),
         is_retraining_due=isinstance(decision, Launch),
         is_retraining_automatic=config.loop.retrain == "automatic",
-        candidate_count=find_candidates(records, open_decisions(home).read()).height,
+        candidate_count=candidates,
+        escalation_count=escalations,
         phases=assess_phases(
             gather_phase_facts(release, traffic, alarms=None if monitors is None else alarms)
         ),
         problems=(
-            *find_problems(release, traffic, alarms=alarms, decision=decision),
-            *find_quarantined(home, since=now - WINDOW),
+            *reading.problems.values(),
+            *found,
+            *lost,
             *find_cold_servers(config.loop.servers),
         ),
+        unread=tuple(reading.problems),
     )
+
+
+def _decide(config: Config, instance: dg.DagsterInstance) -> Decision:
+    facts = read_retraining_facts(config, instance, config.default_recipe)
+    return decide_retraining(facts, read_policy(config))
+
+
+def _check_gate(home: Home, recipe: str) -> None:
+    """Read the verdict that the next release is made by, if there is one."""
+    path = home.table(GATE_VERDICT, recipe)
+    if path.is_file():
+        read_table(path, attempted="reading the gate", next_step="`understudy run`")
+
+
+def _count_waiting(home: Home) -> tuple[int, int]:
+    """Return how many candidates and how many escalations wait for a decision."""
+    folder, decisions = find_folder(home), open_decisions(home).read()
+    queue = find_escalations(scan_reviewed(folder), decisions)
+    candidates = find_candidates(scan_hours(list_hours(folder)), decisions)
+    return candidates.height, queue["closed_at"].null_count()
 
 
 def gather_phase_facts(
@@ -173,10 +226,14 @@ def find_problems(
     *,
     alarms: Sequence[str],
     decision: Decision,
+    is_read: bool = True,
 ) -> tuple[str, ...]:
-    """Return what asks for a person, worst first; each with what to do."""
+    """Return what asks for a person, worst first; each with what to do.
+
+    `is_read` is False where it is not known whether there is a release.
+    """
     problems = []
-    if release is None:
+    if release is None and is_read:
         problems.append("nothing is released: `understudy run`")
     if traffic.failed_ratio is not None and traffic.failed_ratio > MAXIMUM_FAILED_RATIO:
         problems.append(
@@ -188,24 +245,6 @@ def find_problems(
     if isinstance(decision, GiveUp):
         problems.append(f"training is given up: {decision.reason}")
     return tuple(problems)
-
-
-def find_quarantined(home: Home, *, since: datetime) -> tuple[str, ...]:
-    """Return which segments begun since could not be read whole, torn tails of kills aside.
-
-    And which hours were found damaged since. A name that tells no time is always among them.
-    """
-    began = pl.col("segment").str.extract(r"-(\d{8}T\d{12})-").str.to_datetime("%Y%m%dT%H%M%S%6f")
-    is_old = (began.dt.replace_time_zone("UTC") < since).fill_null(value=False)
-    lost = read_quarantine(find_folder(home)).filter(pl.col("reason") != "torn_tail", ~is_old)
-    if lost.is_empty():
-        return ()
-    names = lost["segment"].unique().sort().to_list()
-    count = f"{lost.height} stretch{'es' if lost.height > 1 else ''}"
-    return (
-        f"{count} of the trace files {', '.join(names[:3])}{' …' if len(names) > 3 else ''} "
-        "cannot be read: read traces/quarantined_frames",
-    )
 
 
 def find_cold_servers(urls: Sequence[str]) -> tuple[str, ...]:
@@ -235,57 +274,11 @@ def read_release(home: Home) -> ReleaseStatus | None:
     )
 
 
-def read_traffic(home: Home, *, since: datetime) -> TrafficStatus:
-    """Return what production did since a moment; shadows and other environments do not count."""
-    first = since.replace(minute=0, second=0, microsecond=0)
-    paths = [path for path in list_hours(find_folder(home)) if read_hour(path) >= first]
-    everywhere = scan_hours(paths).filter(is_asked(), pl.col("asked_at") >= since)
-    asked = everywhere.filter(pl.col("env") == "prod")
-    environments = everywhere.select(pl.col("env").unique().sort()).collect()["env"].drop_nulls()
-    answered = pl.col("outcome") == "answered"
-    row = (
-        asked.select(
-            pl.len().alias("ask_count"),
-            (~answered).mean().alias("failed_ratio"),
-            (pl.col("served_by") == "teacher").filter(answered).mean().alias("teacher_ratio"),
-            pl.col("refused").filter(answered).mean().alias("refused_ratio"),
-            pl.col("cost_usd").filter(answered).sum(),
-            pl.col("counterfactual_cost_usd").filter(answered).sum().alias("teacher_only_cost_usd"),
-            pl.col("cost_usd").filter(~answered).sum().alias("failed_cost_usd"),
-            pl.col("asked_at").max().alias("last_asked_at"),
-        )
-        .collect()
-        .row(0, named=True)
-    )
-    unsealed_count, damaged = count_unsealed(home)
-    return TrafficStatus(
-        **row,
-        elsewhere=tuple(env for env in environments if env not in {"prod", DRILL_ENV}),
-        unsealed_count=unsealed_count,
-        damaged=damaged,
-    )
-
-
-def count_unsealed(home: Home) -> tuple[int, tuple[str, ...]]:
-    """Return how many traces lie in segments that a server is still writing, and what is damaged.
-
-    A segment that is sealed meanwhile has another name, and is passed over.
-    """
-    count, damaged = 0, []
-    for path in sorted(home.traces.glob(f"*{OPEN_SUFFIX}")):
-        try:
-            for _ in read_frames(path):
-                count += 1
-        except FileNotFoundError:
-            continue
-        except TraceError as error:
-            damaged.append(f"a trace segment is damaged: {error}")
-    return count, tuple(damaged)
-
-
 def _read_monitors(home: Home) -> pl.DataFrame | None:
     path = home.table(ALARMS)
-    return pl.read_parquet(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_table(path, attempted="reading the monitors", next_step="`understudy run`")
 
 
 def _name(monitors: pl.DataFrame | None, status: str) -> tuple[str, ...]:

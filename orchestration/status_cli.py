@@ -19,7 +19,8 @@ from orchestration.explaining import explain_errors
 from orchestration.options import Json
 
 if TYPE_CHECKING:
-    from orchestration.status import ReleaseStatus, Status, TrafficStatus
+    from orchestration.production_traffic import TrafficStatus
+    from orchestration.status import ReleaseStatus, Status
 
 BY_HAND = "Nothing starts it by itself (loop.retrain: manual): `understudy run` does"
 WHO_ANSWERS = {
@@ -28,6 +29,12 @@ WHO_ANSWERS = {
     "switch": "the router decides who answers",
     "dreamer": "the router decides who answers",
 }
+RESTS_ON = {
+    "cost": {"traffic"},
+    "review": {"candidates"},
+    "next phase": {"release", "monitors", "traffic"},
+}
+"""The parts that a line is made from, where it is not the one of its name."""
 
 
 @explain_errors
@@ -41,9 +48,9 @@ def status(as_json: Json = False) -> None:
 
     config = load_config()
     prepare_environment(config)
-    compact(Home(config.home))
+    home = Home(config.home)
     with dg.DagsterInstance.get() as instance:
-        found = read_status(config, instance, now=datetime.now(UTC))
+        found = read_status(config, instance, now=datetime.now(UTC), refresh=lambda: compact(home))
     if as_json:
         saved = {"saved_ratio": found.traffic.saved_ratio, "is_fine": found.is_fine,
                  "unknowns": found.unknowns}  # fmt: skip
@@ -62,10 +69,12 @@ def _show(found: "Status") -> None:
         ("cost", _describe_cost(found.traffic)),
         ("monitors", _describe_monitors(found)),
         ("training", _describe_training(found)),
+        ("review", _describe_review(found)),
         ("next phase", _describe_phases(found)),
     ]  # fmt: skip
     for name, value in rows:
-        table.add_row(f"[dim]{name}[/]", escape(value))
+        is_known = not RESTS_ON.get(name, {name}) & set(found.unread)
+        table.add_row(f"[dim]{name}[/]", escape(value) if is_known else "[red]not known[/]")
     mark = "[green]fine[/]" if found.is_fine else "[red]needs a person[/]"
     if found.unknowns and not found.problems:
         mark = f"[yellow]no problem is known[/], but {' and '.join(found.unknowns)}"
@@ -132,6 +141,14 @@ def _describe_phases(found: "Status") -> str:
 
 
 def _describe_training(found: "Status") -> str:
-    waiting = f"; {found.candidate_count} candidates: `understudy curate list`"
-    told = found.retraining + (waiting if found.candidate_count else "")
+    told = found.retraining
     return told if found.is_retraining_automatic else f"{told}. {BY_HAND}"
+
+
+def _describe_review(found: "Status") -> str:
+    told = (
+        (found.escalation_count, "escalations wait for a person: `understudy curate list "
+         "--escalations`"),
+        (found.candidate_count, "candidates: `understudy curate list`"),
+    )  # fmt: skip
+    return "; ".join(f"{count} {text}" for count, text in told if count) or "nothing waits"

@@ -19,6 +19,7 @@ from assets.traces.deciding import is_asked, open_decisions
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from assets.traces.requesting import open_deletions
 from orchestration.config import Config
+from orchestration.lake import read_table
 from orchestration.lost_runs import find_lost_runs
 from orchestration.planning import INPUT_VERSION_PREFIX
 from orchestration.sensors.deciding import (
@@ -139,7 +140,8 @@ def find_alarms(home: Home) -> pl.DataFrame:
     path = home.table(ALARMS)
     if not path.is_file():
         return pl.DataFrame(schema={"monitor": pl.String, "status": pl.String})
-    return pl.read_parquet(path).filter(pl.col("status") == "alarm")
+    alarms = read_table(path, attempted="reading the monitors", next_step="`understudy run`")
+    return alarms.filter(pl.col("status") == "alarm")
 
 
 def find_drifting(home: Home) -> tuple[str, ...]:

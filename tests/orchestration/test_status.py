@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,17 +15,18 @@ from typer.testing import CliRunner
 
 from orchestration import cli
 from orchestration.curate_cli import compact
+from orchestration.production_traffic import TrafficStatus, count_unsealed, read_traffic
 from orchestration.sensors.deciding import GiveUp, Wait
 from orchestration.status import (
-    TrafficStatus,
-    count_unsealed,
+    NO_TRAFFIC,
+    Reading,
     find_cold_servers,
     find_problems,
     read_status,
-    read_traffic,
 )
 from orchestration.status_cli import _describe_cost, _describe_traffic
 from serving.home import Home
+from serving.releases.bundle import ensure_signing_key
 from serving.settings import ServerSettings
 from serving.tracing.segments import OPEN_SUFFIX, SegmentWriter
 from tests.assets.traces.served import START, make_keys, plan_days, serve_plan
@@ -37,10 +39,7 @@ from tests.orchestration.sensors.curated import (
 )
 from tests.orchestration.test_traffic import listening
 
-QUIET = TrafficStatus(
-    ask_count=0, failed_ratio=None, teacher_ratio=None, refused_ratio=None, cost_usd=0.0,
-    teacher_only_cost_usd=0.0, last_asked_at=None,
-)  # fmt: skip
+QUIET = NO_TRAFFIC
 NOW = START + timedelta(days=2)
 
 
@@ -190,3 +189,61 @@ def test_the_command_prints_both_ways_and_exits_1_when_a_person_is_needed(config
     body = json.loads(told.stdout)
     assert body["is_fine"] is False
     assert body["traffic"]["ask_count"] >= 0
+
+
+def invoke_status(config, home, monkeypatch):
+    before = dict(os.environ)
+    monkeypatch.setenv("UNDERSTUDY_CONFIG", str(config.source))
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(home.root))
+    monkeypatch.setenv("COLUMNS", "400")
+    try:
+        return [CliRunner().invoke(cli.app, ["status", *more]) for more in ((), ("--json",))]
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.mark.parametrize(
+    ("part", "names", "content"),
+    [
+        ("release", ("releases/CURRENT",), b"junk"),
+        ("gate", ("lake/releases/gate_verdict/tiny.parquet",), b"PAR1junkPAR1"),
+        ("monitors", ("lake/monitoring/alarms.parquet",), b""),
+        ("candidates", ("traces/curation_decisions.jsonl",), b"junk\n"),
+    ],
+)
+def test_a_damaged_part_is_told_and_the_others_are_shown(
+    config, tmp_path, monkeypatch, part, names, content
+):
+    home = Home(tmp_path / "home")
+    shutil.copytree(config.home, home.root)
+    ensure_signing_key(home.keys)
+    for name in names:
+        path = home.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    shown, told = invoke_status(config, home, monkeypatch)
+    assert (shown.exit_code, told.exit_code) == (1, 1)
+    body = json.loads(told.stdout)
+    assert part in body["unread"]
+    assert set(body["unread"]) <= {part, "training"}  # which is decided by several parts
+    (line,) = [line for line in shown.output.splitlines() if f"✗ {part} cannot be read" in line]
+    assert "Next: " in line
+    for name in ("release", "traffic", "cost", "monitors", "training", "next phase"):
+        assert f"  {name}  " in shown.output
+    assert body["traffic"]["teacher_only_cost_usd"] >= 0
+    assert "Traceback" not in shown.output
+    if part == "release":
+        assert "nothing is released" not in shown.output
+
+
+def test_whatever_ails_a_part_it_is_a_problem_with_a_next_step():
+    reading = Reading()
+
+    def fail():
+        raise KeyError("gate")
+
+    assert reading.read("gate", fail, 7) == 7
+    assert reading.read("traffic", lambda: 8, 0) == 8
+    assert list(reading.problems) == ["gate"]
+    assert "KeyError: 'gate'. Next: " in reading.problems["gate"]
