@@ -23,7 +23,8 @@ from orchestration.experiments_cli import experiment_app
 from orchestration.explaining import explain_errors
 from orchestration.keys_cli import keys_app
 from orchestration.launching import launch
-from orchestration.options import Json
+from orchestration.options import Json, Port
+from orchestration.recipes import choose_recipe
 from orchestration.releases_cli import releases_app
 from orchestration.router_cli import router_app
 from orchestration.status_cli import status
@@ -70,7 +71,7 @@ def run(
 ) -> None:
     """Materialize what changed: docs, seeds, labels, student, report, release."""
     config = load_config()
-    name = recipe or config.default_recipe
+    name = choose_recipe(config, recipe)
     launch(config, recipe=name, select=select or [], force=force, dry_run=dry_run)
 
 
@@ -87,7 +88,7 @@ def demo(
     from orchestration.flywheel_cli import has_unfinished_turn, show_turn
 
     config = load_config()
-    name = recipe or config.default_recipe
+    name = choose_recipe(config, recipe)
     started = time.monotonic()
     if not (flywheel and has_unfinished_turn(config, name)):  # whose own step the chain is
         launch(config, recipe=name)
@@ -128,7 +129,7 @@ def report(
     from orchestration.demo import read_report, show_report
 
     config = load_config()
-    name = recipe or config.default_recipe
+    name = choose_recipe(config, recipe)
     if as_json:
         sys.stdout.write(json.dumps(read_report(config, name), ensure_ascii=False) + "\n")
     else:
@@ -158,7 +159,9 @@ def doctor() -> None:
 @explain_errors
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [8321].")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on [8321].", min=1, max=65535)
+    ] = None,
     phase: Annotated[
         str | None, typer.Option(help="hitchhiker, imposter, switch or dreamer; not the release's.")
     ] = None,
@@ -178,7 +181,7 @@ def serve(
 
 @app.command(epilog="Example: understudy ui --port 3001")
 @explain_errors
-def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> None:
+def ui(port: Port = 3000) -> None:
     """Open the Dagster UI on loopback (it has no login)."""
     from orchestration.running import launch_ui
 
@@ -188,9 +191,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
 
 @teacher_app.command("serve", epilog="Example: understudy teacher serve --port 8322")
 @explain_errors
-def serve_teacher(
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8322,
-) -> None:
+def serve_teacher(port: Port = 8322) -> None:
     """Serve the extractive teacher (no LLM: it quotes) in the OpenAI format on loopback."""
     import uvicorn
 

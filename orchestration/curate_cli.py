@@ -37,8 +37,11 @@ from orchestration.explaining import explain_errors
 from orchestration.forgetting import hash_training_set, open_stores
 from orchestration.options import Json
 from resources.traces import SealedSegments
+from serving.errors import InvalidInputError
 from serving.home import Home
 
+RUBRIC = "; ".join(f"{verdict}: {', '.join(words)}" for verdict, words in REASON_CODES.items())
+QUEUE = "`understudy curate list --escalations`"
 curate_app = typer.Typer(help="What production may teach, decided by you.", no_args_is_help=True)
 TraceId = Annotated[str, typer.Argument(help="As `understudy curate list` says.")]
 
@@ -57,9 +60,8 @@ def list_waiting(
     compact(home)
     records = scan_hours(list_hours(find_folder(home)))
     decisions = open_decisions(home).read()
+    queue = find_queue(home, decisions)
     if escalations:
-        reviewed = scan_reviewed(find_folder(home))
-        queue = find_escalations(reviewed, decisions).filter(pl.col("closed_at").is_null())
         frame = queue.select("trace_id", "reason", "opened_at", "contract_version")
     else:
         frame = find_candidates(records, decisions)
@@ -69,6 +71,8 @@ def list_waiting(
         return
     _show_rows(frame.head(limit))
     CONSOLE.print(f"[dim]{min(limit, frame.height)} of {frame.height} waiting[/]")
+    if not escalations and queue.height:
+        CONSOLE.print(f"[dim]{queue.height} escalations wait for a person: {QUEUE}[/]")
 
 
 @curate_app.command("show", epilog="Example: understudy curate show 0197c1d2-7a10-…")
@@ -94,13 +98,14 @@ def decide(
         typer.Option("--decision", help=f"{' or '.join(VERDICTS)}; asked for if left out."),
     ] = None,
     reason_code: Annotated[
-        str | None, typer.Option(help="A word of the rubric; asked for if left out.")
+        str | None, typer.Option(help=f"Asked for if left out. {RUBRIC}.")
     ] = None,
     automation: Annotated[
         bool, typer.Option("--automation", help="No person looks: nothing is shown or asked.")
     ] = False,
 ) -> None:
     """Show a trace, take a decision about it, and store it for good; it closes an escalation."""
+    fitting = _find_words(verdict, reason_code, may_ask=not automation)
     home = Home(load_config().home)
     compact(home)
     folder, journal = find_folder(home), open_decisions(home)
@@ -109,15 +114,12 @@ def decide(
     if not automation:
         _show_trace(trace)
         shown_at = datetime.now(UTC)
-        verdict = verdict or typer.prompt(f"Decision ({', '.join(VERDICTS)})")
-        words = {str(name): reasons for name, reasons in REASON_CODES.items()}.get(verdict, ())
-        reason_code = reason_code or typer.prompt(f"Reason ({', '.join(words)})")
-        typer.confirm(f"Store {verdict}, {reason_code}?", abort=True, default=True)
+    chosen, why = fitting[0] if automation else _ask_words(fitting)
     decisions = journal.read()
     line = decide_trace(
         trace,
-        verdict=verdict or "",
-        reason_code=reason_code or "",
+        verdict=chosen,
+        reason_code=why,
         reviewer=Reviewer(name=reviewer, kind="automation" if automation else "human"),
         shown_at=shown_at,
         decided_at=datetime.now(UTC),
@@ -141,7 +143,7 @@ def plant(
     home = Home(load_config().home)
     compact(home)
     plant_errors(find_folder(home), count, planted_at=datetime.now(UTC))
-    CONSOLE.print(f"Planted: {count} errors in the review queue.")
+    CONSOLE.print(f"Planted: {count} errors in the review queue: {QUEUE}.")
 
 
 @curate_app.command("forget", epilog="Example: understudy curate forget trace 0197… --reviewer ada")
@@ -215,6 +217,61 @@ def compact(home: Home) -> Compaction:
     segments = SealedSegments(home.traces).list_files()
     tombstones = open_deletions(home).read()
     return compact_segments(segments, find_folder(home), tombstones=tombstones)
+
+
+def find_queue(home: Home, decisions: pl.DataFrame) -> pl.DataFrame:
+    """Return the escalations that nobody has closed, oldest first."""
+    queue = find_escalations(scan_reviewed(find_folder(home)), decisions)
+    return queue.filter(pl.col("closed_at").is_null())
+
+
+def _find_words(
+    verdict: str | None, reason_code: str | None, *, may_ask: bool
+) -> list[tuple[str, str]]:
+    """Return the decisions of the rubric that fit the words given, each with a reason for it.
+
+    A word left out fits any, if it may be asked for.
+
+    Raises:
+        InvalidInputError: no decision has these words.
+    """
+    fitting: list[tuple[str, str]] = [
+        (legal, reason)
+        for legal, reasons in REASON_CODES.items()
+        for reason in reasons
+        if (verdict == legal or (verdict is None and may_ask))
+        and (reason_code == reason or (reason_code is None and may_ask))
+    ]
+    if not fitting:
+        raise InvalidInputError(
+            "reading the decision and its reason",
+            expected=f"words of the rubric ({RUBRIC})",
+            found=f"{verdict or 'no decision'} with {reason_code or 'no reason'}",
+            next_step="name them with --decision and --reason-code",
+        )
+    return fitting
+
+
+def _ask_words(fitting: list[tuple[str, str]]) -> tuple[str, str]:
+    """Ask a person for the words that are still open, and whether the decision is meant."""
+    verdict = _ask_word("Decision", [legal for legal, _ in fitting])
+    reason_code = _ask_word("Reason", [reason for legal, reason in fitting if legal == verdict])
+    typer.confirm(f"Store {verdict}, {reason_code}?", abort=True, default=True)
+    return verdict, reason_code
+
+
+def _ask_word(name: str, words: list[str]) -> str:
+    legal = list(dict.fromkeys(words))
+    if len(legal) == 1:
+        return legal[0]
+
+    def read(typed: str) -> str:
+        if typed not in legal:
+            raise typer.BadParameter(f"one of {', '.join(legal)} is expected")
+        return typed
+
+    told: str = typer.prompt(f"{name} ({', '.join(legal)})", value_proc=read)
+    return told
 
 
 def _show_trace(trace: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ def examine_inputs(config: Config) -> Iterator[Finding]:
     from assets.students.factory import refuse_unfit
     from assets.students.recipe import load_recipe
     from orchestration.bindings import Bindings
-    from orchestration.running import list_recipes
+    from orchestration.recipes import list_recipes
     from serving.models.protocols import NoProgress
 
     bindings = Bindings(config, NoProgress())

@@ -39,6 +39,7 @@ from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
 from orchestration.lake import read_table
 from orchestration.options import Json
+from orchestration.recipes import choose_recipe
 from resources.input_files import GoldenFile
 from serving.errors import InvalidInputError
 from serving.files import write_text_atomically
@@ -59,6 +60,7 @@ def new_version(
 ) -> None:
     """Write the next version of a frozen set with proposed cases for a person to review."""
     config = load_config()
+    made_by = choose_recipe(config, recipe)
     frozen = _find_set(config, name)
     target = name_next_version(frozen)
     if target.exists():
@@ -70,7 +72,7 @@ def new_version(
         )
     GoldenFile(frozen).verify_lock()
     old = frozen.read_text(encoding="utf-8")
-    proposals = _propose(config, name, recipe or config.default_recipe, old)
+    proposals = _propose(config, name, made_by, old)
     lines = [_write_line(name, proposal, n) for n, proposal in enumerate(proposals, start=1)]
     write_text_atomically(target, old + "".join(lines))
     _report(target, proposals, as_json=as_json)

@@ -20,6 +20,7 @@ from serving.access.keys import DEFAULT_SCOPES, SCOPES, ApiKey, create_key, read
 from serving.access.ring import RELOAD_SECONDS
 from serving.home import Home
 
+LONGEST_DAYS = 36_525  # a hundred years: longer is a slip, and 0 never ends
 keys_app = typer.Typer(help="API keys of the server.", no_args_is_help=True)
 
 
@@ -34,10 +35,16 @@ def create(
     env: Annotated[
         str, typer.Option(help="Traffic of another env than prod never trains.")
     ] = "prod",
-    days: Annotated[int, typer.Option(help="Days until it expires; 0 never does.", min=0)] = 365,
-    requests_per_minute: Annotated[int, typer.Option(help="Of this key, by server.")] = 120,
-    teacher_calls_per_minute: Annotated[int, typer.Option(help="Granted prefer_quality.")] = 10,
-    teacher_calls_per_day: Annotated[int, typer.Option(help="Granted prefer_quality.")] = 200,
+    days: Annotated[
+        int, typer.Option(help="Days until it expires; 0 never does.", min=0, max=LONGEST_DAYS)
+    ] = 365,
+    requests_per_minute: Annotated[int, typer.Option(help="Of this key, by server.", min=1)] = 120,
+    teacher_calls_per_minute: Annotated[
+        int, typer.Option(help="Granted prefer_quality.", min=0)
+    ] = 10,
+    teacher_calls_per_day: Annotated[
+        int, typer.Option(help="Granted prefer_quality.", min=0)
+    ] = 200,
     as_json: Json = False,
 ) -> None:
     """Make a key. It is printed once; only its hash is kept."""

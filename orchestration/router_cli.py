@@ -40,13 +40,16 @@ def explain() -> None:
 @explain_errors
 def replay(
     min_retrieval_score: Annotated[
-        float | None, typer.Option(help="Best cosine below which the teacher answers.")
+        float | None,
+        typer.Option(help="Best cosine below which the teacher answers.", min=0.0, max=1.0),
     ] = None,
     long_context_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and chunks above which it answers.")
+        int | None,
+        typer.Option(help="Tokens of prompt and chunks above which it answers.", min=1),
     ] = None,
     maximum_risk_ratio: Annotated[
-        float | None, typer.Option(help="Share of the student's answers that may be wrong.")
+        float | None,
+        typer.Option(help="Share of the student's answers that may be wrong.", min=0.0, max=1.0),
     ] = None,
     as_json: Json = False,
 ) -> None:

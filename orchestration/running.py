@@ -30,6 +30,7 @@ from orchestration.planning import (
     plan_run,
     read_states,
 )
+from orchestration.recipes import choose_recipe, list_recipes
 from resources.last_tables import NoTables
 from serving.errors import InvalidInputError
 from serving.home import Home
@@ -51,11 +52,6 @@ class RunOutcome:
     planned: tuple[PlannedAsset, ...]
     succeeded: bool
     failure: str = ""
-
-
-def list_recipes(config: Config) -> list[str]:
-    """Return the names of the recipe files, sorted."""
-    return sorted(path.stem for path in Path(config.recipes).glob("*.yaml"))
 
 
 def run_chain(
@@ -107,14 +103,7 @@ def run_chain(
 
 def _check_recipe(config: Config, recipe: str) -> None:
     """Refuse a recipe that cannot be made, before a label is bought for it."""
-    recipes = list_recipes(config)
-    if recipe not in recipes:
-        raise InvalidInputError(
-            f"choosing the recipe {recipe!r}",
-            expected=f"one of {recipes} in {config.recipes}",
-            found=repr(recipe),
-            next_step="name an existing recipe with --recipe, or add a YAML file",
-        )
+    choose_recipe(config, recipe)
     made_by = load_recipe(config.recipes / f"{recipe}.yaml")
     student = Bindings(config, NoProgress()).students.find(made_by.student)
     refuse_unfit(recipe, made_by, provider=student.provider)

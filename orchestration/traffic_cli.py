@@ -28,11 +28,13 @@ ROOM_AT_A_PACE = 32  # what is left out was no load
 @explain_errors
 def traffic(
     url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8321",
-    days: Annotated[float, typer.Option(help="Simulated days.", min=0.001)] = 1.0,
-    asks_per_day: Annotated[int, typer.Option(help="Questions a day.", min=1)] = 200,
+    days: Annotated[float, typer.Option(help="Simulated days.", min=0.001, max=366.0)] = 1.0,
+    asks_per_day: Annotated[int, typer.Option(help="Questions a day.", min=1, max=10**6)] = 200,
     pace: Annotated[
         float,
-        typer.Option(help="Simulated seconds per second; 0: as fast as it answers.", min=0.0),
+        typer.Option(
+            help="Simulated seconds per second; 0: as fast as it answers.", min=0.0, max=1e6
+        ),
     ] = 0.0,
     key: Annotated[
         list[str] | None, typer.Option(help="An API key; repeatable, users share them.")

@@ -560,7 +560,8 @@ def test_the_command_line_lists_shows_decides_and_forgets(home, monkeypatch):
     assert len(listed) == 3
     trace_id = listed[0]["trace_id"]
     assert json.loads(invoke("show", trace_id, "--json").stdout)["trace_id"] == trace_id
-    done = invoke("decide", trace_id, "--reviewer", "ada", input="accepted\nrecurring\ny\n")
+    words = "perhaps\naccepted\nunclear\nrecurring\ny\n"  # a word of no rubric is asked for again
+    done = invoke("decide", trace_id, "--reviewer", "ada", input=words)
     assert done.exit_code == 0, done.output
     (row,) = open_decisions(home).read().to_dicts()
     assert (row["trace_id"], row["reviewer_kind"], row["decision"]) == (
@@ -568,6 +569,7 @@ def test_the_command_line_lists_shows_decides_and_forgets(home, monkeypatch):
     )  # fmt: skip
     assert row["shown_at"] <= row["decided_at"]
     assert invoke("decide", "nobody", "--reviewer", "ada").exit_code == 2
+    assert "curate list --escalations" in " ".join(invoke("list").output.split())
     waiting = json.loads(invoke("list", "--escalations", "--json", "--limit", "999").stdout)
     assert {entry["reason"] for entry in waiting} == {"contested_refusal", "failed_twice"}
     refused = invoke("decide", waiting[0]["trace_id"], "--reviewer", "bot", "--automation",
