@@ -144,6 +144,12 @@ def too_large(limit_bytes: int) -> ProblemError:
     )
 
 
+_EXPECTED_FEEDBACK = (
+    "a JSON object with trace_id (of the answer), rating (up or down), and optionally comment "
+    "(text or null)"
+)
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Render every planned error of the app as a problem document; `edge` does the others."""
     app.add_exception_handler(ProblemError, _on_problem)
@@ -164,7 +170,7 @@ def _on_invalid(request: Request, error: Exception) -> Response:
     )
     problem = ProblemError(
         "invalid-request",
-        expected=EXPECTED_BODY,
+        expected=_EXPECTED_FEEDBACK if request.url.path == "/feedback" else EXPECTED_BODY,
         found=found or "another body",
         next_step="Mend what is named and send the request again.",
     )

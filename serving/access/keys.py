@@ -132,7 +132,7 @@ def revoke_key(folder: Path, key_id: str, *, now: datetime | None = None) -> Api
         if found is None:
             raise InvalidInputError(
                 f"revoking the key {key_id!r}",
-                expected=f"one of {', '.join(key.key_id for key in known) or 'no keys'}",
+                expected=f"one of {', '.join(k.key_id for k in known) or 'none'}",
                 found=repr(key_id),
                 next_step="list the keys with `understudy keys list`",
             )

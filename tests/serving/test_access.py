@@ -317,6 +317,7 @@ async def test_wrong_feedback_is_explained(tmp_path: Path, body: dict[str, Any])
     async with _serve(tmp_path) as client:
         response = await client.post("/feedback", json=body)
     assert (response.status_code, _problem(response)) == (422, "invalid-request")
+    assert "rating (up or down)" in response.json()["expected"]
     assert not (tmp_path / "traces" / "feedback").exists()
 
 
