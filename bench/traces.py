@@ -263,10 +263,10 @@ def describe(batch: Batch, number: int) -> str:
 
 def summarise(batches: list[Batch]) -> dict[str, float]:
     """Return every figure of one run."""
-    rows = sum(batch.rows for batch in batches)
 
     def per_second(name: str, kind: str) -> float:
-        return rows / sum(float(getattr(getattr(batch, name), kind)) for batch in batches)
+        # The median: a machine that was halted in one batch says nothing about the others.
+        return statistics.median(b.rows / getattr(getattr(b, name), kind) for b in batches)
 
     ratios = [batch.ratio for batch in batches]
     return {

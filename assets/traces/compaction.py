@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,8 @@ import polars as pl
 
 from assets import tables
 from assets.traces.deleting import delete_stored, mark_deleted
-from assets.traces.frames import Damage, Frames, read_frames, redact_frames
+from assets.traces.frames import Damage, Frames, redact_frames
+from assets.traces.groups import UNSTORED, read_group
 from assets.traces.hours import (
     ROW_GROUP_ROWS,
     count_rows,
@@ -34,6 +35,7 @@ from assets.traces.hours import (
 )
 from assets.traces.ledger import (
     LEDGER,
+    note_deleted,
     read_ledger,
     read_quarantine,
     tally_segments,
@@ -41,16 +43,13 @@ from assets.traces.ledger import (
     write_quarantine,
 )
 from assets.traces.mending import (
-    LOST_WITH_HOUR,
-    Mended,
-    declare_mended,
+    DECLARED,
+    find_returned,
     find_short,
-    purge_set_aside,
     set_aside_damaged,
+    settle,
 )
-from assets.traces.records import tabulate_payloads
 from serving.errors import TraceError
-from serving.tracing.frames import FRAME, parse_record
 
 GROUP_BYTES = 128 * 1024 * 1024
 """Segments read at once: two of them as servers seal them. What a group holds is what is in memory;
@@ -61,10 +60,6 @@ ROUND_GROUPS = 16
 Rewriting after every group would take as long as all the rest, where hours are of many groups."""
 
 SCRATCH = ".merging"
-
-UNREADABLE = "unreadable"
-UNSTORED = frozenset({"no_time", "not_json"})
-"""Reasons of whole frames that are in no hour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +96,8 @@ def compact_segments(
         keep_columns_known(folder)
         deleted = delete_stored(folder, list_hours(folder), by_name, tombstones)
         short = find_short(folder, by_name) if unsettled else {}
-        known = set(read_ledger(folder)["segment"]) - set(short)
+        again = find_returned(folder, by_name)
+        known = set(read_ledger(folder)["segment"]) - set(short) - again
         waiting = sorted((path for path in segments if path.name not in known), key=_order)
         total = Compaction(
             segment_count=0, record_count=0, deleted_count=deleted, quarantined_count=0
@@ -110,27 +106,8 @@ def compact_segments(
         for start in range(0, len(groups), ROUND_GROUPS):
             chosen = groups[start : start + ROUND_GROUPS]
             total = _add(total, _compact_round(chosen, folder, tombstones))
-        mended = _settle(folder, unsettled, short, by_name)
-        is_settled = mended.hour_count == len(unsettled)
-        if is_settled and not tombstones.is_empty():
-            purge_set_aside(folder)
+        mended = settle(folder, unsettled, by_name, again, tombstones)
         return replace(total, damaged_hour_count=mended.hour_count, lost_count=mended.lost_count)
-
-
-def _settle(
-    folder: Path,
-    unsettled: Sequence[str],
-    short: Collection[str],
-    segments: Mapping[str, Path],
-) -> Mended:
-    """Declare what became of damaged hours, once every segment that is there could be opened.
-
-    Without a single segment it waits too: their volume is then more likely away than empty.
-    """
-    closed = read_quarantine(folder).filter(pl.col("reason").str.starts_with(UNREADABLE))
-    if not unsettled or (short and not segments) or set(closed["segment"]) & set(short):
-        return Mended()
-    return declare_mended(folder, unsettled, find_short(folder, segments))
 
 
 def list_hourly_files(folder: Path) -> pl.DataFrame:
@@ -150,7 +127,7 @@ def list_hourly_files(folder: Path) -> pl.DataFrame:
 def find_miscounted(folder: Path, segments: Sequence[Path]) -> list[str]:
     """Return the segments whose records are not stored exactly once.
 
-    Redacted ones aside, and those that were declared lost with a damaged hour.
+    Deleted ones aside, and those that were declared lost with a damaged hour.
     """
     tallies = tally_segments(folder, _index(segments))
     return [tally.segment for tally in tallies if tally.missing_count or not tally.is_once]
@@ -163,13 +140,13 @@ def _compact_round(
     read: list[Frames] = []
     damages: list[Damage] = []
     parts: dict[datetime, list[pl.LazyFrame]] = {}
-    deleted_count = 0
+    deleted: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory(dir=_clear_scratch(folder)) as scratch:
         for number, group in enumerate(groups, start=1):
-            rows, damaged, frames = _read_group(group)
+            rows, damaged, frames = read_group(group)
             is_deleted = mark_deleted(rows, tombstones)
-            _redact(_index(group), rows.filter(is_deleted))
-            deleted_count += int(is_deleted.sum())
+            for segment, gone in _redact(_index(group), rows.filter(is_deleted)).items():
+                deleted.setdefault(segment, []).extend(gone)
             read, damages = read + frames, damages + damaged
             aside = Path(scratch, f"{number}") if number < len(groups) else None
             for hour, part in _split_by_hour(rows.filter(~is_deleted), aside):
@@ -178,7 +155,8 @@ def _compact_round(
         for hour in sorted(parts):
             _merge_hour(name_hour(folder, hour), pl.concat(parts[hour]))
     _write_damages(folder, [frames.segment for frames in read], damages)
-    _write_ledger(folder, read, damages)
+    _write_ledger(folder, read, damages, deleted)
+    deleted_count = sum(map(len, deleted.values()))
     untimed_count = sum(damage.reason in UNSTORED for damage in damages)
     return Compaction(
         segment_count=len(read),
@@ -196,20 +174,15 @@ def _clear_scratch(folder: Path) -> Path:
     return scratch
 
 
-def _read_group(group: Sequence[Path]) -> tuple[pl.DataFrame, list[Damage], list[Frames]]:
-    """Return a group's rows with their hour, its damage, and its frames without the payloads."""
-    read = [_read_patiently(path) for path in group]
-    tabulated = [_tabulate(frames) for frames in read if frames.payloads]
-    rows = pl.concat(tabulated) if tabulated else pl.DataFrame(schema=_TIMED)
-    damages = [damage for frames in read for damage in frames.damages]
-    damages += _describe_untimed(read, rows.filter(pl.col("hour").is_null()))
-    bare = [replace(frames, payloads=()) for frames in read]
-    return rows.filter(pl.col("hour").is_not_null()), damages, bare
-
-
-def _redact(segments: Mapping[str, Path], deleted: pl.DataFrame) -> None:
-    for (segment,), gone in deleted.group_by("segment"):
-        redact_frames(segments[str(segment)], gone["segment_offset"].to_list())
+def _redact(segments: Mapping[str, Path], deleted: pl.DataFrame) -> dict[str, list[int]]:
+    """Blank records in their segments; return their offsets by segment."""
+    gone = {
+        str(segment): rows["segment_offset"].to_list()
+        for (segment,), rows in deleted.group_by("segment")
+    }
+    for segment, offsets in gone.items():
+        redact_frames(segments[segment], offsets)
+    return gone
 
 
 def _split_by_hour(
@@ -227,42 +200,6 @@ def _split_by_hour(
         yield told, scan_hours([path])
 
 
-_TIMED = pl.Schema({**tables.STORED_TRACES, "hour": pl.Datetime("us", "UTC")})
-
-
-def _tabulate(frames: Frames) -> pl.DataFrame:
-    """Return stored rows with their hour: of `asked_at`, or of the uuid7 where that is unread."""
-    frame = tabulate_payloads(frames.payloads).with_columns(
-        pl.lit(frames.segment).alias("segment"),
-        pl.Series("segment_offset", frames.offsets, dtype=pl.Int64),
-    )
-    digits = pl.col("trace_id").str.replace_all("-", "").str.slice(0, 12)
-    is_uuid7 = pl.col("trace_id").str.contains(r"^[0-9a-f]{8}-[0-9a-f]{4}-7")
-    made_ms = pl.when(is_uuid7).then(digits.str.to_integer(base=16, strict=False))
-    made_at = pl.from_epoch(made_ms.cast(pl.Int64), time_unit="ms")
-    made_at = made_at.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    hour = pl.coalesce("asked_at", made_at).dt.truncate("1h").alias("hour")
-    return frame.with_columns(hour).select(_TIMED.names())
-
-
-def _describe_untimed(read: Sequence[Frames], untimed: pl.DataFrame) -> list[Damage]:
-    """Return the whole frames that have no hour: records without a time, and what is no record."""
-    payloads = {
-        (frames.segment, offset): payload
-        for frames in read if frames.segment in set(untimed["segment"])
-        for offset, payload in zip(frames.offsets, frames.payloads, strict=True)
-    }  # fmt: skip
-    return [
-        Damage(
-            segment=segment,
-            offset=offset,
-            size_bytes=FRAME.size + len(payloads[segment, offset]),
-            reason="not_json" if parse_record(payloads[segment, offset]) is None else "no_time",
-        )
-        for segment, offset in untimed.select("segment", "segment_offset").iter_rows()
-    ]
-
-
 def _merge_hour(path: Path, part: pl.LazyFrame) -> None:
     """Rewrite an hour: what it held beside these very records, then them."""
     fresh = part
@@ -271,28 +208,6 @@ def _merge_hour(path: Path, part: pl.LazyFrame) -> None:
         held = scan_hours([path]).join(ours, on=["segment", "segment_offset"], how="anti")
         fresh = pl.concat([held, part])
     write_hour(path, fresh)
-
-
-def _read_patiently(path: Path) -> Frames:
-    """Return a segment's frames; a file that cannot be opened now is tried again next time."""
-    try:
-        return read_frames(path)
-    except OSError as error:
-        damage = Damage(
-            segment=path.name,
-            offset=0,
-            size_bytes=0,
-            reason=f"{UNREADABLE}: {error.strerror or error}",
-            is_final=False,
-        )
-        return Frames(
-            segment=path.name,
-            size_bytes=0,
-            offsets=(),
-            payloads=(),
-            redacted_count=0,
-            damages=(damage,),
-        )
 
 
 def _write_damages(folder: Path, names: Sequence[str], damages: Sequence[Damage]) -> None:
@@ -308,17 +223,22 @@ def _write_damages(folder: Path, names: Sequence[str], damages: Sequence[Damage]
         }
         for damage in damages
     ]
-    is_told_anew = pl.col("segment").is_in(list(names)) & (pl.col("reason") != LOST_WITH_HOUR)
+    is_told_anew = pl.col("segment").is_in(list(names)) & ~pl.col("reason").is_in(DECLARED)
     kept = earlier.filter(~is_told_anew)
     if rows or kept.height != earlier.height:
         found = pl.DataFrame(rows, schema=tables.QUARANTINED_FRAMES)
         write_quarantine(folder, pl.concat([kept, found]))
 
 
-def _write_ledger(folder: Path, read: Sequence[Frames], damages: Sequence[Damage]) -> None:
+def _write_ledger(
+    folder: Path,
+    read: Sequence[Frames],
+    damages: Sequence[Damage],
+    deleted: Mapping[str, Sequence[int]],
+) -> None:
     """Name the segments that are done; one that a later run may still read is not.
 
-    One that was read again keeps its row: it says how many records there were.
+    One that was read again keeps its row, which says how many records there were.
     """
     ledger = read_ledger(folder)
     waiting = {damage.segment for damage in damages if not damage.is_final}
@@ -328,14 +248,19 @@ def _write_ledger(folder: Path, read: Sequence[Frames], damages: Sequence[Damage
             "segment": frames.segment,
             "size_bytes": frames.size_bytes,
             "record_count": len(frames.offsets)
-            + frames.redacted_count
+            + len(frames.redacted_offsets)
             - untimed.count(frames.segment),
             "quarantined_count": sum(damage.segment == frames.segment for damage in damages),
         }
         for frames in read
         if frames.segment not in waiting | set(ledger["segment"])
     ]
-    write_ledger(folder, pl.concat([ledger, pl.DataFrame(rows, schema=LEDGER)]))
+    gone = {
+        frames.segment: [*frames.redacted_offsets, *deleted.get(frames.segment, ())]
+        for frames in read
+    }
+    ledger = pl.concat([ledger, pl.DataFrame(rows, schema=LEDGER)])
+    write_ledger(folder, note_deleted(ledger, gone))
 
 
 def _order(path: Path) -> tuple[str, str]:

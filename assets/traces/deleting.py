@@ -16,6 +16,7 @@ import polars as pl
 from assets import tables
 from assets.traces.frames import read_frames, redact_frames
 from assets.traces.hours import scan_hours, write_hour
+from assets.traces.ledger import note_deleted, read_ledger, write_ledger
 from serving.files import PRIVATE_MODE, atomic_path
 from serving.tracing.frames import parse_record
 
@@ -81,17 +82,22 @@ def delete_stored(
 ) -> int:
     """Take what tombstones name out of segments, tables and hours; return the number of records.
 
-    Hours last: a crash before leaves rows that the next run finds again.
+    The ledger notes them: a segment that is removed later can no longer say what was deleted. Hours
+    last: a crash before leaves rows that the next run finds again.
     """
     if tombstones.is_empty():
         return 0
     doomed = {hour: find_deleted([hour], tombstones) for hour in hours}
     doomed = {hour: found for hour, found in doomed.items() if not found.is_empty()}
+    offsets: dict[str, list[int]] = {}
     for found in doomed.values():
-        for (segment,), gone in found.group_by("segment"):
-            if path := segments.get(str(segment)):
-                redact_frames(path, gone["segment_offset"].to_list())
+        for segment, offset in found.select("segment", "segment_offset").iter_rows():
+            offsets.setdefault(segment, []).append(offset)
+    for segment, gone in offsets.items():
+        if path := segments.get(segment):
+            redact_frames(path, gone)
     if doomed:
+        write_ledger(folder, note_deleted(read_ledger(folder), offsets))
         purge_tables(sorted((folder.parent / "lake" / "traces").glob("*.parquet")), tombstones)
     for hour in doomed:
         write_hour(

@@ -16,6 +16,7 @@ from serving.tracing.frames import FRAME, MAGIC, find_frame, read_payload
 
 REDACTED_PREFIX = b'{"deleted":true'
 FORMAT_NAME = MAGIC[:-1]
+NEWER_FORMAT = "newer_format"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,13 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """What a segment holds: payloads with their offsets, redacted ones counted, and damage."""
+    """What a segment holds: payloads with their offsets, where redacted ones are, and damage."""
 
     segment: str
     size_bytes: int
     offsets: tuple[int, ...]
     payloads: tuple[bytes, ...]
-    redacted_count: int
+    redacted_offsets: tuple[int, ...]
     damages: tuple[Damage, ...]
 
 
@@ -51,7 +52,7 @@ def read_frames(path: Path) -> Frames:
     data = path.read_bytes()
     if not data.startswith(MAGIC):
         return _refuse_header(path, data)
-    offsets, payloads, damages, redacted = [], [], [], 0
+    offsets, payloads, damages, redacted = [], [], [], []
     position = len(MAGIC)
     while position < len(data):
         payload = read_payload(data, position)
@@ -63,7 +64,7 @@ def read_frames(path: Path) -> Frames:
             position = end
             continue
         if payload.startswith(REDACTED_PREFIX):
-            redacted += 1
+            redacted.append(position)
         else:
             offsets.append(position)
             payloads.append(payload)
@@ -73,7 +74,7 @@ def read_frames(path: Path) -> Frames:
         size_bytes=len(data),
         offsets=tuple(offsets),
         payloads=tuple(payloads),
-        redacted_count=redacted,
+        redacted_offsets=tuple(redacted),
         damages=tuple(damages),
     )
 
@@ -102,14 +103,14 @@ def _refuse_header(path: Path, data: bytes) -> Frames:
         damages = (_describe(path, 0, len(data), "torn_tail"),) if data else ()
     else:
         is_newer = data.startswith(FORMAT_NAME)
-        reason = "newer_format" if is_newer else "not_a_segment"
+        reason = NEWER_FORMAT if is_newer else "not_a_segment"
         damages = (_describe(path, 0, len(data), reason, is_final=not is_newer),)
     return Frames(
         segment=path.name,
         size_bytes=len(data),
         offsets=(),
         payloads=(),
-        redacted_count=0,
+        redacted_offsets=(),
         damages=damages,
     )
 

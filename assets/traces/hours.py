@@ -122,14 +122,15 @@ def _is_sound(path: Path) -> bool:
     except FileNotFoundError:
         written = ""
     hashes = re.findall(r"^[0-9a-f]{64}$", written, flags=re.MULTILINE)
-    return file_sha256(path) in hashes if hashes else _can_be_read(path)
+    return file_sha256(path) in hashes if hashes else can_be_read(path)
 
 
 def _name_hashes(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _can_be_read(path: Path) -> bool:
+def can_be_read(path: Path) -> bool:
+    """Say whether a file is Parquet that reads from end to end."""
     import pyarrow as pa
     from pyarrow import parquet
 

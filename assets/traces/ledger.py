@@ -6,7 +6,7 @@ a damaged hour (`mending`).
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +24,17 @@ LEDGER = pl.Schema(
         "size_bytes": pl.Int64(),
         "record_count": pl.Int64(),
         "quarantined_count": pl.Int64(),
+        "deleted_offsets": pl.List(pl.Int64()),
     }
 )
+"""`deleted_offsets`: of records that deletions took. The segment says so too, while it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
     """What the hours hold of a compacted segment.
 
-    `missing_count`: records that are neither stored, nor redacted, nor declared lost; below 0: more
+    `missing_count`: records that are neither stored, nor deleted, nor declared lost; below 0: more
     are stored than there were.
     """
 
@@ -49,6 +51,15 @@ def read_ledger(folder: Path) -> pl.DataFrame:
 def write_ledger(folder: Path, ledger: pl.DataFrame) -> None:
     """Replace the ledger."""
     _write_own(folder / "compacted.parquet", ledger)
+
+
+def note_deleted(ledger: pl.DataFrame, offsets: Mapping[str, Collection[int]]) -> pl.DataFrame:
+    """Return the ledger with more deleted offsets by segment; those noted before stay once."""
+    noted = [
+        sorted({*(before or ()), *offsets.get(segment, ())})
+        for segment, before in ledger.select("segment", "deleted_offsets").iter_rows()
+    ]
+    return ledger.with_columns(pl.Series("deleted_offsets", noted, dtype=pl.List(pl.Int64)))
 
 
 def read_quarantine(folder: Path) -> pl.DataFrame:
@@ -79,10 +90,11 @@ def tally_segments(folder: Path, segments: Mapping[str, Path]) -> list[Tally]:
     joined = joined.join(declared, on="segment", how="left").fill_null(0).sort("segment")
     tallies = []
     for row in joined.iter_rows(named=True):
-        missing = row["record_count"] - row["rows"] - row["lost_count"]
+        deleted = set(row["deleted_offsets"] or ())
+        missing = row["record_count"] - row["rows"] - row["lost_count"] - len(deleted)
         if missing > 0 and row["segment"] in segments:
-            with contextlib.suppress(OSError):  # cannot be opened now: nothing says it was redacted
-                missing -= read_frames(segments[row["segment"]]).redacted_count
+            with contextlib.suppress(OSError):  # cannot be opened now: only the ledger can say
+                missing -= len({*read_frames(segments[row["segment"]]).redacted_offsets} - deleted)
         tallies.append(
             Tally(
                 segment=row["segment"],

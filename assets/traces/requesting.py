@@ -26,6 +26,7 @@ from assets.traces.forgetting import (
 )
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.journal import Journal
+from assets.traces.mending import find_set_aside
 from assets.traces.planting import open_plants
 from assets.traces.tainting import HashTrainingSet, TaintedAdapters, find_adapters
 from serving.errors import InvalidInputError
@@ -104,7 +105,8 @@ def request_deletion(
 def find_remains(home: Home) -> Mapping[str, int]:
     """Return where deleted traces and what grew from them are still stored; empty once all is gone.
 
-    Counted are hours, the tables of traces, and the rows of later stages.
+    Counted are hours, the tables of traces, the rows of later stages, and damaged hours that were
+    moved aside: whole files, as nobody can say what is in them.
     """
     tombstones = open_deletions(home).read()
     if tombstones.is_empty():
@@ -119,6 +121,7 @@ def find_remains(home: Home) -> Mapping[str, int]:
                 & pl.any_horizontal(pl.col(texts).is_not_null())
             )
             remains[f"traces/{path.stem}"] = int(rows.select(pl.len()).collect().item())
+    remains["traces/quarantine"] = len(find_set_aside(find_folder(home)))
     remains |= count_descendants(home, find_descendants(home, _read_found(tombstones)))
     return {place: count for place, count in remains.items() if count}
 

@@ -14,17 +14,18 @@ import polars as pl
 import pytest
 
 from assets import tables
-from assets.traces import compaction, hours
-from assets.traces.checks import nothing_is_quarantined
+from assets.traces import compaction, groups, hours
+from assets.traces.checks import deleted_traces_are_gone, nothing_is_quarantined
 from assets.traces.compaction import Compaction, compact_segments, find_miscounted
 from assets.traces.frames import read_frames
 from assets.traces.hours import find_damaged, find_folder, list_hours, scan_hours, write_hour
 from assets.traces.ledger import read_quarantine
+from assets.traces.requesting import UNFINISHED, find_remains, open_deletions
 from bench.traces import make_records
 from orchestration.status import find_quarantined
 from resources.traces import SealedSegments
 from serving.home import Home
-from serving.tracing.segments import MAGIC, SegmentWriter
+from serving.tracing.segments import MAGIC, SegmentWriter, read_segment
 from tests.serving.torture import count, report
 
 NOTHING = pl.DataFrame(schema=tables.DELETIONS)
@@ -136,7 +137,7 @@ def test_what_no_segment_holds_any_more_is_declared_with_its_count(home):
     assert read_quarantine(find_folder(home)).sort("reason").equals(quarantine)
 
 
-@pytest.mark.parametrize("step", ["find_short", "_merge_hour", "declare_mended"])
+@pytest.mark.parametrize("step", ["find_short", "_merge_hour", "settle"])
 def test_a_crash_while_mending_is_mended_by_the_next_run(home, monkeypatch, step):
     before, path = rows(home), list_hours(find_folder(home))[1]
     cut(path)
@@ -148,7 +149,7 @@ def test_a_crash_while_mending_is_mended_by_the_next_run(home, monkeypatch, step
         patched.setattr(compaction, step, crash)
         with pytest.raises(OSError, match="No space"):
             compact(home)
-    assert not path.exists() or step == "declare_mended"
+    assert not path.exists() or step == "settle"
     assert compact(home).damaged_hour_count == 1
     assert rows(home).equals(before)
     assert read_quarantine(find_folder(home))["reason"].to_list() == ["hour_rebuilt"]
@@ -177,7 +178,7 @@ def test_a_segment_that_is_damaged_too_takes_nothing_from_the_other_hours(home):
 def test_nothing_is_declared_lost_while_a_segment_cannot_be_opened(home, monkeypatch):
     before, path = rows(home), list_hours(find_folder(home))[0]
     cut(path)
-    closed, read = segments(home)[0], compaction.read_frames
+    closed, read = segments(home)[0], groups.read_frames
 
     def refuse(segment: Path):
         if segment == closed:
@@ -185,7 +186,7 @@ def test_nothing_is_declared_lost_while_a_segment_cannot_be_opened(home, monkeyp
         return read(segment)
 
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, "read_frames", refuse)
+        patched.setattr(groups, "read_frames", refuse)
         assert compact(home).damaged_hour_count == 0
     (told,) = read_quarantine(find_folder(home)).to_dicts()
     assert (told["segment"], told["reason"]) == (closed.name, "unreadable: Permission denied")
@@ -209,6 +210,173 @@ def test_a_deletion_takes_the_damaged_bytes_with_it(home):
     assert put_aside(home) == []
     assert read_quarantine(find_folder(home))["reason"].to_list() == ["hour_rebuilt"]
     assert compact(home).damaged_hour_count == 0
+
+
+def alter(path: Path, frame: pl.DataFrame) -> None:
+    """Replace an hour's bytes by others that read, as a restored copy does."""
+    frame.write_parquet(path, compression="uncompressed")
+
+
+def forget(*trace_ids: str) -> pl.DataFrame:
+    blank = dict.fromkeys(tables.DELETIONS)
+    requested_at = datetime.now(UTC)
+    rows = [
+        blank | {"kind": "trace", "value": t, "trace_ids": [t], "requested_at": requested_at}
+        for t in trace_ids
+    ]
+    return pl.DataFrame(rows, schema=tables.DELETIONS)
+
+
+def reasons(home: Home) -> set[tuple[str, int | None]]:
+    told = read_quarantine(find_folder(home))
+    return {*told.select("reason", "lost_count").rows()}
+
+
+def test_a_moved_hour_that_reads_gives_what_no_segment_holds_and_says_so(home):
+    before, path = rows(home), list_hours(find_folder(home))[0]
+    gone = segments(home)[0]
+    kept = gone.read_bytes()
+    gone.unlink()
+    alter(path, pl.read_parquet(path, hive_partitioning=False))
+    done = compact(home)
+    assert (done.damaged_hour_count, done.lost_count) == (1, 0)
+    assert rows(home).equals(before)
+    assert reasons(home) == {("hour_rebuilt", 0), ("taken_from_hour", 0)}
+    assert not nothing_is_quarantined(read_quarantine(find_folder(home))).passed
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    gone.write_bytes(kept)
+    assert compact(home).segment_count == 1
+    assert rows(home).equals(before)
+    assert reasons(home) == {("hour_rebuilt", 0)}
+    assert compact(home).segment_count == 0
+
+
+def test_what_is_taken_from_a_moved_hour_was_never_deleted_and_is_of_that_hour(home):
+    """A copy from before a deletion, with a row of another hour and one whose id was changed."""
+    path, gone = list_hours(find_folder(home))[0], segments(home)[0]
+    copy = pl.read_parquet(path, hive_partitioning=False)
+    mine = copy.filter(segment=gone.name)["trace_id"]
+    tombstones = forget(mine[0], mine[1])
+    compact(home, tombstones)
+    before = rows(home)
+    gone.unlink()
+    is_first, is_third = pl.col("trace_id") == mine[0], pl.col("trace_id") == mine[2]
+    renamed = pl.when(is_first).then(pl.lit("another")).otherwise("trace_id").alias("trace_id")
+    moved = pl.col("asked_at") + pl.when(is_third).then(timedelta(hours=5)).otherwise(timedelta())
+    alter(path, copy.with_columns(moved.alias("asked_at"), renamed))
+    assert compact(home, tombstones).lost_count == 1
+    assert rows(home).equals(before.filter(~is_third))
+    assert reasons(home) == {("hour_lost", None), ("lost_with_hour", 1), ("taken_from_hour", 0)}
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert put_aside(home) == []
+
+
+def test_more_rows_than_a_segment_lacks_are_not_believed(home):
+    path, gone = list_hours(find_folder(home))[0], segments(home)[0]
+    copy = pl.read_parquet(path, hive_partitioning=False)
+    mine = copy.filter(segment=gone.name)
+    gone.unlink()
+    forged = mine.with_columns(pl.col("segment_offset") + 1)
+    alter(path, pl.concat([copy, forged]))
+    assert compact(home).lost_count == mine.height
+    assert rows(home).filter(segment=gone.name, asked_at=mine["asked_at"][0]).is_empty()
+
+
+@pytest.mark.parametrize("is_removed_first", [True, False])
+def test_what_was_deleted_is_not_lost_with_a_segment_that_is_removed(home, is_removed_first):
+    gone, path = segments(home)[0], list_hours(find_folder(home))[-1]
+    tombstones = forget(*rows(home).filter(segment=gone.name)["trace_id"][:2])
+    if is_removed_first:
+        gone.unlink()
+    assert compact(home, tombstones).deleted_count == 2
+    gone.unlink(missing_ok=True)
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    before = rows(home)
+    cut(path)
+    done = compact(home, tombstones)
+    assert (done.damaged_hour_count, done.lost_count) == (1, 0)
+    assert rows(home).equals(before)
+    assert reasons(home) == {("hour_rebuilt", 0)}
+
+
+def test_what_was_deleted_before_it_was_compacted_is_not_lost_either(home):
+    shutil.rmtree(find_folder(home) / "date=2026-01-05")
+    first = rows_of(segments(home)[0])[0]
+    (find_folder(home) / "compacted.parquet").unlink()
+    assert compact(home, forget(first)).deleted_count == 1
+    segments(home)[0].unlink()
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
+def rows_of(segment: Path) -> list[str]:
+    return [record["trace_id"] for record in read_segment(segment)]
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_deletion_empties_a_moved_hour_whose_segment_never_opens(home, is_readable):
+    before, path = rows(home), list_hours(find_folder(home))[0]
+    closed = segments(home)[0]
+    whole = closed.read_bytes()
+    closed.write_bytes(whole[:7] + b"\x02" + whole[8:])  # as of a later release
+    alter(path, pl.read_parquet(path, hive_partitioning=False)) if is_readable else cut(path)
+    trace_id = before.filter(segment=closed.name)["trace_id"][0]
+    compact(home)
+    open_deletions(home).append(forget(trace_id).row(0, named=True) | dict.fromkeys(UNFINISHED))
+    assert find_remains(home)["traces/quarantine"] == 1
+    assert not deleted_traces_are_gone(open_deletions(home).read(), home).passed
+    tombstones = open_deletions(home).read()
+    assert compact(home, tombstones).lost_count == 0
+    assert find_remains(home) == {}
+    kept = before.filter(pl.col("trace_id") != trace_id)
+    assert rows(home).equals(kept) or not is_readable
+    closed.write_bytes(whole)
+    assert compact(home, tombstones).lost_count == 0
+    assert rows(home).equals(kept)
+    assert find_remains(home) == {}
+    assert put_aside(home) == []
+    assert trace_id.encode() not in closed.read_bytes()
+
+
+def test_a_segment_that_comes_back_gives_what_was_declared_lost(home):
+    before, path, gone = rows(home), list_hours(find_folder(home))[0], segments(home)[0]
+    kept = gone.read_bytes()
+    gone.unlink()
+    cut(path)
+    lost = compact(home).lost_count
+    assert lost == before.height - rows(home).height > 0
+    torn = kept[: read_frames_of(kept, gone)[-1] + 20]  # it comes back without its end
+    gone.write_bytes(torn)
+    compact(home)
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert compact(home).segment_count == 0
+    gone.write_bytes(kept)
+    compact(home)
+    assert rows(home).equals(before)
+    assert {reason for reason, _ in reasons(home)} == {"hour_rebuilt"}
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
+def read_frames_of(data: bytes, path: Path) -> tuple[int, ...]:
+    aside = path.with_suffix(".copy")
+    aside.write_bytes(data)
+    offsets = read_frames(aside).offsets
+    aside.unlink()
+    return offsets
+
+
+def test_nothing_is_lost_while_a_segment_waits_for_a_later_release(home):
+    before, path, newer = rows(home), list_hours(find_folder(home))[0], segments(home)[0]
+    whole = newer.read_bytes()
+    newer.write_bytes(whole[:7] + b"\x02" + whole[8:])
+    cut(path)
+    for _ in range(2):
+        done = compact(home)
+        assert (done.damaged_hour_count, done.lost_count) == (0, 0)
+    assert reasons(home) == {("newer_format", None)}
+    newer.write_bytes(whole)
+    assert compact(home).damaged_hour_count == 1
+    assert rows(home).equals(before)
+    assert reasons(home) == {("hour_rebuilt", 0)}
 
 
 def test_a_crash_between_the_hash_and_the_hour_is_no_damage(home, monkeypatch):
