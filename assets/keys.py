@@ -60,6 +60,7 @@ HELD_OUT_ANSWERS = dg.AssetKey(["students", "held_out_answers"])
 VALIDATION_REPORT = dg.AssetKey(["students", "validation_report"])
 CALIBRATION = dg.AssetKey(["students", "calibration"])
 
+SMALLER_STUDENTS = dg.AssetKey(["parity", "smaller_students"])
 OPERATING_POINTS = dg.AssetKey(["parity", "operating_points"])
 ARM_ANSWERS = dg.AssetKey(["parity", "arm_answers"])
 GRADED_ANSWERS = dg.AssetKey(["parity", "graded_answers"])

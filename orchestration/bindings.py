@@ -24,13 +24,13 @@ from assets.monitoring.measurements import MonitoringPlan
 from assets.paraphrases.assets import RewritingPlan
 from assets.paraphrases.dreaming import DreamPlan, open_dreams
 from assets.parity.arms import ArmPlan
-from assets.parity.cascade import RecipeTerms, refuse_unfit_smaller
 from assets.parity.economics import EconomicsTerms
 from assets.parity.experiments import Experiment, RouterVariant, list_experiments
 from assets.parity.prices import StatedPrice, name_section
+from assets.parity.tiers import fingerprint_before
 from assets.releases.bundling import AdapterServer, ReleaseTerms, StudentTerms
 from assets.releases.gates import GatePolicy
-from assets.releases.skills import SkillTerms, fingerprint_skills, refuse_unfit_skills
+from assets.releases.skills import SkillTerms, fingerprint_skills
 from assets.students.held_out import HeldOutPlan
 from assets.students.recipe import AnyRecipe, load_recipe
 from assets.traces.admission import admit_decisions, select_harvest
@@ -45,6 +45,7 @@ from orchestration.config import (
     read_secret,
 )
 from orchestration.misses import date_misses, read_misses
+from orchestration.released_students import choose_skills, plan_arms
 from resources.chat_models import CachedChatModel
 from resources.corpus import CorpusFolder
 from resources.embeddings import CachedEmbedder
@@ -316,16 +317,7 @@ class Bindings:
     @cached_property
     def skills(self) -> dict[str, SkillTerms]:
         """The skills of every release; one that no run could release is refused."""
-        sections = self.config.releases.skills
-        if not sections:
-            return {}
-        skills = {
-            name: SkillTerms(recipe=s.adapter, pages=s.pages, high_stakes=s.high_stakes)
-            for name, s in sections.items()
-        }
-        lanes = {name: getattr(recipe, "lane", "clean") for name, recipe in self.recipes.items()}
-        refuse_unfit_skills(skills, lanes, default_recipe=self.config.default_recipe)
-        return skills
+        return choose_skills(self.config, self.recipes) if self.config.releases.skills else {}
 
     @cached_property
     def release_terms(self) -> ReleaseTerms:
@@ -367,6 +359,7 @@ class Bindings:
                 for name, section in self.config.students.items()
             },
             skills=self.skills,
+            tiers=self.arm_plan.released,
         )
 
     def _find_adapter_server(self, student: str) -> AdapterServer | None:
@@ -431,21 +424,9 @@ class Bindings:
 
     @cached_property
     def arm_plan(self) -> ArmPlan:
-        """Which arms are set side by side; a smaller student no report could be of is refused."""
-        section = self.config.parity
-        if section.smaller_recipe is None:
-            return ArmPlan(arms=section.arms)
-        terms = {name: self._state_recipe(recipe) for name, recipe in self.recipes.items()}
-        main = self.config.default_recipe
-        refuse_unfit_smaller(section.smaller_recipe, terms, main_recipe=main)
-        return ArmPlan(arms=section.arms, smaller_recipe=section.smaller_recipe, main_recipe=main)
-
-    def _state_recipe(self, recipe: AnyRecipe) -> RecipeTerms:
-        student = self.config.students.get(recipe.student)
-        return RecipeTerms(
-            lane=getattr(recipe, "lane", "clean"),
-            price=StatedPrice(**student.price.model_dump()) if student else StatedPrice(),
-        )
+        """Which arms are set side by side, and which students are asked in turn."""
+        names_several = self.config.releases.tiers or self.config.parity.smaller_recipe
+        return plan_arms(self.config, self.recipes if names_several else {})
 
     @cached_property
     def economics_terms(self) -> EconomicsTerms:
@@ -554,6 +535,10 @@ class Bindings:
             keys.SUITE_FILES: self.suites.fingerprint(),
             keys.SKILL_STUDENTS: fingerprint_skills(self.home, self.skills),
         }
+
+    def observe_smaller(self, recipe: str) -> dict[dg.AssetKey, str]:
+        """Return the version of the students that are asked before that of a recipe."""
+        return {keys.SMALLER_STUDENTS: fingerprint_before(self.home, self.arm_plan, recipe)}
 
     def _open_scorer(self, section: ScorerSection) -> TokenScorer:
         inner, server = self._connect_scorer(section), section.base_url or ""

@@ -458,9 +458,21 @@ class SkillSection(Section):
 
 
 class ReleasesSection(Section):
-    """What a release holds beside the student that answers by default."""
+    """The students a release holds: those asked in turn, and those of skills.
 
+    `tiers` are recipes, the smallest student's first; the last is the `default_recipe`.
+    """
+
+    tiers: tuple[str, ...] = Field(default=(), max_length=2, exclude_if=lambda v: not v)
+    """Left out of the dump where it is left out of the file: then nothing made is stale."""
     skills: dict[FolderName, SkillSection] = {}
+
+    @model_validator(mode="after")
+    def _tiers_serve_no_skill(self) -> Self:
+        for name, skill in self.skills.items():
+            if skill.adapter in self.tiers:
+                raise ValueError(f"the recipe {skill.adapter} is of tiers and of the skill {name}")
+        return self
 
     @model_validator(mode="after")
     def _pages_are_named_once(self) -> Self:
@@ -551,6 +563,20 @@ class Config(Section):
     recipes: Path = PROJECT_ROOT / "config" / "recipes"
     default_recipe: str = "compact"
     source: Path = Field(default=DEFAULT_CONFIG, exclude=True)
+
+    @model_validator(mode="after")
+    def _tiers_end_with_the_default(self) -> Self:
+        tiers = self.releases.tiers
+        if tiers and tiers[-1] != self.default_recipe:
+            raise ValueError(
+                f"releases.tiers must end with the default_recipe {self.default_recipe}, the "
+                f"student asked last; found {', '.join(tiers)}"
+            )
+        if tiers and self.parity.smaller_recipe is not None:
+            raise ValueError(
+                "parity.smaller_recipe tries what releases.tiers releases: leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapters_have_students(self) -> Self:

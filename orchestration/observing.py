@@ -18,9 +18,11 @@ def report_sources(
     config: Config, instance: dg.DagsterInstance, progress: Progress, recipe: str
 ) -> dict[dg.AssetKey, str]:
     """Report the current data version of every input and of the recipe; return them."""
-    sources = Bindings(config, progress).observe_sources() | observe_recipe(config, recipe)
+    bindings = Bindings(config, progress)
+    own = observe_recipe(config, recipe) | bindings.observe_smaller(recipe)
+    sources = bindings.observe_sources() | own
     for key, version in sources.items():
-        partition = recipe if key.path[0] == "students" else None
+        partition = recipe if key in own else None
         instance.report_runless_asset_event(
             dg.AssetObservation(
                 asset_key=key, partition=partition, tags={"dagster/data_version": version}

@@ -266,7 +266,7 @@ def read_release(home: Home) -> ReleaseStatus | None:
         release_id=manifest.release_id,
         phase=manifest.phase,
         verdict=manifest.gate.verdict,
-        students=tuple(sorted(manifest.tier_names)),
+        students=manifest.tier_names,
         skills={
             name: manifest.students[skill.student].adapter
             for name, skill in manifest.skills.items()

@@ -6,16 +6,20 @@ Belongs here: the order of asking, and the shape of the rows. Does not belong he
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from assets.labels.answering import tabulate_hits
 from assets.parity.arms import BY_NAME, SMALLER, ArmPlan
-from serving.aio import map_bounded
+from assets.parity.baselines import StudentShelf, open_untrained
+from assets.parity.tiers import TierStudent, assemble_tiers
+from serving.aio import map_bounded, run_blocking
 from serving.errors import BudgetExceededError, ModelError
 from serving.models.protocols import ChatModel, Progress
 from serving.pipeline.answer import Answered, AnswerPipeline
 from serving.pipeline.assembly import PipelineParts
-from serving.pipeline.confidence import ConfidenceCalibration
 from serving.pipeline.tiers import Tier
 
 CONCURRENCY = 16  # requests in flight; an in-process student batches them
@@ -26,33 +30,69 @@ Question = tuple[str, str]
 """A case's id and what it asks."""
 
 
+def ask_models(
+    frames: Mapping[str, pl.DataFrame],
+    *,
+    plan: ArmPlan,
+    parts: PipelineParts,
+    tiers: Sequence[TierStudent],
+    students: StudentShelf,
+    adapters_folder: Path,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Return the rows of the arms that models answer: all but those derived of others.
+
+    `frames` are golden_cases, labelled_examples and vector_index.
+    """
+    index = frames["vector_index"].row(0, named=True)
+    untrained = open_untrained(
+        plan.choose("untrained"),
+        adapter=dict(tiers[-1].adapter),
+        labelled_examples=frames["labelled_examples"],
+        index=index,
+        students=students,
+        adapters_folder=adapters_folder,
+        progress=progress,
+    )
+    return run_blocking(
+        answer_plan(
+            list(frames["golden_cases"].select("case_id", "question").iter_rows()),
+            plan=plan,
+            parts=parts,
+            index_fingerprint=index["index_fingerprint"],
+            tiers=[tier.open(students) for tier in tiers],
+            untrained=untrained,
+            progress=progress,
+        )
+    )
+
+
 async def answer_plan(
     cases: Sequence[Question],
     *,
     plan: ArmPlan,
     parts: PipelineParts,
     index_fingerprint: str,
-    student: ChatModel,
-    calibration: ConfidenceCalibration | None,
+    tiers: Sequence[Tier],
     untrained: Mapping[str, ChatModel],
     progress: Progress,
-    smaller: Tier | None = None,
 ) -> list[dict[str, Any]]:
     """Return the arm_answers rows of every arm of the plan that models answer.
 
-    The arms of production share one pipeline; an untrained arm has one with its model as student,
-    and so has a `smaller` student, which answers alone.
+    The arms of production share one pipeline, which asks the `tiers` that a release would hold. An
+    untrained arm has one with its model as student, and so has a student before the last tier.
     """
-    pipeline = await parts.assemble(index_fingerprint, student=student, calibration=calibration)
+    asked = plan.choose_released(tiers)
+    pipeline = await assemble_tiers(parts, index_fingerprint, asked)
     pipelines = {
-        arm.name: replace(pipeline, student=untrained[arm.name], calibration=None)
+        arm.name: replace(pipeline, student=untrained[arm.name], calibration=None, smaller=())
         if arm.name in untrained
         else pipeline
         for arm in plan.choose("production", "untrained")
     }
-    if smaller:
+    for tier in tiers[:-1]:
         pipelines[SMALLER] = replace(
-            pipeline, student=smaller.model, calibration=smaller.calibration
+            pipeline, student=tier.model, calibration=tier.calibration, smaller=()
         )
     return await answer_arms(cases, pipelines=pipelines, progress=progress)
 

@@ -5,9 +5,9 @@ belong here: asking (`answering`), deciding a route anew (`deriving`), threshold
 (`operating_points`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from serving.pipeline.answer import Mode
 
@@ -18,19 +18,24 @@ STUDENT = "student"
 """The student alone, without router and fallback."""
 
 CANDIDATE = "routed"
-"""What users would get: the student behind the router with its fallback, not the student alone."""
+"""What users would get: the student behind the router with its fallback, not the student alone.
+
+Where `releases.tiers` names two students, it asks both: it is what a release holds that is judged.
+"""
 
 SMALLER = "smaller"
-"""The student of `parity.smaller_recipe` alone."""
+"""The student that is asked first, where there are two, alone."""
 
 CASCADE = "cascade"
-"""What users would get of that student, then the student, then the teacher."""
+"""What users would get of that student, then the student, then the teacher, while it is tried."""
+
+Student = TypeVar("Student")
 
 Origin = Literal["production", "untrained", "operating_point", "cascade"]
 """`production`: the student that was made, and its teacher, through the request path. `untrained`:
 the same path with a base model in the student's place. `operating_point`: the routes decided anew
-over the answers of teacher and student; no model is asked. `cascade`: of two students, and there
-where the configuration names a smaller one."""
+over the answers of teacher and student; no model is asked. `cascade`: of a smaller student, and
+there where the configuration names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +115,9 @@ ARMS = (
         name=CANDIDATE,
         label="routed",
         definition=(
-            "What users would get: the router at the configured thresholds, the student, the "
-            "validator, the fallback to the teacher. This arm is judged by the gate."
+            "What users would get: the router at the configured thresholds, the student (two in "
+            "turn, where `releases.tiers` names two), the validator, the fallback to the teacher. "
+            "This arm is judged by the gate."
         ),
     ),
     Arm(
@@ -120,8 +126,8 @@ ARMS = (
         origin="cascade",
         mode="student",
         definition=(
-            "The student of `parity.smaller_recipe` answers every case alone. An invalid answer is "
-            "shown as a refusal."
+            "The smaller of two students, which is asked first, answers every case alone. An "
+            "invalid answer is shown as a refusal."
         ),
     ),
     Arm(
@@ -153,7 +159,7 @@ REQUIRED_ARMS = (BASELINE, STUDENT, CANDIDATE)
 
 OPERATING_POINTS = tuple(arm for arm in ARMS if arm.teacher_ratio is not None)
 PLANNED_ARMS = tuple(arm.name for arm in ARMS if arm.origin != "cascade")
-"""What `parity.arms` may name: the others come with `parity.smaller_recipe`."""
+"""What `parity.arms` may name: the others come with a smaller student."""
 
 DEFAULT_ARMS = tuple(arm.name for arm in ARMS if arm.origin in {"production", "operating_point"})
 """The untrained arms ask a base model that talks to its limit: dear where it runs on CPU."""
@@ -161,18 +167,19 @@ DEFAULT_ARMS = tuple(arm.name for arm in ARMS if arm.origin in {"production", "o
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPlan:
-    """Which arms are set side by side, in the order of the report.
+    """Which arms are set side by side, in the order of the report, and who is asked in turn.
 
-    In the report of `main_recipe` stand those of a cascade too, with the student of
-    `smaller_recipe` before its own; None: there is none.
+    `tiers` are the recipes whose students are asked in turn, the smallest first, in the report of
+    the last of them. With `is_released` the arm `routed` asks them so, as users would be answered;
+    without, the arm `cascade` shows what that would give.
 
     Raises:
         ValueError: an arm is unknown, named twice, or a required one is missing.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
-    smaller_recipe: str | None = None
-    main_recipe: str | None = None
+    tiers: tuple[str, ...] = ()
+    is_released: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a plan nobody could judge."""
@@ -182,9 +189,24 @@ class ArmPlan:
         """Return the planned arms of these origins, in the order of the report."""
         return tuple(arm for arm in ARMS if arm.name in self.arms and arm.origin in origins)
 
-    def find_smaller(self, recipe: str) -> str | None:
-        """Return the recipe whose student is asked before that of a recipe; None: nobody is."""
-        return self.smaller_recipe if recipe == self.main_recipe else None
+    def choose_released(self, tiers: Sequence[Student]) -> Sequence[Student]:
+        """Return those of the students asked in turn that a release would hold."""
+        return tiers if self.is_released else tiers[-1:]
+
+    @property
+    def released(self) -> tuple[str, ...]:
+        """The recipes whose students a release asks in turn; none where it holds one student."""
+        return self.tiers if self.is_released else ()
+
+
+def list_students(arm: str, present: Collection[str]) -> tuple[str, ...]:
+    """Return the arms of the students that an arm asks in turn, of those in a table (`present`).
+
+    Beside the arm `cascade` the smaller student is on trial, and `routed` asks the other one alone;
+    without that arm it is `routed` that asks both.
+    """
+    asks_both = CASCADE if CASCADE in present else CANDIDATE
+    return (SMALLER, STUDENT) if arm == asks_both and SMALLER in present else (STUDENT,)
 
 
 def refuse_unfit_arms(names: Sequence[str]) -> None:

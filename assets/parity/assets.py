@@ -14,30 +14,30 @@ from assets import keys, tables
 from assets.eval_set.ledger import record_read
 from assets.labels.assets import LabellingPlan
 from assets.labels.rating import rate_answers, read_rateables
-from assets.parity.answering import answer_plan
+from assets.parity.answering import ask_models
 from assets.parity.arms import ArmPlan
-from assets.parity.baselines import StudentShelf, open_untrained
-from assets.parity.cascade import (
-    SmallerStudent,
-    derive_cascade,
-    describe_cascade,
-    read_smaller,
-)
+from assets.parity.baselines import StudentShelf
+from assets.parity.cascade import derive_cascade, describe_cascade
 from assets.parity.comparison import build_parity_table, describe_headline
 from assets.parity.deriving import derive_arm, describe_routing
 from assets.parity.economics import EconomicsTerms
 from assets.parity.experiments import Experiment
-from assets.parity.exposure import find_trained, list_read_chunks, slice_by_exposure
+from assets.parity.exposure import (
+    find_trained,
+    list_offered,
+    list_read_chunks,
+    slice_by_exposure,
+)
 from assets.parity.graders import grade_answers
 from assets.parity.operating_points import choose_operating_points, read_thresholds
 from assets.parity.prices import find_free, find_unpriced
 from assets.parity.registering import find_predictions, register_predictions
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.parity.suite_evidence import identify_candidate, read_candidate
+from assets.parity.tiers import SMALLER_VERSION, fingerprint_before, gather_tiers, list_before
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
 from assets.students.calibration import read_calibrator
-from assets.students.lanes import CONTAMINATED, add_leak
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.protocols import ChatModel, Embedder, Progress
@@ -80,6 +80,19 @@ def operating_points(
     )
 
 
+@dg.observable_source_asset(key=keys.SMALLER_STUDENTS, partitions_def=RECIPES)
+def smaller_students(
+    context: dg.OpExecutionContext,
+    arm_plan: dg.ResourceParam[ArmPlan],
+    home: dg.ResourceParam[Home],
+) -> dg.DataVersionsByPartition:
+    """The students asked before that of a recipe, made by other runs; the version is their hash."""
+    recipes = context.instance.get_dynamic_partitions("recipes")
+    return dg.DataVersionsByPartition(
+        {recipe: fingerprint_before(home, arm_plan, recipe) for recipe in recipes}
+    )
+
+
 @dg.asset(
     key=keys.ARM_ANSWERS,
     ins={
@@ -90,6 +103,7 @@ def operating_points(
         "calibration": dg.AssetIn(key=keys.CALIBRATION),
         "operating_points": dg.AssetIn(key=keys.OPERATING_POINTS),
     },
+    deps=[keys.SMALLER_STUDENTS],
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
     code_version=f"4+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
@@ -107,34 +121,35 @@ def arm_answers(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The golden cases answered by every arm of the plan, through the production pipeline.
 
-    With `parity.smaller_recipe` so does that recipe's student in the partition of the default
-    recipe, and what the two in turn would do is derived.
+    A smaller student answers them too, in the partition of the recipe whose student is asked after
+    it. What the two in turn do is executed where a release holds both, and else derived.
     """
-    adapter = frames["student_adapter"].row(0, named=True)
-    recipe = arm_plan.find_smaller(adapter["recipe"])
-    smaller = read_smaller(home, recipe, main=adapter) if recipe else None
+    adapter, fitted = (
+        frames[name].row(0, named=True) for name in ("student_adapter", "calibration")
+    )
+    before = list_before(arm_plan.tiers, adapter["recipe"])
+    tiers = gather_tiers(home, before, adapter=adapter, fitted=fitted)
+    released = arm_plan.choose_released(tiers)
     registered = _announce_asking(context, experiments, adapter=adapter, home=home)
-    before = read_spending(pipeline_parts.teacher)
-    rows = _ask_models(
+    spent = read_spending(pipeline_parts.teacher)
+    rows = ask_models(
         frames,
         plan=arm_plan,
         parts=pipeline_parts,
+        tiers=tiers,
         students=students,
-        home=home,
+        adapters_folder=home.adapters,
         progress=progress,
-        smaller=smaller,
     )
     for point in arm_plan.choose("operating_point"):
         row = frames["operating_points"].row(by_predicate=pl.col("arm") == point.name, named=True)
         rows += derive_arm(point.name, rows, read_thresholds(row, pipeline_parts.router))
-    if smaller:
-        fitted = frames["calibration"].row(0, named=True)
-        rows += derive_cascade(rows, fitted, smaller, pipeline_parts.router)
+    if len(tiers) > len(released):
+        rows += derive_cascade(rows, tiers, pipeline_parts.router)
     candidate = identify_candidate(
         pipeline_parts,
         index_fingerprint=frames["vector_index"]["index_fingerprint"].item(),
-        adapter=adapter,
-        calibration=frames["calibration"].row(0, named=True),
+        tiers=released,
     )
     frame = pl.DataFrame([row | asdict(candidate) for row in rows], schema=tables.ARM_ANSWERS)
     return dg.MaterializeResult(
@@ -144,9 +159,10 @@ def arm_answers(
             "arms": list(arm_plan.arms),
             "predictions_registered": registered,
             **describe_routing(frame),
-            **(describe_cascade(frame) if smaller else {}),
+            **describe_cascade(frame),
             "error_count": frame["error"].len() - frame["error"].null_count(),
-            **describe_spending(pipeline_parts.teacher, since=before),
+            SMALLER_VERSION: fingerprint_before(home, arm_plan, adapter["recipe"]),
+            **describe_spending(pipeline_parts.teacher, since=spent),
         },
     )
 
@@ -169,43 +185,6 @@ def _announce_asking(
         adapter_sha256=adapter["adapter_sha256"],
         run_id=run_id,
         was_asked=any(adapter["adapter"] in models for models in asked),
-    )
-
-
-def _ask_models(
-    frames: Mapping[str, pl.DataFrame],
-    *,
-    plan: ArmPlan,
-    parts: PipelineParts,
-    students: StudentShelf,
-    home: Home,
-    progress: Progress,
-    smaller: SmallerStudent | None,
-) -> list[dict[str, Any]]:
-    """Return the rows of the arms that models answer: all but those derived of others."""
-    singles = ("student_adapter", "vector_index", "calibration")
-    adapter, index, fitted = (frames[name].row(0, named=True) for name in singles)
-    untrained = open_untrained(
-        plan.choose("untrained"),
-        adapter=adapter,
-        labelled_examples=frames["labelled_examples"],
-        index=index,
-        students=students,
-        adapters_folder=home.adapters,
-        progress=progress,
-    )
-    return run_blocking(
-        answer_plan(
-            list(frames["golden_cases"].select("case_id", "question").iter_rows()),
-            plan=plan,
-            parts=parts,
-            index_fingerprint=index["index_fingerprint"],
-            student=students.load(adapter),
-            calibration=read_calibrator(fitted),
-            untrained=untrained,
-            progress=progress,
-            smaller=smaller.open(students) if smaller else None,
-        )
     )
 
 
@@ -318,19 +297,6 @@ def parity_report(
             **describe_headline(frame),
         },
     )
-
-
-def list_offered(labelled_examples: pl.DataFrame, *, lane: str, home: Home) -> pl.DataFrame:
-    """Return what a student of this lane may have learned from: the leak too where it has one.
-
-    Raises:
-        InvalidInputError: the lane has a leak, and its table is not there.
-    """
-    if lane != CONTAMINATED:
-        return labelled_examples
-    path = home.table(keys.CONTAMINATED_EXAMPLES.to_user_string())
-    leak = pl.read_parquet(path) if path.exists() else tables.LABELLED_EXAMPLES.to_frame()
-    return add_leak(labelled_examples, leak)
 
 
 def _note_read(context: dg.AssetExecutionContext, home: Home) -> None:

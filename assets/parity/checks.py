@@ -8,7 +8,9 @@ from assets.parity.arms import ArmPlan
 from assets.parity.cascade import read_configured
 from assets.parity.deriving import find_unequal_routes
 from assets.parity.metrics import METRICS
+from assets.parity.tiers import gather_tiers, list_before
 from assets.partitions import RECIPES
+from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
 
 MAY_BE_EMPTY = frozenset(
@@ -43,20 +45,29 @@ def teacher_share_is_near_its_target(operating_points: pl.DataFrame) -> dg.Asset
 
 @dg.asset_check(
     asset=keys.ARM_ANSWERS,
-    additional_ins={"calibration": dg.AssetIn(key=keys.CALIBRATION)},
+    additional_ins={
+        "calibration": dg.AssetIn(key=keys.CALIBRATION),
+        "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
+    },
     blocking=True,
     partitions_def=RECIPES,
 )
 def derived_routes_equal_executed_ones(
     arm_answers: pl.DataFrame,
     calibration: pl.DataFrame,
+    student_adapter: pl.DataFrame,
+    arm_plan: dg.ResourceParam[ArmPlan],
     pipeline_parts: dg.ResourceParam[PipelineParts],
+    home: dg.ResourceParam[Home],
 ) -> dg.AssetCheckResult:
     """The routed arm, decided anew over the others' answers, is the routed arm that was executed.
 
-    So the operating points, which are derived alone, say what production would do.
+    So the arms that are derived alone, operating points and cascade, say what production would do.
     """
-    thresholds = read_configured(calibration.row(0, named=True), pipeline_parts.router)
+    adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
+    before = list_before(arm_plan.released, adapter["recipe"])
+    tiers = gather_tiers(home, before, adapter=adapter, fitted=fitted)
+    thresholds = read_configured(tiers, pipeline_parts.router)
     unequal = find_unequal_routes(arm_answers, thresholds)
     return dg.AssetCheckResult(
         passed=not unequal, metadata={"unequal_count": len(unequal), "unequal": unequal[:20]}
@@ -74,7 +85,7 @@ def every_arm_answered_every_case(
 ) -> dg.AssetCheckResult:
     """Each arm has one row per golden case, and at most 2 % of its rows are errors.
 
-    Arms that come with `parity.smaller_recipe` are advice: what they lack blocks no release.
+    Arms that come with a smaller student are advice: what they lack blocks no release.
     """
     planned = arm_answers.filter(pl.col("arm").is_in(arm_plan.arms))
     asked = planned.group_by("arm").agg(

@@ -20,28 +20,21 @@ Row = Mapping[str, Any]
 _SUMMED = ("prompt_tokens", "completion_tokens", "cost_usd")
 
 
-def derive_arm(
-    arm: str,
-    rows: Sequence[Row],
-    thresholds: Thresholds,
-    *,
-    smaller_threshold: float | None = None,
-) -> list[dict[str, Any]]:
+def derive_arm(arm: str, rows: Sequence[Row], thresholds: Thresholds) -> list[dict[str, Any]]:
     """Return the arm_answers rows of a router with these thresholds.
 
     Args:
         arm: what the rows are named.
         rows: of the arms `teacher` and `student`, every repeat, and of `smaller` where that student
             is asked first; others are passed over.
-        thresholds: of this router; the confidence is the student's.
-        smaller_threshold: the confidence of the smaller student from which its answer stands; None:
-            nothing is certified for it, so that it is asked nothing.
+        thresholds: of this router. Where nothing is certified for a smaller student, it is asked
+            nothing.
 
     A case that lacks one of them is left out.
     """
     limits = {STUDENT: thresholds.confidence_threshold}
-    if smaller_threshold is not None:
-        limits = {SMALLER: smaller_threshold, **limits}
+    if thresholds.smaller_threshold is not None:
+        limits = {SMALLER: thresholds.smaller_threshold, **limits}
     of: dict[str, dict[tuple[str, int], Row]] = {name: {} for name in (BASELINE, *limits)}
     for row in rows:
         if row["arm"] in of:

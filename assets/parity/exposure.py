@@ -8,9 +8,26 @@ which chunks it read there, which case is which. Does not belong here: what a sl
 
 import polars as pl
 
+from assets import tables
 from assets.parity.graders import is_gold_chunk, read_case, read_sources
+from assets.students.lanes import CONTAMINATED, add_leak
+from serving.home import Home
 
 SEEN, UNSEEN = "seen_chunk", "unseen_chunk"
+LEAK = "labels/contaminated_examples"
+
+
+def list_offered(labelled_examples: pl.DataFrame, *, lane: str, home: Home) -> pl.DataFrame:
+    """Return what a student of this lane may have learned from: the leak too where it has one.
+
+    Raises:
+        InvalidInputError: the lane has a leak, and its table is not there.
+    """
+    if lane != CONTAMINATED:
+        return labelled_examples
+    path = home.table(LEAK)
+    leak = pl.read_parquet(path) if path.exists() else tables.LABELLED_EXAMPLES.to_frame()
+    return add_leak(labelled_examples, leak)
 
 
 def find_trained(training_set: pl.DataFrame, examples: pl.DataFrame) -> pl.DataFrame:

@@ -29,10 +29,14 @@ teacher after it. `unknown`: the student is asked, and no table says what it wou
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What a router decides by: the rules' policy, and the confidence under which it doubts."""
+    """What a router decides by: the rules' policy, and the confidence under which it doubts.
+
+    `smaller_threshold` is that of the student asked first, where it is certified; None: nobody is.
+    """
 
     policy: RouterPolicy
     confidence_threshold: float | None
+    smaller_threshold: float | None = None
 
 
 def choose_row_route(

@@ -35,6 +35,14 @@ from assets.parity.suites import (
     decide_suite_gates,
     hash_sets,
 )
+from assets.parity.tiers import (
+    SMALLER_VERSION,
+    Tiers,
+    assemble_tiers,
+    fingerprint_before,
+    gather_tiers,
+    list_before,
+)
 from assets.parity.waves import (
     BLIND_EVERY,
     append_wave,
@@ -47,10 +55,10 @@ from assets.parity.waves import (
 )
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
-from assets.students.calibration import read_calibrator
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.protocols import ChatModel, Embedder, Progress
+from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.prompt import PROMPT_WORDING
 from serving.pipeline.questions import normalise_question
@@ -67,6 +75,7 @@ from serving.pipeline.validator import VALIDATOR_VERSION
         "student_adapter": dg.AssetIn(key=keys.STUDENT_ADAPTER),
         "calibration": dg.AssetIn(key=keys.CALIBRATION),
     },
+    deps=[keys.SMALLER_STUDENTS],
     partitions_def=RECIPES,
     kinds={"pytorch", "lancedb", "polars"},
     code_version=f"4+prompt.{PROMPT_WORDING}+validator.{VALIDATOR_VERSION}",
@@ -93,28 +102,24 @@ def suite_answers(
     index = vector_index["index_fingerprint"].item()
     cases = pl.concat([refusal_suite, over_refusal_suite, behaviour_registry])
     before = read_spending(pipeline_parts.teacher)
-    last = find_last_student(home, adapter)
+    smaller = list_before(arm_plan.released, adapter["recipe"])
+    tiers = gather_tiers(home, smaller, adapter=adapter, fitted=fitted)
+    last = find_last_student(home, *(tier.adapter for tier in tiers))
+
+    async def assemble(asked: Tiers) -> AnswerPipeline:
+        return await assemble_tiers(pipeline_parts, index, [tier.open(students) for tier in asked])
 
     async def answer_all() -> list[dict[str, Any]]:
-        plain = await pipeline_parts.assemble(index, student=students.load(adapter))
-        routed = await pipeline_parts.assemble(
-            index,
-            student=students.load(adapter),
-            calibration=read_calibrator(fitted),
-        )
-        pipelines = {BASELINE: plain, CANDIDATE: routed}
+        routed = await assemble(tiers)
+        pipelines = {BASELINE: routed, CANDIDATE: routed}
         if "base" in arm_plan.arms:
             base = students.open_base(adapter["student"]).model
             pipelines["base"] = await pipeline_parts.assemble(index, student=base)
         if last:
-            pipelines["last_release"] = await pipeline_parts.assemble(
-                index, student=students.load(last.adapter), calibration=last.calibration
-            )
+            pipelines["last_release"] = await assemble(last.tiers)
         return await answer_suites(cases, pipelines=pipelines, progress=progress)
 
-    candidate = identify_candidate(
-        pipeline_parts, index_fingerprint=index, adapter=adapter, calibration=fitted
-    )
+    candidate = identify_candidate(pipeline_parts, index_fingerprint=index, tiers=tiers)
     whose = asdict(candidate) | {"released_fingerprint": last.fingerprint if last else None}
     rows = [row | whose for row in run_blocking(answer_all())]
     frame = pl.DataFrame(rows, schema=tables.SUITE_ANSWERS)
@@ -125,6 +130,7 @@ def suite_answers(
             "answer_count": frame.height,
             "error_count": frame["error"].len() - frame["error"].null_count(),
             "last_release": last.adapter["adapter"] if last else "none but this one",
+            SMALLER_VERSION: fingerprint_before(home, arm_plan, adapter["recipe"]),
             **describe_spending(pipeline_parts.teacher, since=before),
         },
     )

@@ -6,9 +6,8 @@ are no evidence: the gates then stand open, which is no pass. Belongs here: choo
 Does not belong here: measuring (`suites`, `behaviours`), the verdict (`assets/releases/gate`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import polars as pl
 
@@ -16,6 +15,7 @@ from assets import tables
 from assets.parity.behaviours import check_no_unregistered_cluster, decide_behaviour_gates
 from assets.parity.last_release import LastStudent
 from assets.parity.suites import MEASURE, SuiteGate, SuiteLimits, decide_suite_gates, hash_sets
+from assets.parity.tiers import TierStudent
 from serving.hashing import content_hash
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
@@ -36,26 +36,27 @@ def identify_candidate(
     parts: PipelineParts,
     *,
     index_fingerprint: str,
-    adapter: Mapping[str, Any],
-    calibration: Mapping[str, Any],
+    tiers: Sequence[TierStudent],
 ) -> CandidateIdentity:
     """Return the identity under which a candidate's answers are made, and may be used.
 
     It covers what decides the teacher's answers (`PipelineParts.fingerprint_answers`: index,
-    prompt, teacher, validator), and what decides who is asked: the router and the calibration.
+    prompt, teacher, validator), and what decides who is asked: the router, the calibration, and
+    the students before the last one.
 
     Args:
         parts: of the pipeline that answers.
         index_fingerprint: of the index snapshot that it retrieves from.
-        adapter: the student_adapter row.
-        calibration: the calibration row of that student.
+        tiers: the students it asks in turn; the weights of the last one are the candidate's.
     """
+    *smaller, own = tiers
     return CandidateIdentity(
-        adapter_sha256=adapter["adapter_sha256"],
+        adapter_sha256=own.adapter["adapter_sha256"],
         pipeline_fingerprint=content_hash(
             parts.fingerprint_answers(index_fingerprint),
             asdict(parts.router),
-            calibration["calibrator_hash"],
+            own.fitted["calibrator_hash"],
+            *([tier.adapter["adapter_sha256"], tier.fitted["calibrator_hash"]] for tier in smaller),
         ),
     )
 

@@ -14,6 +14,7 @@ from assets import keys, tables
 from assets.eval_set.golden import Golden
 from assets.eval_set.ledger import count_reads, record_read
 from assets.labels.assets import LabellingPlan
+from assets.parity.arms import SMALLER, STUDENT
 from assets.parity.economics import EconomicsTerms
 from assets.parity.last_release import find_last_student
 from assets.parity.report_worth import read_optional_sections
@@ -22,6 +23,7 @@ from assets.parity.suite_evidence import (
     identify_candidate,
     read_suite_gates,
 )
+from assets.parity.tiers import Tiers, TierStudent, gather_tiers, list_before
 from assets.partitions import RECIPES
 from assets.releases.baseline import compare_with_parent, state_baseline
 from assets.releases.bundling import ReleaseTerms, sample_retrieval, write_manifest
@@ -49,7 +51,7 @@ from assets.releases.skills import (
     fingerprint_skills,
     list_students,
 )
-from assets.students.calibration import read_calibrator
+from assets.releases.tiers import read_training_set, refuse_other_verdict
 from assets.students.provenance import read_provenance
 from serving.aio import run_blocking
 from serving.home import Home
@@ -85,29 +87,31 @@ def gate_verdict(
     """PROMOTE, HOLD or INCONCLUSIVE, every gate with its number, and the report of it all."""
     evidence, recipe, lock = Evidence(**frames), context.partition_key, golden.verify_lock()
     record_read(home.ledger, reader=f"gate_verdict:{recipe}", run_id=context.run.run_id)
+    before = list_before(release_terms.tiers, recipe)
+    tiers = gather_tiers(home, before, adapter=evidence.adapter, fitted=evidence.fitted)
     candidate = identify_candidate(
         pipeline_parts,
         index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
-        adapter=evidence.adapter,
-        calibration=evidence.fitted,
+        tiers=tiers,
     )
     baseline = state_baseline(lock, release_terms.teacher, labelling_plan.ruler)
     shadowed = (
         read_pairs(home, days=gate_policy.shadow_days),
-        name_shadowed(evidence, release_terms),
+        name_shadowed(evidence, tiers, release_terms),
         gate_policy,
     )
     verdict = judge_candidate(
         evidence,
+        smaller=[(tier, read_training_set(home, tier.adapter["recipe"])) for tier in tiers[:-1]],
         locked_sha256=lock,
         policy=gate_policy,
         suites=(
-            *_choose_suites(evidence, recipe, candidate=candidate, policy=gate_policy, home=home),
+            *_choose_suites(evidence, tiers, candidate=candidate, policy=gate_policy, home=home),
             check_shadow_clusters(*shadowed, live_embedder, read_registered(eval_embeddings)),
         ),
         agreement=check_shadow_agreement(*shadowed),
         terms=economics_terms,
-        maximum_risk_ratio=release_terms.router.maximum_risk_ratio,
+        router=release_terms.router,
         baseline=baseline,
     )
     advice = advise(evidence, verdict, economics_terms)
@@ -144,14 +148,15 @@ def gate_verdict(
 
 def _choose_suites(
     evidence: Evidence,
-    recipe: str,
+    tiers: Tiers,
     *,
     candidate: CandidateIdentity,
     policy: GatePolicy,
     home: Home,
 ) -> list[GateResult]:
-    measured = read_suite_gates(home, recipe)
-    last = None if measured.is_empty() else find_last_student(home, evidence.adapter)
+    measured = read_suite_gates(home, evidence.adapter["recipe"])
+    rows = (tier.adapter for tier in tiers)
+    last = None if measured.is_empty() else find_last_student(home, *rows)
     return choose_gates(evidence, measured, candidate, last, policy)
 
 
@@ -194,32 +199,39 @@ def release_bundle(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The signed bundle a server loads: adapters, index, prompt, policies, the gate's evidence.
 
-    In that of the default recipe lie those of skills too; one that the gate did not promote stops
-    the release. The recipe of a skill gets a bundle of its own, which is never published.
+    In that of the default recipe lie the students asked before its own, and those of skills; one of
+    a skill that the gate did not promote stops the release. Their recipes get bundles of their own,
+    which are never published.
     """
-    adapter = student_adapter.row(0, named=True)
+    adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
     index = vector_index.row(0, named=True)
-    gates = gate_verdict.to_dicts()
+    gates, recipe = gate_verdict.to_dicts(), adapter["recipe"]
+    before = list_before(release_terms.tiers, recipe)
+    tiers = gather_tiers(home, before, adapter=adapter, fitted=fitted)
+    candidate = identify_candidate(
+        pipeline_parts, index_fingerprint=index["index_fingerprint"], tiers=tiers
+    )
+    refuse_other_verdict(gates, candidate, recipe=recipe)
     skills = _admit(adapter, gates, index, parts=pipeline_parts, terms=release_terms, home=home)
     questions = seed_questions["text"].head(GOLDEN_PROMPT_COUNT).to_list()
     manifest = write_manifest(
         terms=release_terms,
         gates=gates,
-        losses=state_losses(parity_report),
-        adapter=adapter,
-        calibration=read_calibrator(calibration.row(0, named=True)),
+        losses=state_losses(parity_report, (SMALLER, STUDENT)[-len(tiers) :]),
+        tiers=tiers,
         index=index,
         golden_prompts=run_blocking(
             sample_retrieval(pipeline_parts, index["index_fingerprint"], questions)
         ),
         skills=skills,
     )
-    served = find_skills(release_terms.skills, adapter["recipe"])
+    served = find_skills(release_terms.skills, recipe)
+    is_asked_first = recipe in release_terms.tiers[:-1]
     published = publish_release(
         home,
         manifest,
         {name: home.adapters / student.adapter for name, student in manifest.students.items()},
-        is_skill=bool(served),
+        is_part=bool(served) or is_asked_first,
     )
     row = published.describe() | {
         "phase": manifest.phase,
@@ -229,7 +241,10 @@ def release_bundle(
     }
     return dg.MaterializeResult(
         value=pl.DataFrame([row], schema=tables.RELEASE_BUNDLE),
-        metadata=row | ({"never_published_but_in_skills": served} if served else {}),
+        metadata=row
+        | {"tiers": list(manifest.tier_names)}
+        | ({"never_published_but_in_skills": served} if served else {})
+        | ({"never_published_but_asked_before": release_terms.tiers[-1]} if is_asked_first else {}),
     )
 
 
@@ -250,8 +265,7 @@ def _admit(
         identify=lambda student, calibration: identify_candidate(
             parts,
             index_fingerprint=index["index_fingerprint"],
-            adapter=student,
-            calibration=calibration,
+            tiers=[TierStudent(adapter=student, fitted=calibration)],
         ),
     )
     chosen = choose_skills(

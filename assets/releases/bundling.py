@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from assets.parity.tiers import TierStudent
+from assets.releases.gates import CLEAN_LANE
 from assets.releases.skills import (
     SkillStudent,
     SkillTerms,
@@ -66,7 +68,10 @@ class StudentTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseTerms:
-    """The configured part of every release. That of `default_recipe` alone holds the skills."""
+    """The configured part of every release. That of `default_recipe` alone holds the skills.
+
+    `tiers` are the recipes whose students are asked in turn; none: a release holds one.
+    """
 
     product: str
     default_recipe: str
@@ -83,6 +88,7 @@ class ReleaseTerms:
     students: Mapping[str, StudentTerms]
     reranker: RerankerEntry | None = None
     skills: Mapping[str, SkillTerms] = field(default_factory=dict)
+    tiers: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, str]:
         """Return the terms a report's reader asks about."""
@@ -95,6 +101,7 @@ class ReleaseTerms:
             "router": f"long_context > {self.router.long_context_tokens} tokens, "
             f"low_retrieval < {self.router.min_retrieval_score}, "
             f"low_confidence where a risk of {self.router.maximum_risk_ratio} is certified",
+            **({"tiers": ", then ".join(self.tiers)} if self.tiers else {}),
             **describe_terms(self.skills),
         }
 
@@ -114,38 +121,43 @@ def write_manifest(
     terms: ReleaseTerms,
     gates: Sequence[Mapping[str, Any]],
     losses: Sequence[str],
-    adapter: Mapping[str, Any],
-    calibration: ConfidenceCalibration | None,
+    tiers: Sequence[TierStudent],
     index: Mapping[str, Any],
     golden_prompts: Sequence[GoldenPrompt],
     skills: Mapping[str, SkillStudent] | None = None,
 ) -> ReleaseManifest:
-    """Return the manifest of one adapter's release, and of the skills beside it.
+    """Return the manifest of a release: the students asked in turn, and the skills beside them.
 
     A student that did not earn PROMOTE is shipped, but in a phase in which the teacher answers all.
 
     Args:
         terms: the configured part.
         gates: rows of gate_verdict, the evidence.
-        losses: what the student is known to do worse.
-        adapter: the student_adapter row.
-        calibration: of this student's confidence, where there was anything to fit.
+        losses: what the students are known to do worse.
+        tiers: the students, in the order they are asked.
         index: the vector_index row.
         golden_prompts: questions whose retrieved chunks a server checks before it is ready.
         skills: the students that were admitted, by the skill each serves; two may share one.
     """
     verdict, skills = gates[0]["verdict"], skills or {}
+    general = {
+        tier.adapter["student"]: _enter_student(terms, tier.adapter, tier.calibration)
+        for tier in tiers
+    }
+    lanes = (tier.adapter["lane"] for tier in tiers)
+    lane: Any = next((lane for lane in lanes if lane != CLEAN_LANE), CLEAN_LANE)
     evidence = [strip_identity(gate) for gate in gates]
     for name, skill in skills.items():
         evidence.append(describe_admission(name, skill, position=len(evidence) + 1))
     return ReleaseManifest(
-        lane=adapter["lane"],
+        lane=lane,
         created_at=datetime.now(UTC),
         phase=choose_phase(terms.promoted_phase, verdict),
         students={
-            adapter["student"]: _enter_student(terms, adapter, calibration),
+            **general,
             **{s.name: _enter_student(terms, s.adapter, s.calibration) for s in skills.values()},
         },
+        tiers=tuple(general) if len(general) > 1 else (),
         skills={
             name: SkillEntry(
                 student=skill.name, pages=skill.terms.pages, high_stakes=skill.terms.high_stakes

@@ -4,6 +4,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys
+from assets.parity.suite_evidence import read_candidate
 from assets.partitions import RECIPES
 from serving.errors import ReleaseError
 from serving.home import Home
@@ -22,6 +23,30 @@ def every_gate_has_evidence(gate_verdict: pl.DataFrame) -> dg.AssetCheckResult:
             "verdicts": verdicts,
             "passed_without_evidence": hollow["gate"].to_list(),
         },
+    )
+
+
+@dg.asset_check(
+    asset=keys.GATE_VERDICT,
+    additional_ins={"arm_answers": dg.AssetIn(key=keys.ARM_ANSWERS)},
+    blocking=True,
+    partitions_def=RECIPES,
+)
+def judged_answers_are_the_candidates(
+    gate_verdict: pl.DataFrame, arm_answers: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """The answers judged were given by the very students and pipeline that the verdict names.
+
+    A student that is asked first comes from a run of its own, so it may be another one by now.
+    """
+    answered, judged = read_candidate(arm_answers), read_candidate(gate_verdict)
+    is_same = answered is not None and answered == judged
+    return dg.AssetCheckResult(
+        passed=is_same,
+        description=None
+        if is_same
+        else "run `understudy run --select parity/arm_answers --force`, then `understudy run`",
+        metadata={"answered_by": str(answered), "judged": str(judged)},
     )
 
 

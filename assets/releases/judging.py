@@ -18,12 +18,15 @@ from assets.parity.last_release import LastStudent
 from assets.parity.prices import find_missing_price
 from assets.parity.strategy import Strategy, choose_strategy
 from assets.parity.suite_evidence import CandidateIdentity, choose_suite_gates
+from assets.parity.tiers import TierStudent
 from assets.releases.baseline import Baseline
 from assets.releases.bundling import ReleaseTerms
 from assets.releases.gate import QUALITY_OF, GateVerdict, decide
-from assets.releases.gates import GatePolicy, GateResult
+from assets.releases.gates import GatePolicy, GateResult, IntegrityEvidence
 from assets.releases.integrity import gather_integrity
 from assets.releases.shadow import ShadowedPipeline
+from assets.releases.tiers import check_smaller_student
+from serving.pipeline.router import RouterPolicy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,41 +83,51 @@ TABLES = tuple(field.name for field in fields(Evidence))
 def judge_candidate(
     evidence: Evidence,
     *,
+    smaller: Sequence[tuple[TierStudent, pl.DataFrame]] = (),
     locked_sha256: str,
     policy: GatePolicy,
     suites: Sequence[GateResult],
     agreement: GateResult,
     terms: EconomicsTerms,
-    maximum_risk_ratio: float | None,
+    router: RouterPolicy,
     baseline: Baseline,
 ) -> GateVerdict:
     """Return the verdict on a candidate.
 
     Args:
         evidence: its tables.
+        smaller: the students asked before its own, each with its training_set.
         locked_sha256: what the golden set's lock says now.
         policy: the limits.
         suites: the gates of its suites, and on the kinds of real question it loses.
         agreement: the gate on agreement in shadow.
         terms: say which prices are stated.
-        maximum_risk_ratio: the risk that the router's policy promises.
+        router: its policy promises a risk, at which confidence is certified.
         baseline: what it all was measured with.
     """
-    return decide(
-        evidence.parity_report,
-        integrity=gather_integrity(
+
+    def gather(student: TierStudent, training_set: pl.DataFrame) -> IntegrityEvidence:
+        return gather_integrity(
             evidence.golden_cases,
             evidence.protected_cases,
             evidence.guarded_questions,
-            evidence.training_set,
+            training_set,
             evidence.labelled_examples,
             locked_sha256=locked_sha256,
-            calibration=evidence.fitted,
-            adapter=evidence.adapter,
-            maximum_risk_ratio=maximum_risk_ratio,
-        ),
+            calibration=student.fitted,
+            adapter=student.adapter,
+            maximum_risk_ratio=router.maximum_risk_ratio,
+        )
+
+    own = TierStudent(adapter=evidence.adapter, fitted=evidence.fitted)
+    return decide(
+        evidence.parity_report,
+        integrity=gather(own, evidence.training_set),
         policy=policy,
-        suites=suites,
+        suites=(
+            *(check_smaller_student(one, gather(one, taught), router) for one, taught in smaller),
+            *suites,
+        ),
         agreement=agreement,
         # The ratio is of token prices, also where the machine is rented by the hour.
         missing_price=find_missing_price(
@@ -144,10 +157,12 @@ def choose_gates(
     return [GateResult(**vars(gate)) for gate in chosen]
 
 
-def name_shadowed(evidence: Evidence, terms: ReleaseTerms) -> ShadowedPipeline:
+def name_shadowed(
+    evidence: Evidence, tiers: Sequence[TierStudent], terms: ReleaseTerms
+) -> ShadowedPipeline:
     """Return what a pair of answers has to come from to be evidence of this candidate."""
     return ShadowedPipeline(
-        student=evidence.adapter["adapter"],
+        students=tuple(tier.adapter["adapter"] for tier in tiers),
         teacher=terms.teacher.model,
         index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
         prompt_version=terms.prompt_version,

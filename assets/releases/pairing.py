@@ -26,6 +26,7 @@ PAIRS = pl.Schema(
         "question_hash": pl.String(),
         "conversation": pl.String(),
         "student": pl.String(),
+        "asked": pl.List(pl.String()),
         "teacher": pl.String(),
         "indexes": pl.List(pl.String()),
         "prompts": pl.List(pl.String()),
@@ -47,7 +48,8 @@ def pair_answers(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
     """Return one row per question that both models answered, oldest first.
 
     Models, indexes and prompt versions are those of the two traces, which a release in between sets
-    apart. A question that the same role answered twice (a fallback in between) is no pair.
+    apart; `asked` are the students it was put to, in turn. A question that the same role answered
+    twice (a fallback in between) is no pair.
     """
     joined = asks.select(*ASKED, name_conversation(), *COMPARED).join(
         shadows.select("parent_trace_id", *COMPARED),
@@ -83,6 +85,7 @@ def _compare(row: dict[str, Any], *, student: str, teacher: str) -> dict[str, An
         "question_hash": row["question_hash"],
         "conversation": row["conversation"],
         "student": row[f"model{student}"],
+        "asked": [one["model"] for one in attempts if one["role"] == "student"],
         "teacher": row[f"model{teacher}"],
         "indexes": [row["index_fingerprint"], row["index_fingerprint_shadow"]],
         "prompts": [row["prompt_version"], row["prompt_version_shadow"]],

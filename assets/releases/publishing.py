@@ -48,20 +48,21 @@ def publish_release(
     manifest: ReleaseManifest,
     adapters: Mapping[str, Path],
     *,
-    is_skill: bool = False,
+    is_part: bool = False,
 ) -> Published:
     """Build the bundle of a manifest, and point CURRENT at it if that takes nothing away.
 
     A student that did not earn PROMOTE never replaces one that did: production would fall back to
     the teacher because somebody tried a recipe. One of another lane than the clean one is never
-    published at all, not even to wait behind the teacher; nor is one that serves a skill, which is
-    published with the general students.
+    published at all, not even to wait behind the teacher; nor is one that serves a skill or is
+    asked before another, which is published with the default recipe's.
 
     Args:
         home: the releases and the signing key are its.
         manifest: of the release.
         adapters: the folder of every student of the manifest, by its name there.
-        is_skill: whether the student is a skill's, so that it must not answer everything.
+        is_part: whether the student serves a part of another release, so that it must not answer
+            everything.
 
     Raises:
         ReleaseError: the bundle does not verify, or another publisher was first.
@@ -69,7 +70,7 @@ def publish_release(
     release_id = build_bundle(home.releases, manifest, adapters)
     key = ensure_signing_key(home.keys)
     current = read_pointer(home.releases / "CURRENT", key.public_key())
-    if manifest.lane != CLEAN_LANE or is_skill:
+    if manifest.lane != CLEAN_LANE or is_part:
         return Published(release_id=release_id, current=current)
     if current is not None:
         is_step_back = _is_promoted(home, key.public_key()) and manifest.gate.verdict != "PROMOTE"

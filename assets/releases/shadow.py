@@ -6,6 +6,7 @@ traces of production, that choice, and the gate. Does not belong here: pairing (
 monitoring watches from week to week (`assets/monitoring/agreement`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -23,12 +24,21 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowedPipeline:
-    """What both answers of a pair have to come from, as traces name it."""
+    """What both answers of a pair have to come from, as traces name it.
 
-    student: str
+    `students` are asked in turn: a pair is of them if the first ones of them were asked, and no
+    others.
+    """
+
+    students: tuple[str, ...]
     teacher: str
     index_fingerprint: str
     prompt_version: str
+
+    @property
+    def student(self) -> str:
+        """What readers call the students."""
+        return ", then ".join(self.students)
 
 
 def read_pairs(home: Home, *, days: int, until: datetime | None = None) -> pl.DataFrame:
@@ -51,7 +61,7 @@ def leave_out_others(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return the pairs of this pipeline, and how many were left out, each by its first reason."""
     reason = (
-        pl.when(pl.col("student").ne_missing(pipeline.student))
+        pl.when(~pl.col("asked").list.join("\n").is_in(_list_turns(pipeline.students)))
         .then(pl.lit("another student"))
         .when(pl.col("teacher").ne_missing(pipeline.teacher))
         .then(pl.lit("another teacher"))
@@ -64,6 +74,11 @@ def leave_out_others(
     strange = judged["reason"].drop_nulls().value_counts().sort("reason")
     own = judged.filter(pl.col("reason").is_null()).drop("reason")
     return own, dict(strange.iter_rows())
+
+
+def _list_turns(students: Sequence[str]) -> list[str]:
+    """Return who may have been asked, one name a line: the first student, or that and the next."""
+    return ["\n".join(students[:count]) for count in range(1, len(students) + 1)]
 
 
 def _has_other(column: str, value: str) -> pl.Expr:

@@ -145,7 +145,9 @@ class AnswerPipeline:
         return await self._ask_along(route, asked)
 
     async def ask_again_as(self, answered: Answered, to: ServedBy) -> Answered:
-        """Put an answered question, as it was asked, to one model alone: the shadow's answer.
+        """Put an answered question, as it was asked, to the other side alone: the shadow's answer.
+
+        To the student means to the students in turn, as they would have been asked.
 
         Raises:
             ModelError: it did not answer.
@@ -159,8 +161,11 @@ class AnswerPipeline:
             started=time.perf_counter(),
             skill=choose_skill(answered.skill, (), self.skills),
         )
-        route = replace(answered.route, to=to)
-        return self._conclude(asked, route, [await self._attempt_alone(to, asked)])
+        if to == "teacher":
+            attempts = [await self._attempt_alone(to, asked)]
+        else:
+            _, attempts = await self._ask_students(Route(to=to, reason="default"), asked)
+        return self._conclude(asked, replace(answered.route, to=to), attempts)
 
     async def _count_prompt(self, request: ChatRequest) -> int:
         texts = [message["content"] for message in request.messages]

@@ -6,22 +6,13 @@ import pytest
 
 from assets.releases.skills import SkillTerms
 from orchestration.bindings import Bindings
-from orchestration.config import Config, read_config
+from orchestration.config import Config
 from orchestration.definitions import fingerprint_stage
 from serving.errors import InvalidInputError
 from serving.models.protocols import NoProgress
+from tests.orchestration.products import read_product
 
-FILE = """\
-home: ./made
-product: {name: mine, corpus: {path: pages}}
-seeds: {path: seeds.jsonl}
-eval: {golden: golden.jsonl}
-teacher: {model: extractive-v1, license: MIT, trainable: true}
-judge: {model: extractive-judge-v1, epoch: "2026-11"}
-recipes: recipes
-students:
-  compact: {base_model: some/base, revision: 0123abc}
-"""
+STUDENTS = "  compact: {base_model: some/base, revision: 0123abc}\n"
 RECIPES = {
     "compact": "",
     "glaze": "",
@@ -31,12 +22,9 @@ RECIPES = {
 
 
 def read(folder: Path, skills: str = "") -> Config:
-    (folder / "recipes").mkdir(exist_ok=True)
-    for name, more in RECIPES.items():
-        (folder / "recipes" / f"{name}.yaml").write_text(f"student: compact\n{more}")
-    path = folder / "product.yaml"
-    path.write_text(FILE + (f"releases:\n  skills:\n{skills}" if skills else ""), encoding="utf-8")
-    return read_config(path)
+    rest = STUDENTS + (f"releases:\n  skills:\n{skills}" if skills else "")
+    recipes = {name: f"student: compact\n{more}" for name, more in RECIPES.items()}
+    return read_product(folder, rest, recipes=recipes)
 
 
 def test_the_skills_of_the_config_are_terms_of_the_release(tmp_path):

@@ -9,43 +9,44 @@ import polars as pl
 import pytest
 
 from assets import tables
-from assets.parity.answering import answer_arms, answer_plan
+from assets.parity.answering import answer_plan
 from assets.parity.arms import DEFAULT_ARMS, ArmPlan
 from assets.parity.cascade import (
     RecipeTerms,
-    SmallerStudent,
     derive_cascade,
     describe_cascade,
-    read_smaller,
     refuse_unfit_smaller,
 )
+from assets.parity.costs import measure_costs
 from assets.parity.prices import StatedPrice
-from assets.students.calibration import write_calibrator
+from assets.parity.tiers import (
+    TierStudent,
+    fingerprint_before,
+    gather_tiers,
+    list_before,
+    state_fitted,
+)
 from orchestration.bindings import Bindings
-from orchestration.config import ParitySection, read_config
+from orchestration.config import ParitySection, ReleasesSection
 from orchestration.definitions import fingerprint_stage
-from serving.errors import InvalidInputError, UpstreamError
-from serving.hashing import content_hash
+from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.protocols import NoProgress, Price
 from serving.pipeline.answer import AnswerPipeline
-from serving.pipeline.confidence import ConfidenceCalibration, RiskThreshold
-from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.tiers import Tier
-from serving.pipeline.validator import ValidatorPolicy
-from tests.serving.fakes import (
-    GOOD,
-    INVALID,
-    STUDENT_PRICE,
-    TEACHER_PRICE,
-    CannedChatModel,
-    CannedRetriever,
+from tests.assets.parity.asked_arms import (
+    DOWN,
+    REFUSAL,
+    ask_arms,
+    calibrate,
+    make_cases,
+    make_pipeline,
 )
+from tests.orchestration.products import read_product
+from tests.serving.fakes import GOOD, INVALID, CannedChatModel
 
-DOWN = UpstreamError("asking", expected="200", found="503", next_step="wait")
-REFUSAL = "REFUSE"
-CASES = [(f"g{number}", f"Where do variables of kind {number} go?") for number in range(2)]
+CASES = make_cases(2)
 CHEAP = Price(input_usd_per_mtok=0.01, output_usd_per_mtok=0.02)
 POLICY = RouterPolicy(long_context_tokens=100_000)
 POLICIES = (
@@ -57,33 +58,16 @@ STANDS, DOUBTED = 0.4, 0.6  # every answer here has the confidence .5
 MEASURED = {"latency_ms", "retrieval_ms", "first_token_ms", "cost_usd"}
 
 
-def calibrate(threshold: float | None, sha256: str = "a") -> ConfidenceCalibration | None:
-    if threshold is None:
-        return None
-    return ConfidenceCalibration(
-        adapter_sha256=sha256, engine="local", dtype="float32", method="constant", case_count=60,
-        intercept=0.0, thresholds=(RiskThreshold(risk_limit_ratio=0.05, threshold=threshold),),
-    )  # fmt: skip
-
-
-def make_pipeline(teacher, student, smaller: Tier, *, policy=POLICY, threshold=None):
-    return AnswerPipeline(
-        retriever=CannedRetriever(),
-        teacher=CannedChatModel("teacher-1", teacher, price=TEACHER_PRICE),
-        student=CannedChatModel("student@1", student, price=STUDENT_PRICE),
-        prompt=PromptFormat(),
-        router=policy,
-        validator=ValidatorPolicy(),
-        count_tokens=len,
-        calibration=calibrate(threshold),
-        smaller=(smaller,),
-    )
-
-
 def make_smaller(answer, threshold: float | None) -> Tier:
     return Tier(
         model=CannedChatModel("smaller@1", answer, price=CHEAP), calibration=calibrate(threshold)
     )
+
+
+def make_cascade(
+    teacher, student, smaller: Tier, *, policy=POLICY, threshold=None
+) -> AnswerPipeline:
+    return make_pipeline(teacher, student, policy=policy, threshold=threshold, smaller=(smaller,))
 
 
 def ask_all(pipeline: AnswerPipeline) -> list[dict]:
@@ -93,20 +77,16 @@ def ask_all(pipeline: AnswerPipeline) -> list[dict]:
     pipelines = {
         "teacher": pipeline, "student": pipeline, "smaller": alone, "cascade": pipeline,
     }  # fmt: skip
-    rows = asyncio.run(answer_arms(CASES, pipelines=pipelines, progress=NoProgress()))
-    return pl.DataFrame(rows, schema=tables.ARM_ANSWERS).to_dicts()
-
-
-def state_fitted(calibration: ConfidenceCalibration | None) -> dict:
-    text = calibration and write_calibrator(calibration)
-    return {"calibrator": text, "calibrator_hash": content_hash(text, digits=64)}
+    return ask_arms(CASES, pipelines)
 
 
 def derive(rows, pipeline: AnswerPipeline) -> list[dict]:
-    (tier,) = pipeline.smaller
-    fitted = state_fitted(pipeline.calibration)
-    smaller = SmallerStudent(adapter={}, calibration=tier.calibration)
-    return derive_cascade(rows, fitted, smaller, pipeline.router)
+    (smaller,) = pipeline.smaller
+    tiers = [
+        TierStudent(adapter={}, fitted=state_fitted(calibration))
+        for calibration in (smaller.calibration, pipeline.calibration)
+    ]
+    return derive_cascade(rows, tiers, pipeline.router)
 
 
 def test_a_derived_cascade_is_the_executed_one():
@@ -118,7 +98,7 @@ def test_a_derived_cascade_is_the_executed_one():
         if policy is not POLICY and (threshold or student is not GOOD):
             continue  # rules come before students: one kind of them is enough
         tier = make_smaller(first, first_threshold)
-        pipeline = make_pipeline(teacher, student, tier, policy=policy, threshold=threshold)
+        pipeline = make_cascade(teacher, student, tier, policy=policy, threshold=threshold)
         rows = ask_all(pipeline)
         executed = {(r["case_id"], r["repeat"]): r for r in rows if r["arm"] == "cascade"}
         derived = derive(rows, pipeline)
@@ -137,7 +117,7 @@ def test_a_derived_cascade_is_the_executed_one():
 
 
 def test_each_is_paid_for_and_waited_for_and_shares_add_up():
-    pipeline = make_pipeline(GOOD, GOOD, make_smaller(GOOD, DOUBTED), threshold=DOUBTED)
+    pipeline = make_cascade(GOOD, GOOD, make_smaller(GOOD, DOUBTED), threshold=DOUBTED)
     rows = ask_all(pipeline)
     of = {row["arm"]: row for row in rows if (row["repeat"], row["case_id"]) == (1, "g0")}
     asked = [of[arm] for arm in ("smaller", "student", "teacher")]
@@ -154,7 +134,7 @@ def test_each_is_paid_for_and_waited_for_and_shares_add_up():
      (None, STANDS, (0, 1, 0))],
 )  # fmt: skip
 def test_the_cheapest_that_is_sure_enough_answers(first_threshold, threshold, shares):
-    pipeline = make_pipeline(GOOD, GOOD, make_smaller(GOOD, first_threshold), threshold=threshold)
+    pipeline = make_cascade(GOOD, GOOD, make_smaller(GOOD, first_threshold), threshold=threshold)
     rows = [row for row in ask_all(pipeline) if row["arm"] != "cascade"]
     derived = derive(rows, pipeline)
     frame = pl.DataFrame([*rows, *derived], schema=tables.ARM_ANSWERS)
@@ -169,25 +149,72 @@ def test_the_cheapest_that_is_sure_enough_answers(first_threshold, threshold, sh
     assert (cascade == own).all() == (shares[0] == 1 or first_threshold is None)
 
 
+class Parts:
+    """Assembles the request path over canned models."""
+
+    async def assemble(self, _, *, student, calibration, smaller):
+        pipeline = make_pipeline(GOOD, GOOD, policy=POLICY)
+        return replace(pipeline, student=student, calibration=calibration, smaller=smaller)
+
+
+PLANNED = ("teacher", "student", "routed")
+
+
+def ask_plan(*smaller: Tier, is_released: bool = False) -> set[tuple[str, str]]:
+    own = Tier(model=CannedChatModel("student@1", GOOD))
+    rows = asyncio.run(
+        answer_plan(
+            CASES, plan=ArmPlan(arms=PLANNED, is_released=is_released), parts=Parts(),
+            index_fingerprint="i", tiers=(*smaller, own), untrained={}, progress=NoProgress(),
+        )
+    )  # fmt: skip
+    return {(row["arm"], row["model"]) for row in rows}
+
+
 def test_the_smaller_student_is_asked_beside_the_planned_arms():
-    class Parts:
-        async def assemble(self, _, *, student, calibration):
-            pipeline = make_pipeline(GOOD, GOOD, make_smaller(GOOD, None))
-            return replace(pipeline, student=student, calibration=calibration, smaller=())
-
-    def ask(smaller: Tier | None) -> set[tuple[str, str]]:
-        rows = asyncio.run(
-            answer_plan(
-                CASES, plan=ArmPlan(arms=("teacher", "student", "routed")), parts=Parts(),
-                index_fingerprint="i", student=CannedChatModel("student@1", GOOD),
-                calibration=None, untrained={}, progress=NoProgress(), smaller=smaller,
-            )
-        )  # fmt: skip
-        return {(row["arm"], row["model"]) for row in rows}
-
-    plain = ask(None)
+    plain = ask_plan()
     assert {arm for arm, _ in plain} == {"teacher", "student", "routed"}
-    assert ask(make_smaller(GOOD, STANDS)) - plain == {("smaller", "smaller@1")}
+    assert ask_plan(make_smaller(GOOD, STANDS)) - plain == {("smaller", "smaller@1")}
+
+
+@pytest.mark.parametrize(
+    ("answer", "threshold", "model"),
+    [(GOOD, STANDS, "smaller@1"), (GOOD, DOUBTED, "student@1"), (INVALID, STANDS, "student@1")],
+)
+def test_a_released_smaller_student_is_asked_in_the_arm_that_the_gate_judges(
+    answer, threshold, model
+):
+    asked = ask_plan(make_smaller(answer, threshold), is_released=True)
+    assert asked == {
+        ("teacher", "teacher-1"), ("student", "student@1"), ("smaller", "smaller@1"),
+        ("routed", model),
+    }  # fmt: skip
+
+
+def test_what_each_of_two_costs_is_counted_by_who_was_asked():
+    """The first keeps case 0, doubts case 1; the second keeps that; both calls are paid for it."""
+    smaller = make_smaller(lambda request: GOOD if "kind 0" in str(request) else INVALID, STANDS)
+    rows = ask_all(make_cascade(GOOD, GOOD, smaller))
+    of = {(row["arm"], row["case_id"]): row["cost_usd"] for row in rows if row["repeat"] == 0}
+    for arm, absent in (("cascade", ""), ("routed", "cascade")):
+        renamed = [row | {"arm": arm} if row["arm"] == "cascade" else row for row in rows]
+        frame = pl.DataFrame(renamed, schema=tables.ARM_ANSWERS).filter(pl.col("arm") != absent)
+        costs = measure_costs(frame, arm)
+        paid = of["smaller", "g0"] + of["smaller", "g1"] + of["student", "g1"]
+        assert (costs.n, costs.student_calls_ratio, costs.fallback_ratio) == (2, 1.5, 0.0)
+        assert costs.student_usd == pytest.approx(paid / 3)
+        assert costs.teacher_part_usd == pytest.approx(0.0)
+        assert costs.saving_usd == pytest.approx(costs.teacher_usd - paid / 2)
+        seconds = {
+            name: frame.filter(pl.col("repeat") > 0, arm=name)
+            .select((pl.col("latency_ms") - pl.col("retrieval_ms")).mean() / 1000)
+            .item()
+            for name in ("smaller", "student")
+        }
+        expected = (2 * seconds["smaller"] + seconds["student"]) / 3
+        assert costs.student_seconds == pytest.approx(expected)
+    alone = measure_costs(frame, "student")
+    assert alone.student_calls_ratio == 1.0
 
 
 MAIN = {"adapter_sha256": "m"}
@@ -203,27 +230,32 @@ def test_the_tables_of_its_recipe_say_who_it_is(tmp_path):
         pl.DataFrame([dict.fromkeys(schema) | values], schema=schema).write_parquet(path)
         written[key] = path
 
+    def read(main=MAIN) -> TierStudent:
+        smaller, own = gather_tiers(home, ("tiny",), adapter=main, fitted={"calibrator": None})
+        assert own.adapter == main
+        return smaller
+
     with pytest.raises(InvalidInputError, match=r"smaller_recipe.*none.*run --recipe tiny"):
-        read_smaller(home, "tiny", main=MAIN)
+        read()
     write("students/student_adapter", "tiny", adapter="tiny@1", adapter_sha256="a")
     write("students/calibration", "tiny", adapter_sha256="b")
     with pytest.raises(InvalidInputError, match="tiny@1 without its calibration"):
-        read_smaller(home, "tiny", main=MAIN)
+        read()
     fitted = state_fitted(calibrate(STANDS)) | {"adapter_sha256": "a"}
     write("students/calibration", "tiny", **fitted)
-    found = read_smaller(home, "tiny", main=MAIN)
+    found = read()
     assert found.adapter["adapter"] == "tiny@1"
     assert found.find_threshold(POLICY) == STANDS
     assert found.find_threshold(replace(POLICY, maximum_risk_ratio=None)) is None
     with pytest.raises(InvalidInputError, match=r"own.*tiny@1, the very student"):
-        read_smaller(home, "tiny", main={"adapter_sha256": "a"})
+        read(main={"adapter_sha256": "a"})
     shelf = SimpleNamespace(load=lambda row: CannedChatModel(row["adapter"], GOOD))
     tier = found.open(shelf)
     assert (tier.model.name, tier.calibration) == ("tiny@1", found.calibration)
     frame = pl.read_parquet(written["students/student_adapter"])
     frame.drop("base_hash").write_parquet(written["students/student_adapter"])
     with pytest.raises(InvalidInputError, match="found none"):
-        read_smaller(home, "tiny", main=MAIN)
+        read()
 
 
 PRICED = StatedPrice(input_usd_per_mtok=0.1, output_usd_per_mtok=0.2)
@@ -237,6 +269,31 @@ RECIPES = {
 }
 
 
+def test_a_smaller_student_that_was_trained_again_is_another_version(tmp_path):
+    home, released = Home(tmp_path), ArmPlan(tiers=("tiny", "compact"), is_released=True)
+    tried = replace(released, is_released=False)
+
+    def write(**values) -> None:
+        for key in ("students/student_adapter", "students/calibration"):
+            schema = tables.BY_KEY[tuple(key.split("/"))]
+            path = home.table(key, "tiny")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            row = dict.fromkeys(schema) | {n: v for n, v in values.items() if n in schema}
+            pl.DataFrame([row], schema=schema).write_parquet(path)
+
+    seen = {fingerprint_before(home, released, "compact")}
+    for values in (
+        {"adapter_sha256": "a", "calibrator_hash": "c"},
+        {"adapter_sha256": "b", "calibrator_hash": "c"},
+        {"adapter_sha256": "b", "calibrator_hash": "d"},
+    ):
+        write(**values)
+        seen |= {fingerprint_before(home, plan, "compact") for plan in (released, tried)}
+    assert len(seen) == 7
+    nobody = fingerprint_before(home, ArmPlan(), "compact")
+    assert {fingerprint_before(home, released, name) for name in ("tiny", "other")} == {nobody}
+
+
 def test_a_smaller_student_that_no_report_could_be_of_is_refused():
     refuse_unfit_smaller("tiny", RECIPES, main_recipe="compact")
     refuse_unfit_smaller("free", RECIPES | {"compact": RECIPES["free"]}, main_recipe="compact")
@@ -248,40 +305,57 @@ def test_a_smaller_student_that_no_report_could_be_of_is_refused():
             refuse_unfit_smaller(recipe, RECIPES, main_recipe="compact")
 
 
-FILE = """\
-home: ./made
-product: {name: mine, corpus: {path: pages}}
-seeds: {path: seeds.jsonl}
-eval: {golden: golden.jsonl}
-teacher: {model: extractive-v1, license: MIT, trainable: true}
-judge: {model: extractive-judge-v1, epoch: "2026-11"}
-recipes: recipes
-students:
-  compact:
-    base_model: some/base
-    revision: 0123abc
-    price: {input_usd_per_mtok: 0.1, output_usd_per_mtok: 0.2}
-"""
+PRICE = "price: {input_usd_per_mtok: 0.1, output_usd_per_mtok: 0.2}"
+STUDENTS = f"  compact: {{base_model: some/base, revision: 0123abc, {PRICE}}}\n"
+TWO = STUDENTS + STUDENTS.replace("compact", "tiny")
 
 
 def test_the_config_names_it_and_without_it_nothing_is_stale(tmp_path):
-    (tmp_path / "recipes").mkdir()
-    for name in ("compact", "tiny"):
-        (tmp_path / "recipes" / f"{name}.yaml").write_text("student: compact\n")
-
     def read(text: str):
-        path = tmp_path / "product.yaml"
-        path.write_text(FILE + text, encoding="utf-8")
-        return read_config(path)
+        recipes = dict.fromkeys(("compact", "tiny"), "student: compact\n")
+        return read_product(tmp_path, STUDENTS + text, recipes=recipes)
 
     plain, cascaded = read(""), read("parity: {smaller_recipe: tiny}\n")
     assert ParitySection().model_dump(mode="json") == {"arms": list(DEFAULT_ARMS)}
     assert Bindings(plain, NoProgress()).arm_plan == ArmPlan()
     plan = Bindings(cascaded, NoProgress()).arm_plan
-    assert (plan.find_smaller("compact"), plan.find_smaller("tiny")) == ("tiny", None)
-    assert plan.arms == DEFAULT_ARMS
+    assert (list_before(plan.tiers, "compact"), list_before(plan.tiers, "tiny")) == (("tiny",), ())
+    assert (plan.arms, plan.released) == (DEFAULT_ARMS, ())
     stages = ("students", "parity", "releases")
     same = [fingerprint_stage(s, plain) == fingerprint_stage(s, cascaded) for s in stages]
     assert same[:2] == [True, False]
     with pytest.raises(InvalidInputError, match=r"parity\.smaller_recipe.*no recipe"):
         _ = Bindings(read("parity: {smaller_recipe: tny}\n"), NoProgress()).arm_plan
+
+
+def read_tiers(folder, releases: str, *, rest: str = "", students: str = TWO):
+    recipes = {name: f"student: {name}\n" for name in ("compact", "tiny")}
+    recipes["glaze"] = "student: compact\n"
+    return read_product(folder, f"{students}releases: {releases}\n{rest}", recipes=recipes)
+
+
+def test_tiers_of_the_config_are_those_of_the_release_and_of_the_arm_that_is_judged(tmp_path):
+    bindings = Bindings(read_tiers(tmp_path, "{tiers: [tiny, compact]}"), NoProgress())
+    plan = bindings.arm_plan
+    assert plan.released == plan.tiers == bindings.release_terms.tiers == ("tiny", "compact")
+    assert bindings.release_terms.describe()["tiers"] == "tiny, then compact"
+    alone = Bindings(read_tiers(tmp_path, "{tiers: [compact]}"), NoProgress())
+    assert alone.arm_plan == ArmPlan()
+    assert "tiers" not in alone.release_terms.describe()
+    assert ReleasesSection().model_dump(mode="json") == {"skills": {}}
+
+
+@pytest.mark.parametrize(
+    ("releases", "rest", "told"),
+    [
+        ("{tiers: [compact, tiny]}", "", "must end with the default_recipe compact"),
+        ("{tiers: [tiny, glaze, compact]}", "", r"releases\.tiers .*at most 2"),
+        ("{tiers: [tiny, compact]}", "parity: {smaller_recipe: tiny}\n", "leave one of them out"),
+        ("{tiers: [tiny, compact], skills: {s: {adapter: tiny}}}", "", "of tiers and of the skill"),
+        ("{tiers: [tny, compact]}", "", r"releases\.tiers.*glaze, tiny.*no recipe"),
+        ("{tiers: [glaze, compact]}", "", "another `students` entry.*compact, which both are of"),
+    ],
+)
+def test_tiers_that_no_release_could_hold_are_refused(tmp_path, releases, rest, told):
+    with pytest.raises(InvalidInputError, match=rf"(?s){told}"):
+        Bindings(read_tiers(tmp_path, releases, rest=rest), NoProgress()).to_resources()

@@ -3,65 +3,30 @@
 The routed arm is really executed here, over canned models, and compared row by row.
 """
 
-import asyncio
 from dataclasses import replace
 
 import polars as pl
 import pytest
 
 from assets import tables
-from assets.parity.answering import answer_arms, interleave
+from assets.parity.answering import interleave
 from assets.parity.arms import ARM_NAMES
 from assets.parity.deriving import derive_arm, describe_routing, find_unequal_routes
 from assets.parity.routes import Thresholds
 from resources.chat_models import CachedChatModel
-from serving.errors import BudgetExceededError, UpstreamError
-from serving.models.protocols import ChatRequest, Completion, NoProgress
+from serving.errors import BudgetExceededError
+from serving.models.protocols import ChatRequest, Completion
 from serving.pipeline.answer import AnswerPipeline
-from serving.pipeline.confidence import ConfidenceCalibration, RiskThreshold
-from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
-from serving.pipeline.validator import ValidatorPolicy
-from tests.serving.fakes import (
-    GOOD,
-    INVALID,
-    STUDENT_PRICE,
-    TEACHER_PRICE,
-    CannedChatModel,
-    CannedRetriever,
-)
+from tests.assets.parity.asked_arms import DOWN, REFUSAL, ask_arms, make_cases, make_pipeline
+from tests.serving.fakes import GOOD, INVALID, TEACHER_PRICE, CannedChatModel
 
-DOWN = UpstreamError("asking", expected="200", found="503", next_step="wait")
-REFUSAL = "REFUSE"
 ARMS = ("teacher", "student", "routed")
-CASES = [(f"g{number}", f"Where do variables of kind {number} go?") for number in range(4)]
-
-
-def make_pipeline(teacher, student, *, policy: RouterPolicy, threshold=None, delay=0.0):
-    calibration = None
-    if threshold is not None:
-        certified = RiskThreshold(risk_limit_ratio=0.05, threshold=threshold)
-        calibration = ConfidenceCalibration(
-            adapter_sha256="a", engine="local", dtype="float32", method="constant", case_count=60,
-            intercept=0.0, thresholds=(certified,),
-        )  # fmt: skip
-    return AnswerPipeline(
-        retriever=CannedRetriever(),
-        teacher=CannedChatModel("teacher-1", teacher, price=TEACHER_PRICE, delay_seconds=delay),
-        student=CannedChatModel("student@1", student, price=STUDENT_PRICE, delay_seconds=delay),
-        prompt=PromptFormat(),
-        router=policy,
-        validator=ValidatorPolicy(),
-        count_tokens=len,
-        calibration=calibration,
-    )
+CASES = make_cases(4)
 
 
 def ask(pipeline: AnswerPipeline, arms=ARMS) -> list[dict]:
-    rows = asyncio.run(
-        answer_arms(CASES, pipelines=dict.fromkeys(arms, pipeline), progress=NoProgress())
-    )
-    return pl.DataFrame(rows, schema=tables.ARM_ANSWERS).to_dicts()
+    return ask_arms(CASES, dict.fromkeys(arms, pipeline))
 
 
 POLICIES = {

@@ -4,9 +4,8 @@ import polars as pl
 import pytest
 
 from assets import tables
-from assets.parity.assets import list_offered
 from assets.parity.comparison import find_row
-from assets.parity.exposure import find_trained, list_read_chunks, slice_by_exposure
+from assets.parity.exposure import find_trained, list_offered, list_read_chunks, slice_by_exposure
 from serving.errors import InvalidInputError
 from serving.home import Home
 

@@ -16,6 +16,7 @@ from assets.parity.suite_evidence import (
     read_suite_gates,
 )
 from assets.parity.suites import SuiteGate, SuiteLimits, hash_sets
+from assets.parity.tiers import TierStudent, state_fitted
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.confidence import ConfidenceCalibration
@@ -42,8 +43,14 @@ CANDIDATE = CandidateIdentity(adapter_sha256="a" * 64, pipeline_fingerprint="p")
 
 
 VS_LAST = replace(PASSED, name="refusal_vs_last_release")
-LIVE = LastStudent(adapter={"adapter": "compact@111111111111"}, calibration=None)
-OTHER = LastStudent(adapter={"adapter": "compact@222222222222"}, calibration=None)
+
+
+def name_last(adapter: str) -> LastStudent:
+    tier = TierStudent(adapter={"adapter": adapter}, fitted={"calibrator": None})
+    return LastStudent(tiers=(tier,))
+
+
+LIVE, OTHER = name_last("compact@111111111111"), name_last("compact@222222222222")
 
 
 def measure(
@@ -106,9 +113,10 @@ def test_evidence_against_the_release_that_is_live_stands(last):
 
 
 def test_a_student_refitted_is_another_baseline():
-    refitted = replace(LIVE, calibration=ConfidenceCalibration(
+    fitted = state_fitted(ConfidenceCalibration(
         adapter_sha256="b", engine="e", dtype="float32", method="constant", case_count=1,
     ))  # fmt: skip
+    refitted = LastStudent(tiers=(replace(LIVE.tiers[0], fitted=fitted),))
     assert refitted.fingerprint != LIVE.fingerprint
 
 
@@ -168,13 +176,15 @@ PARTS = PipelineParts(
 )
 
 
-def identify(parts=PARTS, *, index="i", adapter="a", calibrator="c") -> CandidateIdentity:
-    return identify_candidate(
-        parts,
-        index_fingerprint=index,
-        adapter={"adapter_sha256": adapter},
-        calibration={"calibrator_hash": calibrator},
-    )
+def make_tier(adapter: str, calibrator: str) -> TierStudent:
+    return TierStudent(adapter={"adapter_sha256": adapter}, fitted={"calibrator_hash": calibrator})
+
+
+def identify(
+    parts=PARTS, *smaller: TierStudent, index="i", adapter="a", calibrator="c"
+) -> CandidateIdentity:
+    tiers = (*smaller, make_tier(adapter, calibrator))
+    return identify_candidate(parts, index_fingerprint=index, tiers=tiers)
 
 
 @pytest.mark.parametrize(
@@ -187,12 +197,20 @@ def identify(parts=PARTS, *, index="i", adapter="a", calibrator="c") -> Candidat
         identify(index="j"),
         identify(adapter="b"),
         identify(calibrator="d"),
+        identify(PARTS, make_tier("s", "t")),
     ],
-    ids=["teacher", "prompt", "router", "k", "index", "student", "calibration"],
+    ids=["teacher", "prompt", "router", "k", "index", "student", "calibration", "asked first"],
 )
 def test_whatever_decides_an_answer_makes_another_candidate(other):
     assert identify() == identify()
     assert other != identify()
+
+
+def test_a_student_asked_first_is_told_apart_by_weights_and_by_calibration():
+    pairs = [make_tier(*pair) for pair in (("s", "t"), ("s", "u"), ("r", "t"))]
+    found = [identify(PARTS, tier) for tier in pairs]
+    assert {one.adapter_sha256 for one in found} == {"a"}, "the candidate is the last one's"
+    assert len({one.pipeline_fingerprint for one in found}) == 3
 
 
 def test_what_was_judged_by_other_limits_leaves_the_gates_open():

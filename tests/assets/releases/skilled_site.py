@@ -9,6 +9,7 @@ import polars as pl
 
 from assets import tables
 from assets.parity.suite_evidence import identify_candidate
+from assets.parity.tiers import gather_tiers
 from assets.releases.assets import release_bundle
 from assets.releases.baseline import Baseline
 from assets.releases.bundling import ReleaseTerms, StudentTerms
@@ -60,6 +61,7 @@ class SkilledSite:
             uri=f"index/{self.site.index}",
         )
 
+        self.prices: dict[str, Price] = {}  # by student; of "" the teacher's
         self._adapters: dict[tuple[Path, int], tuple[str, str]] = {}
 
     def _train(self, base: Path, seed: int) -> tuple[str, str]:
@@ -83,12 +85,16 @@ class SkilledSite:
             count_tokens=estimate_tokens,
         )
 
-    def make_terms(self, skills: Mapping[str, SkillTerms]) -> ReleaseTerms:
+    def make_terms(
+        self, skills: Mapping[str, SkillTerms], tiers: tuple[str, ...] = ()
+    ) -> ReleaseTerms:
         return ReleaseTerms(
             product="tiny",
             default_recipe="compact",
             promoted_phase="switch",
-            teacher=TeacherEntry(provider="extractive", model="extractive-v1"),
+            teacher=TeacherEntry(
+                provider="extractive", model="extractive-v1", price=self.prices.get("", Price())
+            ),
             embedder_model=str(self.site.model),
             embedder_revision="unused",
             k=2,
@@ -98,9 +104,15 @@ class SkilledSite:
             router=self.router,
             validator=self.validator,
             students={
-                "tiny": StudentTerms(context_tokens=2048, max_answer_tokens=8, price=Price())
+                name: StudentTerms(
+                    context_tokens=2048,
+                    max_answer_tokens=8,
+                    price=self.prices.get(name, Price()),
+                )
+                for name in ("tiny", "tinier")
             },
             skills=skills,
+            tiers=tiers,
         )
 
     def judge(
@@ -112,29 +124,37 @@ class SkilledSite:
         lane: str = "clean",
         report: Mapping[str, Any] | None = None,
         policy: GatePolicy | None = None,
+        student: str = "tiny",
+        fitted: Mapping[str, Any] | None = None,
+        before: tuple[str, ...] = (),
         **said: Any,
     ) -> str:
         """Leave what a run of a recipe leaves, and return its adapter's name.
 
-        `said` changes columns of the verdict after the gate has spoken.
+        `fitted` is what its calibration row says, `before` the recipes whose students are asked
+        before its own. `said` changes columns of the verdict after the gate has spoken.
         """
         base = base or self.base
         if (base, seed) not in self._adapters:
             self._adapters[base, seed] = self._train(base, seed)
         name, sha256 = self._adapters[base, seed]
         adapter = make_row(
-            tables.STUDENT_ADAPTER, recipe=recipe, kind="alora", student="tiny", adapter=name,
+            tables.STUDENT_ADAPTER, recipe=recipe, kind="alora", student=student, adapter=name,
             adapter_sha256=sha256, base_model=str(base), base_revision="unused",
             base_hash=hash_base_model(base), activation="question", lane=lane,
         )  # fmt: skip
         calibration = make_row(
-            tables.CALIBRATION, recipe=recipe, adapter_sha256=sha256, **NO_CALIBRATION
+            tables.CALIBRATION, recipe=recipe, adapter_sha256=sha256, **(fitted or NO_CALIBRATION)
         )
         candidate = identify_candidate(
             self.parts,
             index_fingerprint=self.site.index,
-            adapter=adapter.row(0, named=True),
-            calibration=calibration.row(0, named=True),
+            tiers=gather_tiers(
+                self.home,
+                before,
+                adapter=adapter.row(0, named=True),
+                fitted=calibration.row(0, named=True),
+            ),
         )
         verdict = decide(
             make_report(**(report or {})),
@@ -148,19 +168,25 @@ class SkilledSite:
         self._write("releases/gate_verdict", recipe, said_of_it)
         return name
 
-    def release(self, recipe: str, **skills: SkillTerms) -> dict[str, Any]:
+    def release(
+        self, recipe: str, *, tiers: tuple[str, ...] = (), **skills: SkillTerms
+    ) -> dict[str, Any]:
         """Make the asset release_bundle of a recipe, and return its row."""
+        report = make_report()
+        of_smaller = report.filter(pl.col("arm").str.starts_with("student")).with_columns(
+            pl.col("arm").str.replace("student", "smaller", literal=True)
+        )
         # The function itself: called as an asset, Dagster makes a new instance each time.
         make: Any = release_bundle.op.compute_fn
         made = make.decorated_fn(
             gate_verdict=self.read("releases/gate_verdict", recipe),
-            parity_report=make_report(),
+            parity_report=pl.concat([report, of_smaller]) if tiers else report,
             student_adapter=self.read("students/student_adapter", recipe),
             vector_index=self.index,
             seed_questions=pl.DataFrame({"text": ["Where do I put the key?"]}),
             calibration=self.read("students/calibration", recipe),
             pipeline_parts=self.parts,
-            release_terms=self.make_terms(skills),
+            release_terms=self.make_terms(skills, tiers),
             home=self.home,
         )
         return made.value.row(0, named=True)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from assets.parity.tiers import TierStudent, state_fitted
 from assets.releases.bundling import AdapterServer, ReleaseTerms, StudentTerms, write_manifest
 from assets.students.calibration import Engine, calibrate, read_calibrator
 from serving.models.protocols import Price
@@ -54,8 +55,7 @@ def release(
         terms=terms,
         gates=[{"verdict": verdict}],
         losses=["It refuses a little more often."],
-        adapter=adapter,
-        calibration=calibration,
+        tiers=[TierStudent(adapter=adapter, fitted=state_fitted(calibration))],
         index={"uri": "index/i", "index_fingerprint": "i", "embedder_fingerprint": "e"},
         golden_prompts=[],
     )

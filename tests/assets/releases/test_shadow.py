@@ -1,5 +1,6 @@
 """The agreement gate: pairs of this very pipeline in the traces of production, and no others."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +20,7 @@ from assets.traces.hours import find_folder, list_hours, name_hour, scan_hours
 from serving.home import Home
 
 PIPELINE = ShadowedPipeline(
-    student="compact@0123456789ab",
+    students=("compact@0123456789ab",),
     teacher="extractive-v1",
     index_fingerprint="index-1",
     prompt_version="prompt-1",
@@ -46,6 +47,7 @@ def answer_twice(
     teacher: str = PIPELINE.teacher,
     env: str = "prod",
     shadow_role: str = "student",
+    asked: tuple[str, ...] = (),
     **of_both: str,
 ) -> list[dict[str, Any]]:
     """Return a question of the teacher's and its shadow by the student, as two traces."""
@@ -73,7 +75,10 @@ def answer_twice(
         "selection_mode": "shadow",
         "served_by": shadow_role,
         "model": student,
-        "attempts": [{"role": "student", "verdict": "valid" if agrees else "invalid"}],
+        "attempts": [
+            {"role": "student", "model": one, "verdict": "valid" if agrees else "invalid"}
+            for one in asked or (student,)
+        ],
     }
     return [both | ask, both | shadow]
 
@@ -113,6 +118,29 @@ def test_pairs_of_another_pipeline_are_counted_and_left_out(tmp_path, change, re
     gate = check(pairs)
     assert (gate.outcome, gate.is_gating, gate.number) == ("INCONCLUSIVE", False, None)
     assert f"left out: 600 of {reason}" in gate.detail
+
+
+FIRST, THEN = "tiny@ba9876543210", PIPELINE.student
+TWO = replace(PIPELINE, students=(FIRST, THEN))
+
+
+@pytest.mark.parametrize(
+    ("asked", "pipeline", "is_own"),
+    [
+        ((FIRST,), TWO, True), ((FIRST, THEN), TWO, True), ((THEN,), TWO, False),
+        ((THEN, FIRST), TWO, False), ((FIRST,), PIPELINE, False), ((FIRST, THEN), PIPELINE, False),
+        ((THEN,), PIPELINE, True),
+    ],
+)  # fmt: skip
+def test_a_pair_is_of_students_asked_in_turn_if_the_first_of_them_were_asked(
+    tmp_path, asked, pipeline, is_own
+):
+    pairs = serve(Home(tmp_path), 600, 600, student=asked[-1], asked=asked)
+    own, left_out = leave_out_others(pairs, pipeline)
+    assert (own.height, left_out) == ((600, {}) if is_own else (0, {"another student": 600}))
+    gate = check_shadow_agreement(pairs, pipeline, GatePolicy(shadow_days=DAYS))
+    assert (gate.outcome == "PASS") == is_own
+    assert f"pairs of {pipeline.student}" in gate.detail
 
 
 def test_a_release_between_an_ask_and_its_shadow_sets_the_pair_apart(tmp_path):

@@ -1,0 +1,86 @@
+"""A release of several students asked in turn: what it takes beyond the gates on what they answer.
+
+How good they are together is judged like one student: the arm `routed` asks all of them. Belongs
+here: whether one that is asked first is sound and sure, and whether a verdict is of those who are
+released. Does not belong here: who they are (`assets/parity/tiers`), the gates on answers
+(`gates`), skills (`skill_admission`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+
+from assets import tables
+from assets.parity.suite_evidence import CandidateIdentity
+from assets.parity.tiers import TierStudent
+from assets.releases.gates import (
+    GateResult,
+    IntegrityEvidence,
+    Outcome,
+    check_calibration,
+    check_lane,
+    check_no_leak,
+)
+from serving.errors import ReleaseError
+from serving.home import Home
+from serving.pipeline.router import RouterPolicy
+
+
+def read_training_set(home: Home, recipe: str) -> pl.DataFrame:
+    """Return what a student asked first was trained on; no rows where that is not known."""
+    path, nothing = home.table("students/training_set", recipe), tables.TRAINING_SET.to_frame()
+    found = pl.read_parquet(path) if path.exists() else nothing
+    return found if found.schema == nothing.schema else nothing
+
+
+def check_smaller_student(
+    tier: TierStudent, integrity: IntegrityEvidence, policy: RouterPolicy
+) -> GateResult:
+    """A student asked first is as sound as the last one, and its own threshold is certified.
+
+    It passes the gates on leaks, lane and calibration, each on its own tables. Without a threshold
+    servers ask it nothing, so that the gate stays open.
+    """
+    checks = [check(integrity) for check in (check_no_leak, check_lane, check_calibration)]
+    outcomes = [gate.outcome for gate in checks]
+    is_certified = tier.find_threshold(policy) is not None
+    outcome: Outcome = "PASS" if is_certified and set(outcomes) == {"PASS"} else "INCONCLUSIVE"
+    outcome = "FAIL" if "FAIL" in outcomes else outcome
+    told = [f"{tier.adapter['adapter']} is asked first", *(gate.detail for gate in checks)]
+    if not is_certified:
+        told.append("no threshold is certified for it, so it is asked nothing")
+    return GateResult(
+        name="smaller_student",
+        unit="flag",
+        relation="at least",
+        outcome=outcome,
+        number=float(outcome == "PASS"),
+        limit=1.0,
+        n=integrity.calibrated_case_count,
+        detail="; ".join(told),
+    )
+
+
+def refuse_other_verdict(
+    gates: Sequence[Mapping[str, Any]], candidate: CandidateIdentity, *, recipe: str
+) -> None:
+    """Refuse a verdict on other students, or in another pipeline, than those that are released.
+
+    A student that is asked first is trained in a run of its own, after which the verdict on the
+    default recipe still speaks of the one before.
+
+    Raises:
+        ReleaseError: says what to run.
+    """
+    wanted = asdict(candidate)
+    judged = {name: gates[0][name] for name in wanted}
+    if judged != wanted:
+        raise ReleaseError(
+            f"releasing the recipe {recipe}",
+            expected=f"a verdict on the students of today in the pipeline of today: {wanted}",
+            found=f"one on {judged}",
+            next_step=f"run `understudy run --recipe {recipe}`; if nothing is stale for it, "
+            f"`understudy run --recipe {recipe} --select parity/arm_answers --force` first",
+        )
