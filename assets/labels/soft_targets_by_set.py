@@ -116,7 +116,7 @@ def _draw_tails(frame: pl.DataFrame, sets: pl.DataFrame, names: Sequence[str]) -
         colours=[COLOURS[DATA_SETS.index(name)] for name in drawn],
         edges=np.linspace(0, 1, 41),
         limit=MAXIMUM_TAIL,
-        title="Probability outside the top K, by data set",
+        title="Probability outside the top K (projected rows above the limit stay hard)",
         axis_label="tail mass of an answer token",
     )
     return embed_png(png, alt="Histogram of the tail mass of soft targets, by data set")
