@@ -91,6 +91,7 @@ def compact_segments(
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _hold_alone(folder):
+        _clear_scratch(folder)
         by_name = _index(segments)
         unsettled = set_aside_damaged(folder)
         keep_columns_known(folder)
@@ -141,7 +142,7 @@ def _compact_round(
     damages: list[Damage] = []
     parts: dict[datetime, list[pl.LazyFrame]] = {}
     deleted: dict[str, list[int]] = {}
-    with tempfile.TemporaryDirectory(dir=_clear_scratch(folder)) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
         for number, group in enumerate(groups, start=1):
             rows, damaged, frames = read_group(group)
             is_deleted = mark_deleted(rows, tombstones)
@@ -166,12 +167,10 @@ def _compact_round(
     )
 
 
-def _clear_scratch(folder: Path) -> Path:
-    """Return the empty folder of what waits to be merged; a killed run may have left some."""
-    scratch = folder / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(mode=0o700)
-    return scratch
+def _clear_scratch(folder: Path) -> None:
+    """Empty the folder of what waits to be merged: a killed run's rows may be deleted by now."""
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    (folder / SCRATCH).mkdir(mode=0o700, exist_ok=True)
 
 
 def _redact(segments: Mapping[str, Path], deleted: pl.DataFrame) -> dict[str, list[int]]:

@@ -330,3 +330,12 @@ def test_hours_are_their_owners_alone(home):
     files = [*find_folder(home).rglob("*.parquet")]
     assert files
     assert [str(path) for path in files if path.stat().st_mode & 0o077] == []
+
+
+def test_what_a_killed_compaction_laid_aside_is_gone_after_the_next(home):
+    compact(home)
+    aside = find_folder(home) / compaction.SCRATCH / "killed" / "1" / "20260105T09.parquet"
+    aside.parent.mkdir(parents=True)
+    stored_rows(home).write_parquet(aside)
+    compact(home)  # without any new segment
+    assert list((find_folder(home) / compaction.SCRATCH).iterdir()) == []
