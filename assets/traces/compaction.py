@@ -20,8 +20,8 @@ from typing import cast
 import polars as pl
 
 from assets import tables
-from assets.traces.deleting import delete_stored, mark_deleted
-from assets.traces.frames import Damage, Frames, redact_frames
+from assets.traces.deleting import blank_noted, blank_records, delete_stored, mark_deleted
+from assets.traces.frames import Damage, Frames
 from assets.traces.groups import UNSTORED, read_group
 from assets.traces.hours import (
     ROW_GROUP_ROWS,
@@ -95,6 +95,7 @@ def compact_segments(
         by_name = _index(segments)
         unsettled = set_aside_damaged(folder)
         keep_columns_known(folder)
+        blank_noted(folder, by_name)
         deleted = delete_stored(folder, list_hours(folder), by_name, tombstones)
         short = find_short(folder, by_name) if unsettled else {}
         again = find_returned(folder, by_name)
@@ -180,7 +181,7 @@ def _redact(segments: Mapping[str, Path], deleted: pl.DataFrame) -> dict[str, li
         for (segment,), rows in deleted.group_by("segment")
     }
     for segment, offsets in gone.items():
-        redact_frames(segments[segment], offsets)
+        blank_records(segments[segment], offsets)
     return gone
 
 

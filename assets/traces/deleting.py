@@ -7,14 +7,15 @@ Belongs here: matching and removal. Does not belong here: the journal of request
 retrains afterwards (`seed_questions` loses the row, which makes what is downstream stale).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 import polars as pl
 
 from assets import tables
-from assets.traces.frames import read_frames, redact_frames
+from assets.traces.frames import find_unredacted, read_frames, redact_frames
 from assets.traces.hours import scan_hours, write_hour
 from assets.traces.ledger import note_deleted, read_ledger, write_ledger
 from serving.files import PRIVATE_MODE, atomic_path
@@ -28,6 +29,7 @@ COLUMN_OF_KIND: Mapping[TombstoneKind, str] = {
 }
 TRACE_COLUMNS = ("trace_id", "parent_trace_id")
 KINDS: tuple[TombstoneKind, ...] = get_args(TombstoneKind)
+_LOG = logging.getLogger(__name__)
 
 
 def match_deleted(tombstones: pl.DataFrame, columns: Collection[str]) -> pl.Expr:
@@ -82,8 +84,9 @@ def delete_stored(
 ) -> int:
     """Take what tombstones name out of segments, tables and hours; return the number of records.
 
-    The ledger notes them: a segment that is removed later can no longer say what was deleted. Hours
-    last: a crash before leaves rows that the next run finds again.
+    The ledger notes them: a segment that is removed later can no longer say what was deleted, and
+    one that is away or closed is blanked by it (`blank_noted`). Hours last: a crash before leaves
+    rows that the next run finds again.
     """
     if tombstones.is_empty():
         return 0
@@ -95,7 +98,7 @@ def delete_stored(
             offsets.setdefault(segment, []).append(offset)
     for segment, gone in offsets.items():
         if path := segments.get(segment):
-            redact_frames(path, gone)
+            blank_records(path, gone)
     if doomed:
         write_ledger(folder, note_deleted(read_ledger(folder), offsets))
         purge_tables(sorted((folder.parent / "lake" / "traces").glob("*.parquet")), tombstones)
@@ -104,6 +107,39 @@ def delete_stored(
             hour, scan_hours([hour]).filter(~match_deleted(tombstones, tables.STORED_TRACES))
         )
     return sum(found.height for found in doomed.values())
+
+
+def blank_records(path: Path, offsets: Collection[int]) -> None:
+    """Blank records in their segment; one that cannot be opened now is left to a later run."""
+    try:
+        if kept := find_unredacted(path, offsets):
+            redact_frames(path, kept)
+    except OSError as error:
+        _LOG.error("%d deleted records stay in %s for now: %s", len(offsets), path, error)
+
+
+def blank_noted(folder: Path, segments: Mapping[str, Path]) -> None:
+    """Blank what the ledger notes as deleted in segments that were away or closed until now."""
+    for path, offsets in _list_noted(folder, segments):
+        blank_records(path, offsets)
+
+
+def count_unblanked(folder: Path, segments: Mapping[str, Path]) -> int:
+    """Return the deleted records that segments still hold; of one that does not open, all."""
+    total = 0
+    for path, offsets in _list_noted(folder, segments):
+        try:
+            total += len(find_unredacted(path, offsets))
+        except OSError:
+            total += len(offsets)
+    return total
+
+
+def _list_noted(folder: Path, segments: Mapping[str, Path]) -> Iterator[tuple[Path, list[int]]]:
+    """Yield the segments that are there with the offsets that deletions took."""
+    for segment, offsets in read_ledger(folder).select("segment", "deleted_offsets").iter_rows():
+        if offsets and segment in segments:
+            yield segments[segment], offsets
 
 
 def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> int:

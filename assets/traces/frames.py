@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.files import PRIVATE_MODE, atomic_path
-from serving.tracing.frames import FRAME, MAGIC, find_frame, read_payload
+from serving.tracing.frames import FRAME, MAGIC, MAXIMUM_RECORD_BYTES, find_frame, read_payload
 
 REDACTED_PREFIX = b'{"deleted":true'
 FORMAT_NAME = MAGIC[:-1]
@@ -77,6 +77,20 @@ def read_frames(path: Path) -> Frames:
         redacted_offsets=tuple(redacted),
         damages=tuple(damages),
     )
+
+
+def find_unredacted(path: Path, offsets: Collection[int]) -> list[int]:
+    """Return those of `offsets` at which a record can still be read; no other byte is read."""
+    found = []
+    with path.open("rb") as file:
+        for offset in sorted(offsets):
+            file.seek(offset)
+            header = file.read(FRAME.size)
+            size = FRAME.unpack(header)[0] if len(header) == FRAME.size else 0
+            payload = read_payload(header + file.read(min(size, MAXIMUM_RECORD_BYTES)), 0)
+            if payload is not None and not payload.startswith(REDACTED_PREFIX):
+                found.append(offset)
+    return found
 
 
 def redact_frames(path: Path, offsets: Collection[int]) -> None:

@@ -16,7 +16,13 @@ import polars as pl
 
 from assets import tables
 from assets.traces.deciding import forget_quotes, open_decisions
-from assets.traces.deleting import COLUMN_OF_KIND, KINDS, find_deleted, match_deleted
+from assets.traces.deleting import (
+    COLUMN_OF_KIND,
+    KINDS,
+    count_unblanked,
+    find_deleted,
+    match_deleted,
+)
 from assets.traces.forgetting import (
     FOUND,
     Descendants,
@@ -32,6 +38,7 @@ from assets.traces.tainting import HashTrainingSet, TaintedAdapters, find_adapte
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.home import Home
+from serving.tracing.segments import SEALED_SUFFIX
 
 Forget = Callable[[Descendants], int]
 UNFINISHED = tuple(name for name in FOUND if name != "trace_ids")
@@ -105,8 +112,9 @@ def request_deletion(
 def find_remains(home: Home) -> Mapping[str, int]:
     """Return where deleted traces and what grew from them are still stored; empty once all is gone.
 
-    Counted are hours, the tables of traces, the rows of later stages, and damaged hours that were
-    moved aside: whole files, as nobody can say what is in them.
+    Counted are hours, the tables of traces, the rows of later stages, records that segments still
+    hold though the hours do not, and damaged hours that were moved aside: whole files, as nobody
+    can say what is in them.
     """
     tombstones = open_deletions(home).read()
     if tombstones.is_empty():
@@ -121,6 +129,8 @@ def find_remains(home: Home) -> Mapping[str, int]:
                 & pl.any_horizontal(pl.col(texts).is_not_null())
             )
             remains[f"traces/{path.stem}"] = int(rows.select(pl.len()).collect().item())
+    sealed = {path.name: path for path in home.traces.glob(f"*{SEALED_SUFFIX}")}
+    remains["traces/segments"] = count_unblanked(find_folder(home), sealed)
     remains["traces/quarantine"] = len(find_set_aside(find_folder(home)))
     remains |= count_descendants(home, find_descendants(home, _read_found(tombstones)))
     return {place: count for place, count in remains.items() if count}

@@ -299,6 +299,44 @@ def test_what_was_deleted_is_not_lost_with_a_segment_that_is_removed(home, is_re
     assert reasons(home) == {("hour_rebuilt", 0)}
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_segment_that_was_away_or_closed_at_a_deletion_is_blanked_when_it_is_back(
+    home, monkeypatch, is_closed
+):
+    path = segments(home)[0]
+    other = segments(home)[-1]
+    whole = path.read_bytes()
+    ids = [rows_of(path)[0], rows_of(other)[0]]
+    for trace_id in ids:
+        row = forget(trace_id).row(0, named=True)
+        open_deletions(home).append(row | dict.fromkeys(UNFINISHED))
+    tombstones = open_deletions(home).read()
+    read = Path.open
+
+    def refuse(self, *arguments, **options):
+        if is_closed and self == path:
+            raise OSError(13, "Permission denied")
+        return read(self, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        if not is_closed:
+            path.unlink()
+        assert compact(home, tombstones).deleted_count == 2
+        assert ids[1].encode() not in other.read_bytes()
+        assert find_remains(home) == ({"traces/segments": 1} if is_closed else {})
+    path.write_bytes(whole)
+    assert find_remains(home) == {"traces/segments": 1}
+    assert not deleted_traces_are_gone(tombstones, home).passed
+    compact(home, tombstones)
+    assert ids[0].encode() not in path.read_bytes()
+    assert find_remains(home) == {}
+    blanked = path.stat()
+    compact(home, tombstones)
+    assert path.stat().st_ino == blanked.st_ino  # nothing to blank: the file is not rewritten
+    assert find_miscounted(find_folder(home), segments(home)) == []
+
+
 def test_what_was_deleted_before_it_was_compacted_is_not_lost_either(home):
     shutil.rmtree(find_folder(home) / "date=2026-01-05")
     first = rows_of(segments(home)[0])[0]
