@@ -105,7 +105,7 @@ def settle(
     and if there is a deletion their bytes go. It waits while a segment that could hold the rest
     cannot be read, and without a single segment: their volume is more likely away than empty.
     """
-    closed = find_closed(folder)
+    closed = find_closed(folder, segments)
     redeclare(folder, frozenset(returned) - closed, segments)
     for name in unsettled:
         take_from(folder, name, segments, closed, tombstones)
@@ -117,10 +117,13 @@ def settle(
     return mended
 
 
-def find_closed(folder: Path) -> frozenset[str]:
-    """Return the segments that are there and that a later run may still read."""
+def find_closed(folder: Path, segments: Collection[str]) -> frozenset[str]:
+    """Return the segments that are there and that a later run may still read.
+
+    One that was closed once and is removed since has its row still, and nothing to wait for.
+    """
     told = read_quarantine(folder).filter(pl.col("reason").str.contains(WAITING))
-    return frozenset(told["segment"])
+    return frozenset(told["segment"]) & {*segments}
 
 
 def take_from(

@@ -417,6 +417,23 @@ def test_nothing_is_lost_while_a_segment_waits_for_a_later_release(home):
     assert reasons(home) == {("hour_rebuilt", 0)}
 
 
+def test_a_segment_that_waited_and_was_removed_keeps_no_hour_waiting(home):
+    path, newer = list_hours(find_folder(home))[0], segments(home)[0]
+    held = pl.read_parquet(path, hive_partitioning=False).filter(segment=newer.name).height
+    whole = newer.read_bytes()
+    newer.write_bytes(whole[:7] + b"\x02" + whole[8:])
+    cut(path)
+    assert compact(home).damaged_hour_count == 0
+    newer.unlink()
+    done = compact(home)
+    assert (done.damaged_hour_count, done.lost_count) == (1, held)
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert compact(home).damaged_hour_count == 0
+    newer.write_bytes(whole)
+    assert compact(home).segment_count == 1
+    assert rows(home).height == RECORDS
+
+
 def test_a_crash_between_the_hash_and_the_hour_is_no_damage(home, monkeypatch):
     path = list_hours(find_folder(home))[0]
     held = pl.read_parquet(path, hive_partitioning=False)
