@@ -132,7 +132,9 @@ def revoke_key(folder: Path, key_id: str, *, now: datetime | None = None) -> Api
         if found is None:
             raise InvalidInputError(
                 f"revoking the key {key_id!r}",
-                expected=f"one of {', '.join(k.key_id for k in known) or 'none'}",
+                expected=f"one of {', '.join(k.key_id for k in known)}"
+                if known
+                else "nothing: there are no keys",
                 found=repr(key_id),
                 next_step="list the keys with `understudy keys list`",
             )

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 import serving.app
 from serving.errors import InvalidInputError, UpstreamError
-from serving.models.breaker import CircuitBreaker
+from serving.models.breaker import BreakerPolicy, CircuitBreaker
 from serving.models.guarded import GuardedChatModel
 from serving.models.protocols import ChatRequest, Completion, Hit
 from serving.settings import ServerSettings
@@ -130,7 +130,7 @@ async def test_an_answer_by_rule_is_no_call(tmp_path: Path) -> None:
 
 def let_be(model: CannedChatModel) -> GuardedChatModel:
     """Put a model behind a breaker that has just opened."""
-    breaker = CircuitBreaker()
+    breaker = CircuitBreaker(BreakerPolicy(open_seconds=3600))
     while (entered := breaker.enter()) is not None:
         breaker.leave(entered, has_failed=True)
     return GuardedChatModel(model, breaker=breaker, timeout_seconds=1)
