@@ -28,7 +28,14 @@ from assets.traces.hours import (
     scan_hours,
     write_hour,
 )
-from assets.traces.ledger import read_ledger, read_quarantine, tally_segments, write_quarantine
+from assets.traces.ledger import (
+    note_deleted,
+    read_ledger,
+    read_quarantine,
+    tally_segments,
+    write_ledger,
+    write_quarantine,
+)
 from serving.files import PRIVATE_MODE, flush_to_disk
 from serving.hashing import file_sha256
 
@@ -136,7 +143,8 @@ def take_from(
     """Put back into the hour what only its moved file holds, where that reads from end to end.
 
     Nobody vouches for those bytes: of a segment no more rows are taken than it lacks, none that is
-    of another hour, and none that a deletion named or took. That they were taken is declared.
+    of another hour, and none that a deletion named or took. That they were taken is declared;
+    what a deletion keeps back is noted, for it is not lost.
     """
     path, short = folder / name, find_short(folder, segments)
     if not short or not can_be_read(path):
@@ -148,17 +156,32 @@ def take_from(
     deleted = deleted.explode("segment_offset", empty_as_null=False, keep_nulls=False)
     is_of_hour = pl.col("asked_at").dt.truncate("1h").eq(hour).fill_null(value=True)
     rows = scan_hours([path]).filter(
-        pl.col("segment").is_in(list(short)) & pl.col("trace_id").is_not_null() & is_of_hour,
-        ~match_deleted(tombstones, tables.STORED_TRACES),
+        pl.col("segment").is_in(list(short)) & pl.col("trace_id").is_not_null() & is_of_hour
     )
     for known in (held, deleted.lazy()):
         rows = rows.join(known.select(IDENTITY), on=IDENTITY, how="anti")
-    taken = [segment for segment, count in _count_rows(rows).items() if count <= short[segment]]
+    is_deleted = match_deleted(tombstones, tables.STORED_TRACES)
+    noted = _note_dropped(folder, rows.filter(is_deleted), short)
+    rows = rows.filter(~is_deleted)
+    counts = _count_rows(rows)
+    taken = [one for one, count in counts.items() if count + noted.get(one, 0) <= short[one]]
     if not taken:
         return
     _declare_taken(folder, taken, segments, closed)
     write_hour(target, pl.concat([held, rows.filter(pl.col("segment").is_in(taken))]))
     _LOG.error("records of %s were taken from the damaged %s: no segment holds them", taken, path)
+
+
+def _note_dropped(folder: Path, dropped: pl.LazyFrame, short: Mapping[str, int]) -> dict[str, int]:
+    """Note in the ledger what a deletion takes out of a moved hour; return how many by segment."""
+    counts = {one: count for one, count in _count_rows(dropped).items() if count <= short[one]}
+    if counts:
+        found = dropped.filter(pl.col("segment").is_in(list(counts))).select(IDENTITY).collect()
+        offsets: dict[str, list[int]] = {}
+        for segment, offset in found.iter_rows():
+            offsets.setdefault(segment, []).append(offset)
+        write_ledger(folder, note_deleted(read_ledger(folder), offsets))
+    return counts
 
 
 def _count_rows(rows: pl.LazyFrame) -> dict[str, int]:

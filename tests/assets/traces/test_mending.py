@@ -271,6 +271,25 @@ def test_what_is_taken_from_a_moved_hour_was_never_deleted_and_is_of_that_hour(h
     assert put_aside(home) == []
 
 
+def test_what_a_deletion_keeps_out_of_a_moved_hour_is_deleted_and_not_lost(home):
+    before, path, gone = rows(home), list_hours(find_folder(home))[0], segments(home)[0]
+    whole = gone.read_bytes()
+    copy = pl.read_parquet(path, hive_partitioning=False)
+    named = copy.filter(segment=gone.name)["trace_id"][0]
+    gone.unlink()
+    alter(path, copy)
+    done = compact(home, forget(named))
+    assert (done.damaged_hour_count, done.lost_count) == (1, 0)
+    kept = before.filter(pl.col("trace_id") != named)
+    assert rows(home).equals(kept)
+    assert reasons(home) == {("hour_rebuilt", 0), ("taken_from_hour", 0)}
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    gone.write_bytes(whole)
+    compact(home, forget(named))
+    assert rows(home).equals(kept)
+    assert named.encode() not in gone.read_bytes()
+
+
 def test_more_rows_than_a_segment_lacks_are_not_believed(home):
     path, gone = list_hours(find_folder(home))[0], segments(home)[0]
     copy = pl.read_parquet(path, hive_partitioning=False)
