@@ -4,6 +4,7 @@ Belongs here: reading stored traces. Does not belong here: the judgement on them
 questions (`traffic`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,6 +13,7 @@ import polars as pl
 from assets.traces.deciding import is_asked
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from assets.traces.ledger import read_quarantine
+from assets.traces.mending import find_unsettled
 from orchestration.traffic import DRILL_ENV
 from serving.errors import TraceError
 from serving.home import Home
@@ -98,16 +100,31 @@ def count_unsealed(home: Home) -> tuple[int, tuple[str, ...]]:
 def find_quarantined(home: Home, *, since: datetime) -> tuple[str, ...]:
     """Return which segments begun since could not be read whole, torn tails of kills aside.
 
-    And which hours were found damaged since. A name that tells no time is always among them.
+    And which hours were found damaged since. A name that tells no time is always among them, and so
+    is a damaged hour that waits for its segments, whenever it was found.
     """
     began = pl.col("segment").str.extract(r"-(\d{8}T\d{12})-").str.to_datetime("%Y%m%dT%H%M%S%6f")
     is_old = (began.dt.replace_time_zone("UTC") < since).fill_null(value=False)
     lost = read_quarantine(find_folder(home)).filter(pl.col("reason") != "torn_tail", ~is_old)
+    waiting = _describe_waiting(find_unsettled(find_folder(home)))
     if lost.is_empty():
-        return ()
+        return waiting
     names = lost["segment"].unique().sort().to_list()
     count = f"{lost.height} stretch{'es' if lost.height > 1 else ''}"
     return (
         f"{count} of the trace files {', '.join(names[:3])}{' …' if len(names) > 3 else ''} "
         "cannot be read: read traces/quarantined_frames",
+        *waiting,
+    )
+
+
+def _describe_waiting(names: Sequence[str]) -> tuple[str, ...]:
+    """Say which damaged hours no compaction could make again yet."""
+    if not names:
+        return ()
+    is_one = len(names) == 1
+    return (
+        f"{len(names)} damaged {'hour waits' if is_one else 'hours wait'} for segments: "
+        f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}: bring back the segments or "
+        "make them readable, then run understudy curate refresh",
     )

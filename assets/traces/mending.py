@@ -75,8 +75,14 @@ def set_aside_damaged(folder: Path) -> list[str]:
         flush_to_disk(target)
         flush_to_disk(path.parent)
         _LOG.error("the hour %s is damaged: moved to %s, to be made again", path, aside)
+    return find_unsettled(folder)
+
+
+def find_unsettled(folder: Path) -> list[str]:
+    """Return the moved hours of which nobody has said yet what became of them, by name."""
     settled = set(read_quarantine(folder)["segment"])
-    names = sorted(f"{QUARANTINE}/{path.name}" for path in target.glob("*.parquet"))
+    paths = (folder / QUARANTINE).glob("*.parquet")
+    names = sorted(f"{QUARANTINE}/{path.name}" for path in paths)
     return [name for name in names if name not in settled]
 
 

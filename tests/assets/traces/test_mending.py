@@ -436,6 +436,23 @@ def test_nothing_is_lost_while_a_segment_waits_for_a_later_release(home):
     assert reasons(home) == {("hour_rebuilt", 0)}
 
 
+def test_an_hour_that_waits_for_segments_is_named_in_the_status(home):
+    since = datetime.now(UTC) + timedelta(days=1)
+    files = {path: path.read_bytes() for path in segments(home)}
+    for path in files:  # as when their volume is not mounted
+        path.unlink()
+    for path in list_hours(find_folder(home))[:2]:
+        cut(path)
+    assert compact(home).damaged_hour_count == 0
+    (told,) = find_quarantined(home, since=since)
+    assert "2 damaged hours wait for segments" in told
+    assert all(f"quarantine/{path.name}" in told for path in put_aside(home))
+    for path, whole in files.items():
+        path.write_bytes(whole)
+    assert compact(home).damaged_hour_count == 2
+    assert find_quarantined(home, since=since) == ()
+
+
 def test_a_segment_that_waited_and_was_removed_keeps_no_hour_waiting(home):
     path, newer = list_hours(find_folder(home))[0], segments(home)[0]
     held = pl.read_parquet(path, hive_partitioning=False).filter(segment=newer.name).height
