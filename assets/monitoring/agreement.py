@@ -6,6 +6,7 @@ bound, the sequential test, the fall since before. Does not belong here: pairing
 """
 
 import math
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -20,7 +21,7 @@ from assets.monitoring.measurements import (
 )
 from assets.monitoring.traffic import Traffic, find_gap
 from assets.releases.pairing import pair_answers
-from assets.releases.shadow import take_first
+from assets.releases.shadow import is_of, take_first
 from assets.statistics import wilson_interval
 
 LOST_BY = 0.05  # so far under the target is what the sequential test tells it from
@@ -37,10 +38,11 @@ def pair_questions(asks: pl.DataFrame, shadows: pl.DataFrame) -> pl.DataFrame:
 def measure_agreement(traffic: Traffic, plan: MonitoringPlan) -> list[Measurement]:
     """Return the bound, the sequential test, the fall since before, and the share by topic.
 
-    Only the newest student is measured: another one's answers say nothing of it.
+    Only the newest students asked in turn are measured: another one's answers say nothing of them.
     """
-    pairs = _keep_newest(take_first(pair_questions(traffic.asks, traffic.shadows)))
-    before = take_first(pair_questions(traffic.before, traffic.shadows_before))
+    pairs = pair_questions(traffic.asks, traffic.shadows)
+    students = _find_newest(pairs)
+    pairs = take_first(pairs.filter(is_of(students)))
     if pairs.is_empty():
         reason = (
             "no traffic in the window"
@@ -49,20 +51,29 @@ def measure_agreement(traffic: Traffic, plan: MonitoringPlan) -> list[Measuremen
         )
         limit = plan.minimum_agreement_ratio
         return [leave_open("agreement", reason, relation="at least", limit=limit)]
-    before = before.filter(student=pairs["student"][0])
+    before = pair_questions(traffic.before, traffic.shadows_before)
+    before = take_first(before.filter(is_of(students)))
+    named = ", then ".join(students)
     return [
-        _bound(pairs, plan),
+        _bound(pairs, plan, named),
         _test_in_sequence(pl.concat([before, pairs]), plan.minimum_agreement_ratio),
-        _compare_with_before(pairs, before, minimum=plan.minimum_agreement_pairs),
+        _compare_with_before(pairs, before, named, minimum=plan.minimum_agreement_pairs),
         *_show_topics(pairs),
     ]
 
 
-def _keep_newest(pairs: pl.DataFrame) -> pl.DataFrame:
-    return pairs if pairs.is_empty() else pairs.filter(pl.col("student") == pairs["student"][-1])
+def _find_newest(pairs: pl.DataFrame) -> Sequence[str]:
+    """Return the students that the last pair asked in turn, and whom others ask after these.
+
+    The first student's answer stands for some questions, so that one pair may not name them all.
+    """
+    asked: list[list[str]] = [turn for turn in reversed(pairs["asked"].to_list()) if turn]
+    if not asked:
+        return ()
+    return max((turn for turn in asked if turn[: len(asked[0])] == asked[0]), key=len)
 
 
-def _bound(pairs: pl.DataFrame, plan: MonitoringPlan) -> Measurement:
+def _bound(pairs: pl.DataFrame, plan: MonitoringPlan, named: str) -> Measurement:
     hits, n, limit = int(pairs["agrees"].sum()), pairs.height, plan.minimum_agreement_ratio
     if gap := find_gap(pairs, minimum=plan.minimum_agreement_pairs, unit="pairs"):
         return leave_open("agreement", gap, n=n, relation="at least", limit=limit)
@@ -76,7 +87,7 @@ def _bound(pairs: pl.DataFrame, plan: MonitoringPlan) -> Measurement:
         relation="at least",
         limit=limit,
         p_value=float(binomtest(hits, n, limit, alternative="less").pvalue),
-        detail=f"{hits} of {n} pairs of {pairs['student'][0]}, Wilson bound",
+        detail=f"{hits} of {n} pairs of {named}, Wilson bound",
     )
 
 
@@ -110,12 +121,14 @@ def _test_in_sequence(pairs: pl.DataFrame, target: float) -> Measurement:
     )
 
 
-def _compare_with_before(pairs: pl.DataFrame, before: pl.DataFrame, *, minimum: int) -> Measurement:
+def _compare_with_before(
+    pairs: pl.DataFrame, before: pl.DataFrame, named: str, *, minimum: int
+) -> Measurement:
     from statsmodels.stats.proportion import proportions_ztest
 
     n, m = pairs.height, before.height
     if min(n, m) < minimum:
-        reason = f"{n} pairs now and {m} before of {pairs['student'][0]}, {minimum} are needed"
+        reason = f"{n} pairs now and {m} before of {named}, {minimum} are needed"
         return leave_open("agreement_fall", reason, n=n, relation="at most", limit=LARGEST_FALL)
     hits = [int(before["agrees"].sum()), int(pairs["agrees"].sum())]
     fall = hits[0] / m - hits[1] / n

@@ -61,7 +61,7 @@ def leave_out_others(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return the pairs of this pipeline, and how many were left out, each by its first reason."""
     reason = (
-        pl.when(~pl.col("asked").list.join("\n").is_in(_list_turns(pipeline.students)))
+        pl.when(~is_of(pipeline.students))
         .then(pl.lit("another student"))
         .when(pl.col("teacher").ne_missing(pipeline.teacher))
         .then(pl.lit("another teacher"))
@@ -76,9 +76,10 @@ def leave_out_others(
     return own, dict(strange.iter_rows())
 
 
-def _list_turns(students: Sequence[str]) -> list[str]:
-    """Return who may have been asked, one name a line: the first student, or that and the next."""
-    return ["\n".join(students[:count]) for count in range(1, len(students) + 1)]
+def is_of(students: Sequence[str]) -> pl.Expr:
+    """Return whether a pair asked the first of the students, or that and the next, and no other."""
+    turns = ["\n".join(students[:count]) for count in range(1, len(students) + 1)]
+    return pl.col("asked").list.join("\n").is_in(turns)
 
 
 def _has_other(column: str, value: str) -> pl.Expr:

@@ -1,6 +1,7 @@
 """Monitoring judges agreement in shadow, and clusters of disagreement, by the gate's limits."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import polars as pl
 import pytest
@@ -9,11 +10,13 @@ from assets import tables
 from assets.monitoring.agreement import measure_agreement
 from assets.monitoring.clusters import judge_clusters, read_clusters
 from assets.monitoring.measurements import MonitoringPlan, tabulate_measurements
+from assets.monitoring.traffic import split_traffic
 from orchestration.bindings import Bindings
 from orchestration.config import load_config
 from serving.home import Home
 from serving.models.protocols import NoProgress
 from tests.assets.monitoring.weeks import START, WEEK
+from tests.assets.releases.test_shadow import UNTIL, answer_twice
 
 KIND = {"question_count": 6, "asked_count": 7, "p_value": 1e-6, "medoid_trace_id": "t",
         "is_registered": False}  # fmt: skip
@@ -74,3 +77,28 @@ def test_the_last_table_is_read_and_one_of_another_version_says_nothing(tmp_path
     assert made.equals(read_clusters(home))
     made.drop("p_value").write_parquet(path)
     assert read_clusters(home) is None
+
+
+@pytest.mark.parametrize("last", [("tiny@1",), ("tiny@1", "compact@1")])
+def test_two_students_asked_in_turn_are_measured_together(last):
+    """A larger one that is often wrong is not hidden by a smaller one that never is."""
+    turns = [("tiny@1",), ("tiny@1", "compact@1")]
+    rows = []
+    for number in range(2002):
+        asked = turns[number % 2] if number else last
+        old = ("tiny@0", "compact@1")
+        agrees = len(asked) == 1 or number % 10 == 1
+        age = timedelta(minutes=10 * number)
+        for who, count, moved in ((asked, number, age), (old, number + 9000, age + 2 * WEEK)):
+            rows += answer_twice(count, agrees=agrees, student=who[-1], asked=who, age=moved)
+    frame = pl.DataFrame(rows, schema=tables.STORED_TRACES).with_columns(
+        conversation=pl.coalesce("conversation_id", "trace_id"), topic=pl.lit("t")
+    )
+    start = UNTIL - 4 * WEEK
+    traffic = split_traffic(frame, start=start, end=UNTIL, before_start=start - 4 * WEEK)
+    found = find(traffic, "agreement")
+    assert found.outcome == "past"
+    assert found.n is not None
+    assert found.n > 1900
+    assert "pairs of tiny@1, then compact@1" in found.detail
+    assert " 0 before of tiny@1" in find(traffic, "agreement_fall").detail
