@@ -572,7 +572,7 @@ class Config(Section):
                 f"releases.tiers must end with the default_recipe {self.default_recipe}, the "
                 f"student asked last; found {', '.join(tiers)}"
             )
-        if tiers and self.parity.smaller_recipe is not None:
+        if len(tiers) > 1 and self.parity.smaller_recipe is not None:
             raise ValueError(
                 "parity.smaller_recipe tries what releases.tiers releases: leave one of them out"
             )
@@ -781,8 +781,8 @@ def _show_value(data: Any, location: list[Any]) -> str:
     value = _value_at(data, location)
     if UNSHOWN_KEYS & set(map(str, location)):
         return ""
-    if isinstance(value, dict):
-        value = {name: entry for name, entry in value.items() if name not in UNSHOWN_KEYS}
+    if isinstance(value, dict):  # whole sections would drown the sentence before them
+        return f"; found the keys {', '.join(map(str, value))}" if location else ""
     return f"; found {value!r}"
 
 

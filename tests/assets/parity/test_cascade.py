@@ -342,6 +342,8 @@ def test_tiers_of_the_config_are_those_of_the_release_and_of_the_arm_that_is_jud
     alone = Bindings(read_tiers(tmp_path, "{tiers: [compact]}"), NoProgress())
     assert alone.arm_plan == ArmPlan()
     assert "tiers" not in alone.release_terms.describe()
+    tried = read_tiers(tmp_path, "{tiers: [compact]}", rest="parity: {smaller_recipe: tiny}\n")
+    assert tried.parity.smaller_recipe == "tiny"
     assert ReleasesSection().model_dump(mode="json") == {"skills": {}}
 
 
