@@ -135,12 +135,14 @@ class Server:
             try:
                 await self._live.engine.warm_up()
             except Exception as error:  # noqa: BLE001  (whatever it is, the server says so)
-                _LOG.exception("the warm-up of release %s failed", self._live.engine.release_id)
                 self._close_to_questions(
                     f"the warm-up failed ({type(error).__name__}, see the log)"
                 )
+                told = "the warm-up of release %s failed"
                 if not (isinstance(error, ModelError) and getattr(error, "is_retryable", True)):
+                    _LOG.exception(told, self._live.engine.release_id)
                     return
+                _LOG.warning(f"{told}: %s", self._live.engine.release_id, error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_WARM_UP_PAUSE_SECONDS)
             else:
