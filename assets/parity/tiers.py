@@ -82,6 +82,20 @@ def gather_tiers(home: Home, before: Sequence[str], *, adapter: Row, fitted: Row
     return (*smaller, TierStudent(adapter=adapter, fitted=fitted))
 
 
+def read_made(home: Home, key: str, recipe: str) -> pl.DataFrame:
+    """Return a table of another recipe; no rows where it is missing, damaged or of another version.
+
+    What another recipe's run left behind may hold up only what needs it.
+    """
+    schema = tables.BY_KEY[tuple(key.split("/"))]
+    try:
+        found = pl.read_parquet(home.table(key, recipe))
+    # Polars panics where damage contradicts what the file says of itself.
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return schema.to_frame()
+    return found if found.schema == schema else schema.to_frame()
+
+
 async def assemble_tiers(
     parts: PipelineParts, index_fingerprint: str, tiers: Sequence[Tier]
 ) -> AnswerPipeline:
@@ -139,12 +153,8 @@ def _read_rows(home: Home, recipe: str) -> list[dict[str, Any] | None]:
 
 
 def _read_row(home: Home, key: str, recipe: str) -> dict[str, Any] | None:
-    path = home.table(key, recipe)
-    if not path.exists():
-        return None
-    frame = pl.read_parquet(path)
-    is_ours = frame.schema == tables.BY_KEY[tuple(key.split("/"))] and frame.height == 1
-    return frame.row(0, named=True) if is_ours else None
+    frame = read_made(home, key, recipe)
+    return frame.row(0, named=True) if frame.height == 1 else None
 
 
 def _refuse(recipe: str, *, expected: str, found: str, next_step: str) -> InvalidInputError:

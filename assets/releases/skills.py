@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import polars as pl
-
-from assets import tables
 from assets.parity.suite_evidence import CandidateIdentity
+from assets.parity.tiers import read_made
 from assets.releases.gates import CLEAN_LANE
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
@@ -104,19 +102,10 @@ def choose_skills(
 def read_judged(home: Home, recipe: str) -> JudgedStudent | None:
     """Return what was last made of a recipe; None: a table is missing, or of another version."""
     keys = ("students/student_adapter", "students/calibration", "releases/gate_verdict")
-    adapter, calibration, gates = (_read_rows(home, key, recipe) for key in keys)
+    adapter, calibration, gates = (read_made(home, key, recipe).to_dicts() for key in keys)
     if not (adapter and calibration and gates):
         return None
     return JudgedStudent(adapter=adapter[0], calibration=calibration[0], gates=gates)
-
-
-def _read_rows(home: Home, key: str, recipe: str) -> list[dict[str, Any]]:
-    try:
-        found = pl.read_parquet(home.table(key, recipe))
-    # Polars panics where damage contradicts what the file says of itself.
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
-        return []
-    return found.to_dicts() if found.schema == tables.BY_KEY[tuple(key.split("/"))] else []
 
 
 def fingerprint_skills(home: Home, skills: Mapping[str, SkillTerms]) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from assets import tables
 from assets.parity.suite_evidence import CandidateIdentity
-from assets.parity.tiers import TierStudent
+from assets.parity.tiers import TierStudent, read_made
 from assets.releases.gates import (
     GateResult,
     IntegrityEvidence,
@@ -30,9 +29,7 @@ from serving.pipeline.router import RouterPolicy
 
 def read_training_set(home: Home, recipe: str) -> pl.DataFrame:
     """Return what a student asked first was trained on; no rows where that is not known."""
-    path, nothing = home.table("students/training_set", recipe), tables.TRAINING_SET.to_frame()
-    found = pl.read_parquet(path) if path.exists() else nothing
-    return found if found.schema == nothing.schema else nothing
+    return read_made(home, "students/training_set", recipe)
 
 
 def check_smaller_student(
@@ -41,16 +38,20 @@ def check_smaller_student(
     """A student asked first is as sound as the last one, and its own threshold is certified.
 
     It passes the gates on leaks, lane and calibration, each on its own tables. Without a threshold
-    servers ask it nothing, so that the gate stays open.
+    servers ask it nothing, and without its training set no leak is looked for: the gate stays open.
     """
     checks = [check(integrity) for check in (check_no_leak, check_lane, check_calibration)]
     outcomes = [gate.outcome for gate in checks]
     is_certified = tier.find_threshold(policy) is not None
-    outcome: Outcome = "PASS" if is_certified and set(outcomes) == {"PASS"} else "INCONCLUSIVE"
+    is_known = integrity.trained_example_count > 0
+    holds = is_certified and is_known and set(outcomes) == {"PASS"}
+    outcome: Outcome = "PASS" if holds else "INCONCLUSIVE"
     outcome = "FAIL" if "FAIL" in outcomes else outcome
     told = [f"{tier.adapter['adapter']} is asked first", *(gate.detail for gate in checks)]
     if not is_certified:
         told.append("no threshold is certified for it, so it is asked nothing")
+    if not is_known:
+        told.append("its training set is missing, damaged or of another version")
     return GateResult(
         name="smaller_student",
         unit="flag",

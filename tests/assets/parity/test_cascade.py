@@ -256,6 +256,9 @@ def test_the_tables_of_its_recipe_say_who_it_is(tmp_path):
     frame.drop("base_hash").write_parquet(written["students/student_adapter"])
     with pytest.raises(InvalidInputError, match="found none"):
         read()
+    written["students/student_adapter"].write_bytes(b"PAR1 cut off")
+    with pytest.raises(InvalidInputError, match=r"smaller_recipe.*none.*run --recipe tiny"):
+        read()
 
 
 PRICED = StatedPrice(input_usd_per_mtok=0.1, output_usd_per_mtok=0.2)

@@ -301,17 +301,24 @@ def test_a_verdict_on_another_smaller_student_stops_the_release(tmp_path):
 
 
 STANDS = calibrate(0.4)
+TAUGHT = replace(SOUND, trained_example_count=9)
 
 
 @pytest.mark.parametrize(
     ("calibration", "integrity", "outcome", "told"),
     [
-        (STANDS, SOUND, "PASS", "little@1 is asked first"),
-        (calibrate(None), SOUND, "INCONCLUSIVE", "no threshold is certified"),
-        (STANDS, replace(SOUND, lane="contaminated"), "FAIL", "lane is contaminated"),
-        (STANDS, replace(SOUND, unguarded_example_count=1), "FAIL", "1 of which never passed"),
-        (STANDS, replace(SOUND, calibration_is_of_student=False), "FAIL", "of another student"),
-        (STANDS, replace(SOUND, calibrated_case_count=0), "INCONCLUSIVE", "confidence of this"),
+        (STANDS, TAUGHT, "PASS", "little@1 is asked first"),
+        (calibrate(None), TAUGHT, "INCONCLUSIVE", "no threshold is certified"),
+        (STANDS, replace(TAUGHT, lane="contaminated"), "FAIL", "lane is contaminated"),
+        (STANDS, replace(TAUGHT, unguarded_example_count=1), "FAIL", "1 of which never passed"),
+        (
+            STANDS,
+            replace(TAUGHT, trained_example_count=0),
+            "INCONCLUSIVE",
+            "training set is missing",
+        ),
+        (STANDS, replace(TAUGHT, calibration_is_of_student=False), "FAIL", "of another student"),
+        (STANDS, replace(TAUGHT, calibrated_case_count=0), "INCONCLUSIVE", "confidence of this"),
     ],
 )
 def test_a_student_asked_first_has_to_be_sound_and_certified(
