@@ -34,7 +34,7 @@ from assets.parity.prices import find_free, find_unpriced
 from assets.parity.registering import find_predictions, register_predictions
 from assets.parity.rubric import read_rubric, tabulate_rubric
 from assets.parity.suite_evidence import identify_candidate, read_candidate
-from assets.parity.tiers import SMALLER_VERSION, fingerprint_before, gather_tiers, list_before
+from assets.parity.tiers import SMALLER_VERSION, fingerprint_before, gather_tiers
 from assets.partitions import RECIPES
 from assets.spending import describe_spending, read_spending
 from assets.students.calibration import read_calibrator
@@ -127,8 +127,7 @@ def arm_answers(
     adapter, fitted = (
         frames[name].row(0, named=True) for name in ("student_adapter", "calibration")
     )
-    before = list_before(arm_plan.tiers, adapter["recipe"])
-    tiers = gather_tiers(home, before, adapter=adapter, fitted=fitted)
+    tiers = gather_tiers(home, arm_plan.tiers, adapter=adapter, fitted=fitted)
     released = arm_plan.choose_released(tiers)
     registered = _announce_asking(context, experiments, adapter=adapter, home=home)
     spent = read_spending(pipeline_parts.teacher)

@@ -8,7 +8,7 @@ from assets.parity.arms import ArmPlan
 from assets.parity.cascade import read_configured
 from assets.parity.deriving import find_unequal_routes
 from assets.parity.metrics import METRICS
-from assets.parity.tiers import gather_tiers, list_before
+from assets.parity.tiers import gather_tiers
 from assets.partitions import RECIPES
 from serving.home import Home
 from serving.pipeline.assembly import PipelineParts
@@ -65,8 +65,7 @@ def derived_routes_equal_executed_ones(
     So the arms that are derived alone, operating points and cascade, say what production would do.
     """
     adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
-    before = list_before(arm_plan.released, adapter["recipe"])
-    tiers = gather_tiers(home, before, adapter=adapter, fitted=fitted)
+    tiers = gather_tiers(home, arm_plan.released, adapter=adapter, fitted=fitted)
     thresholds = read_configured(tiers, pipeline_parts.router)
     unequal = find_unequal_routes(arm_answers, thresholds)
     return dg.AssetCheckResult(

@@ -41,7 +41,6 @@ from assets.parity.tiers import (
     assemble_tiers,
     fingerprint_before,
     gather_tiers,
-    list_before,
 )
 from assets.parity.waves import (
     BLIND_EVERY,
@@ -102,8 +101,7 @@ def suite_answers(
     index = vector_index["index_fingerprint"].item()
     cases = pl.concat([refusal_suite, over_refusal_suite, behaviour_registry])
     before = read_spending(pipeline_parts.teacher)
-    smaller = list_before(arm_plan.released, adapter["recipe"])
-    tiers = gather_tiers(home, smaller, adapter=adapter, fitted=fitted)
+    tiers = gather_tiers(home, arm_plan.released, adapter=adapter, fitted=fitted)
     last = find_last_student(home, *(tier.adapter for tier in tiers))
 
     async def assemble(asked: Tiers) -> AnswerPipeline:

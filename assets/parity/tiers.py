@@ -66,18 +66,19 @@ def list_before(recipes: Sequence[str], recipe: str) -> tuple[str, ...]:
     return tuple(recipes[: recipes.index(recipe)]) if recipe in recipes else ()
 
 
-def gather_tiers(home: Home, before: Sequence[str], *, adapter: Row, fitted: Row) -> Tiers:
-    """Return the students of a pipeline in the order they are asked.
+def gather_tiers(home: Home, recipes: Sequence[str], *, adapter: Row, fitted: Row) -> Tiers:
+    """Return the students of a recipe's pipeline in the order they are asked, its own last.
 
     Args:
         home: where the tables of the recipes lie.
-        before: the recipes of those asked before the recipe's own student.
-        adapter: its student_adapter row.
+        recipes: whose students are asked in turn; where the recipe is not among them, it is alone.
+        adapter: the student_adapter row of its own.
         fitted: its calibration row.
 
     Raises:
         InvalidInputError: a recipe was never run, or not by this release, or made the same weights.
     """
+    before = list_before(recipes, adapter["recipe"])
     smaller = (_read_student(home, name, main=adapter) for name in before)
     return (*smaller, TierStudent(adapter=adapter, fitted=fitted))
 

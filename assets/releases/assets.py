@@ -23,7 +23,7 @@ from assets.parity.suite_evidence import (
     identify_candidate,
     read_suite_gates,
 )
-from assets.parity.tiers import Tiers, TierStudent, gather_tiers, list_before
+from assets.parity.tiers import Tiers, TierStudent, gather_tiers
 from assets.partitions import RECIPES
 from assets.releases.baseline import compare_with_parent, state_baseline
 from assets.releases.bundling import ReleaseTerms, sample_retrieval, write_manifest
@@ -87,8 +87,9 @@ def gate_verdict(
     """PROMOTE, HOLD or INCONCLUSIVE, every gate with its number, and the report of it all."""
     evidence, recipe, lock = Evidence(**frames), context.partition_key, golden.verify_lock()
     record_read(home.ledger, reader=f"gate_verdict:{recipe}", run_id=context.run.run_id)
-    before = list_before(release_terms.tiers, recipe)
-    tiers = gather_tiers(home, before, adapter=evidence.adapter, fitted=evidence.fitted)
+    tiers = gather_tiers(
+        home, release_terms.tiers, adapter=evidence.adapter, fitted=evidence.fitted
+    )
     candidate = identify_candidate(
         pipeline_parts,
         index_fingerprint=evidence.vector_index["index_fingerprint"].item(),
@@ -206,8 +207,7 @@ def release_bundle(
     adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
     index = vector_index.row(0, named=True)
     gates, recipe = gate_verdict.to_dicts(), adapter["recipe"]
-    before = list_before(release_terms.tiers, recipe)
-    tiers = gather_tiers(home, before, adapter=adapter, fitted=fitted)
+    tiers = gather_tiers(home, release_terms.tiers, adapter=adapter, fitted=fitted)
     candidate = identify_candidate(
         pipeline_parts, index_fingerprint=index["index_fingerprint"], tiers=tiers
     )

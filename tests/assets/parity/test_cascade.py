@@ -217,7 +217,7 @@ def test_what_each_of_two_costs_is_counted_by_who_was_asked():
     assert alone.student_calls_ratio == 1.0
 
 
-MAIN = {"adapter_sha256": "m"}
+MAIN = {"recipe": "main", "adapter_sha256": "m"}
 
 
 def test_the_tables_of_its_recipe_say_who_it_is(tmp_path):
@@ -231,7 +231,8 @@ def test_the_tables_of_its_recipe_say_who_it_is(tmp_path):
         written[key] = path
 
     def read(main=MAIN) -> TierStudent:
-        smaller, own = gather_tiers(home, ("tiny",), adapter=main, fitted={"calibrator": None})
+        fitted = {"calibrator": None}
+        smaller, own = gather_tiers(home, ("tiny", "main"), adapter=main, fitted=fitted)
         assert own.adapter == main
         return smaller
 
@@ -248,7 +249,7 @@ def test_the_tables_of_its_recipe_say_who_it_is(tmp_path):
     assert found.find_threshold(POLICY) == STANDS
     assert found.find_threshold(replace(POLICY, maximum_risk_ratio=None)) is None
     with pytest.raises(InvalidInputError, match=r"own.*tiny@1, the very student"):
-        read(main={"adapter_sha256": "a"})
+        read(main=MAIN | {"adapter_sha256": "a"})
     shelf = SimpleNamespace(load=lambda row: CannedChatModel(row["adapter"], GOOD))
     tier = found.open(shelf)
     assert (tier.model.name, tier.calibration) == ("tiny@1", found.calibration)

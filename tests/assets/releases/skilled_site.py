@@ -151,7 +151,7 @@ class SkilledSite:
             index_fingerprint=self.site.index,
             tiers=gather_tiers(
                 self.home,
-                before,
+                (*before, recipe),
                 adapter=adapter.row(0, named=True),
                 fitted=calibration.row(0, named=True),
             ),
