@@ -143,8 +143,12 @@ QUARANTINED_FRAMES = pl.Schema(
         "size_bytes": pl.Int64(),
         "reason": TEXT,
         "lost_count": pl.Int64(),
+        "segment_sha256": TEXT,
     }
 )
+"""`segment_sha256` is of the whole file when this was told: other bytes later are worth reading.
+Null where it was not there or did not open.
+"""
 FEEDBACK = pl.Schema(
     {
         "feedback_id": TEXT,

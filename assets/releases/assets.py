@@ -103,7 +103,7 @@ def gate_verdict(
     )
     verdict = judge_candidate(
         evidence,
-        smaller=[(tier, read_training_set(home, tier.adapter["recipe"])) for tier in tiers[:-1]],
+        smaller=[(tier, read_training_set(home, tier.adapter)) for tier in tiers[:-1]],
         locked_sha256=lock,
         policy=gate_policy,
         suites=(

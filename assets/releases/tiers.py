@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from assets.parity.suite_evidence import CandidateIdentity
-from assets.parity.tiers import TierStudent, read_made
+from assets.parity.tiers import Row, TierStudent, read_made
 from assets.releases.gates import (
     GateResult,
     IntegrityEvidence,
@@ -22,14 +22,25 @@ from assets.releases.gates import (
     check_lane,
     check_no_leak,
 )
+from assets.students.adapters import hash_training_inputs
+from assets.students.provenance import read_provenance
 from serving.errors import ReleaseError
 from serving.home import Home
+from serving.models.prompted_student import TRAINED_KINDS
 from serving.pipeline.router import RouterPolicy
 
 
-def read_training_set(home: Home, recipe: str) -> pl.DataFrame:
-    """Return what a student asked first was trained on; no rows where that is not known."""
-    return read_made(home, "students/training_set", recipe)
+def read_training_set(home: Home, adapter: Row) -> pl.DataFrame:
+    """Return what a student asked first was trained on; no rows where that is not known.
+
+    A run that stopped before its training leaves a table that no weights have seen.
+    """
+    found = read_made(home, "students/training_set", adapter["recipe"])
+    if adapter["kind"] not in TRAINED_KINDS:
+        return found
+    data_hash, _ = hash_training_inputs(found, None)
+    is_its_own = data_hash == read_provenance(home.adapters / adapter["adapter"])["data_hash"]
+    return found if is_its_own else found.clear()
 
 
 def check_smaller_student(
@@ -51,7 +62,7 @@ def check_smaller_student(
     if not is_certified:
         told.append("no threshold is certified for it, so it is asked nothing")
     if not is_known:
-        told.append("its training set is missing, damaged or of another version")
+        told.append("its training set is missing, damaged, of another version or another student's")
     return GateResult(
         name="smaller_student",
         unit="flag",

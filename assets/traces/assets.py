@@ -110,7 +110,7 @@ def hourly_records(
 
 
 @dg.asset(
-    key=keys.QUARANTINED_FRAMES, deps=[keys.HOURLY_RECORDS], kinds={"polars"}, code_version="2"
+    key=keys.QUARANTINED_FRAMES, deps=[keys.HOURLY_RECORDS], kinds={"polars"}, code_version="3"
 )
 def quarantined_frames(home: dg.ResourceParam[Home]) -> dg.MaterializeResult[pl.DataFrame]:
     """One row per stretch of a segment, and per hour, that could not be read; the bytes are kept.

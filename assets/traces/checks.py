@@ -13,7 +13,9 @@ from assets.traces.compaction import find_miscounted
 from assets.traces.deciding import REASON_CODES, REVIEWER_KINDS, VERDICTS
 from assets.traces.escalating import HASTY_LIMIT_RATIO, MINIMUM_SECONDS, audit_loop
 from assets.traces.expectations import evaluate_traces
+from assets.traces.frames import TORN_TAIL
 from assets.traces.hours import find_folder, list_hours, scan_hours
+from assets.traces.mending import find_unsettled
 from assets.traces.planting import LEAST_CAUGHT_RATIO, audit_plants, open_plants
 from assets.traces.requesting import find_remains, find_unfinished
 from assets.traces.tainting import find_published
@@ -36,22 +38,27 @@ def every_record_is_stored_once(
 
 
 @dg.asset_check(asset=keys.QUARANTINED_FRAMES)
-def nothing_is_quarantined(quarantined_frames: pl.DataFrame) -> dg.AssetCheckResult:
+def nothing_is_quarantined(
+    quarantined_frames: pl.DataFrame, home: dg.ResourceParam[Home]
+) -> dg.AssetCheckResult:
     """Every byte of every segment and hour was read. This check warns and does not block.
 
     The records that could be read are stored, so a block would help nobody. A torn tail is the mark
     of a killed server and was never reported persisted: it alone raises no alarm. `lost_count` is
-    of records that lay in damaged hours and are in no segment any more.
+    of records that lay in damaged hours and are in no segment any more; `waiting_hours` are damaged
+    ones of which that cannot be said before a segment opens.
     """
-    alarming = quarantined_frames.filter(pl.col("reason") != "torn_tail")
+    alarming = quarantined_frames.filter(pl.col("reason") != TORN_TAIL)
+    waiting = find_unsettled(find_folder(home))
     return dg.AssetCheckResult(
-        passed=alarming.is_empty(),
+        passed=alarming.is_empty() and not waiting,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
             "quarantined_count": alarming.height,
             "torn_tail_count": quarantined_frames.height - alarming.height,
             "lost_count": int(alarming["lost_count"].sum()),
             "segments": alarming["segment"].unique().sort().to_list()[:SHOWN],
+            "waiting_hours": waiting[:SHOWN],
         },
     )
 

@@ -22,7 +22,7 @@ import polars as pl
 from assets import tables
 from assets.traces.deleting import blank_noted, blank_records, delete_stored, mark_deleted
 from assets.traces.frames import Damage, Frames
-from assets.traces.groups import UNSTORED, read_group
+from assets.traces.groups import UNSTORED, read_ahead
 from assets.traces.hours import (
     ROW_GROUP_ROWS,
     count_rows,
@@ -35,6 +35,7 @@ from assets.traces.hours import (
 )
 from assets.traces.ledger import (
     LEDGER,
+    hash_segment,
     note_deleted,
     read_ledger,
     read_quarantine,
@@ -51,11 +52,11 @@ from assets.traces.mending import (
 )
 from serving.errors import TraceError
 
-GROUP_BYTES = 128 * 1024 * 1024
-"""Segments read at once: two of them as servers seal them. What a group holds is what is in memory;
-the rest of an hour streams past."""
+GROUP_BYTES = 64 * 1024 * 1024
+"""Segments read at once: one as servers seal them. Two groups are in memory, for the next is read
+while one is laid aside; the rest of an hour streams past."""
 
-ROUND_GROUPS = 16
+ROUND_GROUPS = 32
 """Groups read before hours are rewritten: 2 GB of segments, whose rows wait in a scratch folder.
 Rewriting after every group would take as long as all the rest, where hours are of many groups."""
 
@@ -139,24 +140,23 @@ def _compact_round(
     groups: Sequence[Sequence[Path]], folder: Path, tombstones: pl.DataFrame
 ) -> Compaction:
     """Compact groups of segments and write every hour once, however many groups it spreads over."""
+    paths = _index([path for group in groups for path in group])
     read: list[Frames] = []
     damages: list[Damage] = []
     parts: dict[datetime, list[pl.LazyFrame]] = {}
     deleted: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
-        for number, group in enumerate(groups, start=1):
-            rows, damaged, frames = read_group(group)
+        for number, (rows, damaged, frames) in enumerate(read_ahead(groups), start=1):
             is_deleted = mark_deleted(rows, tombstones)
-            for segment, gone in _redact(_index(group), rows.filter(is_deleted)).items():
+            for segment, gone in _redact(paths, rows.filter(is_deleted)).items():
                 deleted.setdefault(segment, []).extend(gone)
             read, damages = read + frames, damages + damaged
             aside = Path(scratch, f"{number}") if number < len(groups) else None
             for hour, part in _split_by_hour(rows.filter(~is_deleted), aside):
                 parts.setdefault(hour, []).append(part)
-            del rows
         for hour in sorted(parts):
             _merge_hour(name_hour(folder, hour), pl.concat(parts[hour]))
-    _write_damages(folder, [frames.segment for frames in read], damages)
+    _write_damages(folder, paths, damages)
     _write_ledger(folder, read, damages, deleted)
     deleted_count = sum(map(len, deleted.values()))
     untimed_count = sum(damage.reason in UNSTORED for damage in damages)
@@ -210,9 +210,10 @@ def _merge_hour(path: Path, part: pl.LazyFrame) -> None:
     write_hour(path, fresh)
 
 
-def _write_damages(folder: Path, names: Sequence[str], damages: Sequence[Damage]) -> None:
+def _write_damages(folder: Path, read: Mapping[str, Path], damages: Sequence[Damage]) -> None:
     """Tell what could not be read of segments, in place of what was told of them before."""
     earlier = read_quarantine(folder)
+    hashes = {name: hash_segment(read[name]) for name in {damage.segment for damage in damages}}
     rows = [
         {
             "segment": damage.segment,
@@ -220,10 +221,11 @@ def _write_damages(folder: Path, names: Sequence[str], damages: Sequence[Damage]
             "size_bytes": damage.size_bytes,
             "reason": damage.reason,
             "lost_count": None,
+            "segment_sha256": hashes[damage.segment],
         }
         for damage in damages
     ]
-    is_told_anew = pl.col("segment").is_in(list(names)) & ~pl.col("reason").is_in(DECLARED)
+    is_told_anew = pl.col("segment").is_in(list(read)) & ~pl.col("reason").is_in(DECLARED)
     kept = earlier.filter(~is_told_anew)
     if rows or kept.height != earlier.height:
         found = pl.DataFrame(rows, schema=tables.QUARANTINED_FRAMES)
@@ -238,29 +240,28 @@ def _write_ledger(
 ) -> None:
     """Name the segments that are done; one that a later run may still read is not.
 
-    One that was read again keeps its row, which says how many records there were.
+    One that was read again has as many records as it ever showed: what is damaged by now was there.
     """
-    ledger = read_ledger(folder)
+    ledger = {row["segment"]: row for row in read_ledger(folder).iter_rows(named=True)}
     waiting = {damage.segment for damage in damages if not damage.is_final}
     untimed = [damage.segment for damage in damages if damage.reason in UNSTORED]
-    rows = [
-        {
+    for frames in read:
+        if frames.segment in waiting:
+            continue
+        before = ledger.get(frames.segment, {"record_count": 0, "deleted_offsets": None})
+        found = len(frames.offsets) + len(frames.redacted_offsets) - untimed.count(frames.segment)
+        ledger[frames.segment] = before | {
             "segment": frames.segment,
             "size_bytes": frames.size_bytes,
-            "record_count": len(frames.offsets)
-            + len(frames.redacted_offsets)
-            - untimed.count(frames.segment),
+            "record_count": max(found, before["record_count"]),
             "quarantined_count": sum(damage.segment == frames.segment for damage in damages),
         }
-        for frames in read
-        if frames.segment not in waiting | set(ledger["segment"])
-    ]
     gone = {
         frames.segment: [*frames.redacted_offsets, *deleted.get(frames.segment, ())]
         for frames in read
     }
-    ledger = pl.concat([ledger, pl.DataFrame(rows, schema=LEDGER)])
-    write_ledger(folder, note_deleted(ledger, gone))
+    done = pl.DataFrame([*ledger.values()], schema=LEDGER)
+    write_ledger(folder, note_deleted(done, gone))
 
 
 def _order(path: Path) -> tuple[str, str]:

@@ -145,21 +145,29 @@ def _list_noted(folder: Path, segments: Mapping[str, Path]) -> Iterator[tuple[Pa
 def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> int:
     """Blank what readers wrote about deleted traces; return the number of records.
 
-    A segment that its server still writes to is not among them: the next call finds it sealed.
+    A segment that its server still writes to is not among them, and one that cannot be opened now
+    is told in the log: the next call finds both.
     """
     named = list_named(tombstones)
     total = 0
     for path in segments if named else ():
-        frames = read_frames(path)
-        doomed = [
-            offset
-            for offset, payload in zip(frames.offsets, frames.payloads, strict=True)
-            if (parse_record(payload) or {}).get("trace_id") in named
-        ]
-        if doomed:
-            redact_frames(path, doomed)
-            total += len(doomed)
+        try:
+            total += _redact_named(path, named)
+        except OSError as error:
+            _LOG.error("what was said of deleted traces stays in %s for now: %s", path, error)
     return total
+
+
+def _redact_named(path: Path, named: Collection[str]) -> int:
+    frames = read_frames(path)
+    doomed = [
+        offset
+        for offset, payload in zip(frames.offsets, frames.payloads, strict=True)
+        if (parse_record(payload) or {}).get("trace_id") in named
+    ]
+    if doomed:
+        redact_frames(path, doomed)
+    return len(doomed)
 
 
 def purge_tables(paths: Sequence[Path], tombstones: pl.DataFrame) -> None:

@@ -17,6 +17,7 @@ from serving.tracing.frames import FRAME, MAGIC, MAXIMUM_RECORD_BYTES, find_fram
 REDACTED_PREFIX = b'{"deleted":true'
 FORMAT_NAME = MAGIC[:-1]
 NEWER_FORMAT = "newer_format"
+TORN_TAIL = "torn_tail"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def read_frames(path: Path) -> Frames:
         if payload is None:
             following = find_frame(data, position + 1)
             end = len(data) if following is None else following
-            reason = "torn_tail" if following is None else "damaged"
+            reason = TORN_TAIL if following is None else "damaged"
             damages.append(_describe(path, position, end - position, reason))
             position = end
             continue
@@ -114,7 +115,7 @@ def redact_frames(path: Path, offsets: Collection[int]) -> None:
 
 def _refuse_header(path: Path, data: bytes) -> Frames:
     if MAGIC.startswith(data):  # killed before the header was whole: nothing was in it
-        damages = (_describe(path, 0, len(data), "torn_tail"),) if data else ()
+        damages = (_describe(path, 0, len(data), TORN_TAIL),) if data else ()
     else:
         is_newer = data.startswith(FORMAT_NAME)
         reason = NEWER_FORMAT if is_newer else "not_a_segment"

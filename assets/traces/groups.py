@@ -4,7 +4,8 @@ Belongs here: opening segments, giving each record its hour, telling what has no
 here: bytes (`frames`), types (`records`), where rows go (`compaction`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,21 @@ UNSTORED = frozenset({"no_time", "not_json"})
 """Reasons of whole frames that are in no hour."""
 
 TIMED = pl.Schema({**tables.STORED_TRACES, "hour": pl.Datetime("us", "UTC")})
+
+
+def read_ahead(
+    groups: Sequence[Sequence[Path]],
+) -> Iterator[tuple[pl.DataFrame, list[Damage], list[Frames]]]:
+    """Yield `read_group` of each; the next one is being read while one is in use.
+
+    Checking records holds one core, writing them the other.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read_group, groups[0])
+        for following in groups[1:]:
+            found, ahead = ahead.result(), reader.submit(read_group, following)
+            yield found
+        yield ahead.result()
 
 
 def read_group(group: Sequence[Path]) -> tuple[pl.DataFrame, list[Damage], list[Frames]]:

@@ -17,6 +17,7 @@ from assets.traces.frames import read_frames
 from assets.traces.hours import list_hours, scan_hours
 from serving.errors import TraceError
 from serving.files import PRIVATE_MODE, atomic_path
+from serving.hashing import file_sha256
 
 LEDGER = pl.Schema(
     {
@@ -70,6 +71,14 @@ def read_quarantine(folder: Path) -> pl.DataFrame:
 def write_quarantine(folder: Path, quarantine: pl.DataFrame) -> None:
     """Replace what is told of what could not be read."""
     _write_own(folder / "quarantine.parquet", quarantine)
+
+
+def hash_segment(path: Path) -> str | None:
+    """Return the SHA-256 of a segment; None where it does not open now."""
+    try:
+        return file_sha256(path)
+    except OSError:
+        return None
 
 
 def tally_segments(folder: Path, segments: Mapping[str, Path]) -> list[Tally]:

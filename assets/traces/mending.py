@@ -19,6 +19,7 @@ import polars as pl
 
 from assets import tables
 from assets.traces.deleting import match_deleted
+from assets.traces.frames import TORN_TAIL
 from assets.traces.groups import WAITING
 from assets.traces.hours import (
     can_be_read,
@@ -29,6 +30,7 @@ from assets.traces.hours import (
     write_hour,
 )
 from assets.traces.ledger import (
+    hash_segment,
     note_deleted,
     read_ledger,
     read_quarantine,
@@ -43,8 +45,7 @@ QUARANTINE = "quarantine"
 REBUILT, LOST = "hour_rebuilt", "hour_lost"
 LOST_WITH_HOUR, TAKEN = "lost_with_hour", "taken_from_hour"
 DECLARED = (LOST_WITH_HOUR, TAKEN)
-"""Reasons that are about records of a segment. Their `size_bytes` is the segment's size then, 0 if
-it was gone or closed: another size later says that it is worth reading again."""
+"""Reasons that are about records of a segment, and not about bytes of it."""
 
 IDENTITY = ["segment", "segment_offset"]
 _LOG = logging.getLogger(__name__)
@@ -93,15 +94,16 @@ def find_short(folder: Path, segments: Mapping[str, Path]) -> dict[str, int]:
 
 
 def find_returned(folder: Path, segments: Mapping[str, Path]) -> frozenset[str]:
-    """Return the segments that are others than when records of theirs were declared.
+    """Return the segments whose bytes are others than when damage or loss of theirs was told.
 
-    Then they were gone, closed or damaged; now they may hold what was lost.
+    Then they were gone, closed or damaged; now they may hold what was lost. A torn tail is left
+    out: every killed server leaves one, and nothing was ever persisted there.
     """
-    declared = read_quarantine(folder).filter(pl.col("reason").is_in(DECLARED))
+    told = read_quarantine(folder).filter(pl.col("reason") != TORN_TAIL)
     return frozenset(
         segment
-        for segment, size in declared.select("segment", "size_bytes").iter_rows()
-        if segment in segments and segments[segment].stat().st_size != size
+        for segment, sha256 in told.select("segment", "segment_sha256").unique().iter_rows()
+        if segment in segments and hash_segment(segments[segment]) not in {None, sha256}
     )
 
 
@@ -287,13 +289,14 @@ def purge_set_aside(folder: Path, *, kept: Collection[str]) -> None:
 
 
 def _describe(name: str, reason: str, lost_count: int | None, path: Path | None) -> dict[str, Any]:
-    """Return a row on a whole file, with its size; 0 where it is not there or does not open."""
+    """Return a row on a whole file; size 0 and no hash where it is not there or does not open."""
     return {
         "segment": name,
         "segment_offset": 0,
         "size_bytes": path.stat().st_size if path else 0,
         "reason": reason,
         "lost_count": lost_count,
+        "segment_sha256": path and hash_segment(path),
     }
 
 

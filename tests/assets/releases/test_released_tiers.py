@@ -1,6 +1,7 @@
 """Two students asked in turn: judged as one pipeline, released as one bundle, served as judged."""
 
 import asyncio
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 import httpx2
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from assets import keys, tables
 from assets.parity.arms import ArmPlan
@@ -20,19 +22,21 @@ from assets.parity.suite_evidence import read_candidate
 from assets.parity.tiers import TierStudent, state_fitted
 from assets.releases.checks import judged_answers_are_the_candidates
 from assets.releases.losses import state_losses
-from assets.releases.tiers import check_smaller_student
+from assets.releases.tiers import check_smaller_student, read_training_set
+from assets.students.adapters import hash_training_inputs
 from orchestration.status import read_release
 from resources.students import Students, StudentSettings
 from serving.app import create_app
 from serving.engine import load_engine
 from serving.errors import ReleaseError
+from serving.home import Home
 from serving.models.protocols import NoProgress, Price
 from serving.pipeline.confidence import ConfidenceCalibration, RiskThreshold
 from serving.releases.manifest import ReleaseManifest
 from serving.settings import ServerSettings
 from serving.tracing.segments import SegmentWriter, read_segment
 from tests.assets.parity.asked_arms import calibrate
-from tests.assets.releases.skilled_site import SkilledSite
+from tests.assets.releases.skilled_site import SkilledSite, make_row
 from tests.assets.releases.test_gate import SOUND, make_report
 from tests.tiny_student import make_base
 
@@ -339,3 +343,19 @@ def test_losses_of_each_student_are_told_under_its_name():
         for name in ("smaller student", "student")
         for text in state_losses(report)[:1]
     ]
+
+
+def test_a_training_set_that_the_weights_have_not_seen_is_none(tmp_path):
+    home = Home(tmp_path)
+    adapter = {"recipe": "little", "kind": "alora", "adapter": "tinier@1"}
+    papers = home.adapters / "tinier@1" / "provenance.json"
+    path = home.table("students/training_set", "little")
+    for folder in (papers.parent, path.parent):
+        folder.mkdir(parents=True)
+    seen = make_row(tables.TRAINING_SET, example_id="e1", split="train", weight=1.0)
+    papers.write_text(json.dumps({"data_hash": hash_training_inputs(seen, None)[0]}))
+    seen.write_parquet(path)
+    assert_frame_equal(read_training_set(home, adapter), seen)
+    seen.with_columns(weight=pl.lit(2.0)).write_parquet(path)
+    assert read_training_set(home, adapter).is_empty()
+    assert read_training_set(home, adapter | {"kind": "few_shot"}).height == 1  # it saw no weights

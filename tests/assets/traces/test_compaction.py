@@ -161,7 +161,7 @@ def test_damage_costs_its_own_record_and_is_quarantined(home):
     assert found[torn.name]["reason"] == "torn_tail"
     assert found[torn.name]["segment_offset"] == tail.offsets[-1]
     assert find_miscounted(find_folder(home), segments(home)) == []
-    told = nothing_is_quarantined(read_quarantine(find_folder(home)))
+    told = nothing_is_quarantined(read_quarantine(find_folder(home)), home)
     assert (told.passed, told.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert told.metadata["segments"].value == [path.name]
     assert [told.metadata[f"{kind}_count"].value for kind in ("quarantined", "torn_tail")] == [1, 1]
@@ -171,11 +171,30 @@ def test_damage_costs_its_own_record_and_is_quarantined(home):
     assert find_quarantined(home, since=datetime.now(UTC) + timedelta(days=1)) == ()
 
 
+def test_a_damaged_segment_that_is_restored_is_read_again(home):
+    path = segments(home)[0]
+    whole, offsets = path.read_bytes(), read_frames(path).offsets
+    spoilt = bytearray(whole)
+    spoilt[offsets[1] + 20] ^= 0xFF
+    path.write_bytes(spoilt)
+    compact(home)
+    found = stored_rows(home)
+    assert compact(home).segment_count == 0
+    path.write_bytes(whole)
+    assert compact(home).segment_count == 1
+    is_restored = (pl.col("segment") == path.name) & (pl.col("segment_offset") == offsets[1])
+    assert stored_rows(home).filter(is_restored).height == 1
+    assert stored_rows(home).filter(~is_restored).equals(found)
+    assert read_quarantine(find_folder(home)).is_empty()
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert compact(home).segment_count == 0
+
+
 def test_a_torn_tail_alone_is_no_alarm(home):
     path = segments(home)[0]
     path.write_bytes(path.read_bytes()[:-5])
     compact(home)
-    told = nothing_is_quarantined(read_quarantine(find_folder(home)))
+    told = nothing_is_quarantined(read_quarantine(find_folder(home)), home)
     assert told.passed
     assert told.metadata["torn_tail_count"].value == 1
     assert find_quarantined(home, since=START) == ()

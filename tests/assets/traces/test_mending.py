@@ -24,6 +24,7 @@ from assets.traces.requesting import UNFINISHED, find_remains, open_deletions
 from bench.traces import make_records
 from orchestration.status import find_quarantined
 from resources.traces import SealedSegments
+from serving.hashing import file_sha256
 from serving.home import Home
 from serving.tracing.segments import MAGIC, SegmentWriter, read_segment
 from tests.serving.torture import count, report
@@ -128,7 +129,7 @@ def test_what_no_segment_holds_any_more_is_declared_with_its_count(home):
     assert quarantine.select("reason", "lost_count").rows() == [
         ("hour_lost", None), ("lost_with_hour", lost.height),
     ]  # fmt: skip
-    told = nothing_is_quarantined(quarantine)
+    told = nothing_is_quarantined(quarantine, home)
     assert (told.passed, told.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert told.metadata["lost_count"].value == lost.height
     (problem,) = find_quarantined(home, since=datetime.now(UTC) - timedelta(days=1))
@@ -165,6 +166,7 @@ def test_a_segment_that_is_damaged_too_takes_nothing_from_the_other_hours(home):
     data = bytearray(segment.read_bytes())
     for offset in (offsets[0], offsets[-1]):  # one of each of its two hours
         data[offset + 20] ^= 0xFF
+    whole = segment.read_bytes()
     segment.write_bytes(data)
     hour = before.filter(pl.col("segment") == name)["asked_at"].min()
     cut(hours.name_hour(find_folder(home), hour))
@@ -172,6 +174,12 @@ def test_a_segment_that_is_damaged_too_takes_nothing_from_the_other_hours(home):
     assert (done.damaged_hour_count, done.lost_count) == (1, 1)
     is_lost = (pl.col("segment") == name) & (pl.col("segment_offset") == offsets[0])
     assert rows(home).equals(before.filter(~is_lost))
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert compact(home).segment_count == 0
+    segment.write_bytes(whole)  # as large as the damaged one
+    assert compact(home).segment_count == 1
+    assert rows(home).equals(before)
+    assert {reason for reason, _ in reasons(home)} == {"hour_rebuilt"}
     assert find_miscounted(find_folder(home), segments(home)) == []
 
 
@@ -242,7 +250,7 @@ def test_a_moved_hour_that_reads_gives_what_no_segment_holds_and_says_so(home):
     assert (done.damaged_hour_count, done.lost_count) == (1, 0)
     assert rows(home).equals(before)
     assert reasons(home) == {("hour_rebuilt", 0), ("taken_from_hour", 0)}
-    assert not nothing_is_quarantined(read_quarantine(find_folder(home))).passed
+    assert not nothing_is_quarantined(read_quarantine(find_folder(home)), home).passed
     assert find_miscounted(find_folder(home), segments(home)) == []
     gone.write_bytes(kept)
     assert compact(home).segment_count == 1
@@ -447,6 +455,9 @@ def test_an_hour_that_waits_for_segments_is_named_in_the_status(home):
     (told,) = find_quarantined(home, since=since)
     assert "2 damaged hours wait for segments" in told
     assert all(f"quarantine/{path.name}" in told for path in put_aside(home))
+    checked = nothing_is_quarantined(read_quarantine(find_folder(home)), home)
+    assert not checked.passed
+    assert len(checked.metadata["waiting_hours"].value) == 2
     for path, whole in files.items():
         path.write_bytes(whole)
     assert compact(home).damaged_hour_count == 2
@@ -515,6 +526,6 @@ def test_a_frame_with_a_right_checksum_and_no_record_is_quarantined(home, payloa
     (told,) = read_quarantine(find_folder(home)).to_dicts()
     assert told == {
         "segment": path.name, "segment_offset": first, "size_bytes": len(frame),
-        "reason": "not_json", "lost_count": None,
+        "reason": "not_json", "lost_count": None, "segment_sha256": file_sha256(path),
     }  # fmt: skip
     assert find_miscounted(find_folder(home), [path]) == []
