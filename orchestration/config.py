@@ -623,7 +623,7 @@ def read_config(path: Path) -> Config:
         raise InvalidInputError(
             f"reading the config {path}",
             expected="a mapping of keys such as product, seeds, teacher",
-            found=type(data).__name__,
+            found="nothing" if data is None else f"a {type(data).__name__}",
             next_step="start from config/understudy.yaml",
         )
     data["source"] = path

@@ -3,10 +3,12 @@
 Belongs here: turning Dagster's log records into rich output. Does not belong here: what is run.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -14,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestration.failures import describe_offenders, is_stopping
+from resources.progress import LogProgress, RichProgress
+from serving.models.protocols import Progress
 
 
 def open_console() -> Console:
@@ -149,6 +153,16 @@ def make_logger(_context: dg.InitLoggerContext | None = None) -> logging.Logger:
     logger = logging.Logger("understudy.run", logging.DEBUG)
     logger.addHandler(RunLines(CONSOLE))
     return logger
+
+
+@contextlib.contextmanager
+def show_progress() -> Iterator[Progress]:
+    """Give bars on a terminal; without one the same progress is told in lines."""
+    bars = RichProgress(CONSOLE)
+    try:
+        yield bars if CONSOLE.is_terminal else LogProgress(make_logger())
+    finally:
+        bars.close()
 
 
 CONSOLE_LOGGER = dg.LoggerDefinition(

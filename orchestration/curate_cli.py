@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import polars as pl
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from assets.traces.compaction import Compaction, compact_segments
 from assets.traces.curating import find_candidates
@@ -43,6 +42,7 @@ from serving.home import Home
 RUBRIC = "; ".join(f"{verdict}: {', '.join(words)}" for verdict, words in REASON_CODES.items())
 QUEUE = "`understudy curate list --escalations`"
 curate_app = typer.Typer(help="What production may teach, decided by you.", no_args_is_help=True)
+_BARE = frozenset({"trace_id", "question"})
 TraceId = Annotated[str, typer.Argument(help="As `understudy curate list` says.")]
 
 
@@ -62,7 +62,9 @@ def list_waiting(
     decisions = open_decisions(home).read()
     queue = find_queue(home, decisions)
     if escalations:
+        asked = records.select("trace_id", "question").collect()
         frame = queue.select("trace_id", "reason", "opened_at", "contract_version")
+        frame = frame.join(asked, on="trace_id", how="left", maintain_order="left")
     else:
         frame = find_candidates(records, decisions)
     if as_json:
@@ -209,7 +211,16 @@ def refresh() -> None:
     if not result.success:
         CONSOLE.print(f"[red bold]Stopped.[/] {escape(describe_failure(result, config.home))}")
         raise typer.Exit(1)
-    CONSOLE.print(f"Done: the marts lie in {escape(str(Home(config.home).lake))}/traces.")
+    checks = result.get_asset_check_evaluations()
+    failed = [check for check in checks if not check.passed]
+    for check in failed:
+        told = f"{check.asset_key.to_user_string()}: {check.check_name} {check.description or ''}"
+        CONSOLE.print(f"[yellow]![/] {escape(told)}", soft_wrap=True)
+    CONSOLE.print(
+        f"Done: {len(checks) - len(failed)} of {len(checks)} checks hold; the marts lie in "
+        f"{escape(str(Home(config.home).lake))}/traces.",
+        soft_wrap=True,
+    )
 
 
 def compact(home: Home) -> Compaction:
@@ -253,10 +264,25 @@ def _find_words(
 
 
 def _ask_words(fitting: list[tuple[str, str]]) -> tuple[str, str]:
-    """Ask a person for the words that are still open, and whether the decision is meant."""
-    verdict = _ask_word("Decision", [legal for legal, _ in fitting])
-    reason_code = _ask_word("Reason", [reason for legal, reason in fitting if legal == verdict])
-    typer.confirm(f"Store {verdict}, {reason_code}?", abort=True, default=True)
+    """Ask a person for the words that are still open, and whether the decision is meant.
+
+    Raises:
+        InvalidInputError: nobody is there to answer.
+        typer.Abort: the person says no.
+    """
+    try:
+        verdict = _ask_word("Decision", [legal for legal, _ in fitting])
+        reason_code = _ask_word("Reason", [reason for legal, reason in fitting if legal == verdict])
+        typer.confirm(f"Store {verdict}, {reason_code}?", abort=True, default=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise InvalidInputError(
+            "asking for a decision",
+            expected="a person in a terminal, or the answers on standard input",
+            found="the end of standard input, or a no; nothing was stored",
+            next_step="run it in a terminal; `--automation` is for what decides by itself",
+        ) from None
     return verdict, reason_code
 
 
@@ -281,16 +307,13 @@ def _show_trace(trace: dict[str, Any]) -> None:
 
 
 def _show_rows(frame: pl.DataFrame) -> None:
+    """Print two lines a trace: ids stay whole to be passed on, and questions are read in full."""
     if frame.is_empty():
         CONSOLE.print("Nothing waits.")
-        return
-    table = Table(box=None)
-    for column in frame.columns:
-        # An id that is cut cannot be passed on.
-        table.add_column(column, no_wrap=column.endswith("_id"), overflow="fold")
-    for row in frame.iter_rows():
-        table.add_row(*(escape(_write_cell(value)) for value in row))
-    CONSOLE.print(table)
+    for row in frame.iter_rows(named=True):
+        told = (f"{name} {_write_cell(row[name])}" for name in frame.columns if name not in _BARE)
+        CONSOLE.print(f"[bold]{escape(row['trace_id'])}[/]  [dim]{escape(', '.join(told))}[/]")
+        CONSOLE.print(f"  {row['question']}", markup=False, soft_wrap=True)
 
 
 def _write_cell(value: object) -> str:

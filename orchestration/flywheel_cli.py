@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestration.config import Config
-from orchestration.console import CONSOLE, make_logger
+from orchestration.console import CONSOLE, show_progress
 from orchestration.drill import ASKS_PER_DAY, DAYS
 from orchestration.flywheel import Turn, turn_flywheel
 from orchestration.status import read_release
@@ -18,7 +18,6 @@ from orchestration.traffic import PlannedAsk, plan_traffic
 from orchestration.traffic_cli import read_topics
 from orchestration.turning import is_unfinished
 from resources.input_files import SeedFile
-from resources.progress import LogProgress, RichProgress
 from serving.home import Home
 
 QUESTIONS = "flywheel_questions.jsonl"
@@ -59,19 +58,16 @@ def show_turn(config: Config, recipe: str) -> None:
         seconds = time.monotonic() - began
         CONSOLE.print(f"[dim]{seconds:6.0f} s  {escape(line)}[/]", soft_wrap=True)
 
-    bars = RichProgress(CONSOLE)
-    try:
+    with show_progress() as progress:
         turn = turn_flywheel(
             config,
             recipe=recipe,
             plan=plan,
             drill=drill,
             minimum_teacher_traces=MINIMUM_TEACHER_TRACES,
-            progress=bars if CONSOLE.is_terminal else LogProgress(make_logger()),
+            progress=progress,
             announce=tell,
         )
-    finally:
-        bars.close()
     _show(turn)
     release = read_release(Home(config.home))
     if release and release.phase == "hitchhiker" and turn.after.teacher_ratio == 1.0:

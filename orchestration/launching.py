@@ -12,8 +12,7 @@ import typer
 from rich.markup import escape
 
 from orchestration.config import Config
-from orchestration.console import CONSOLE, make_logger
-from resources.progress import LogProgress, RichProgress
+from orchestration.console import CONSOLE, show_progress
 
 if TYPE_CHECKING:
     from orchestration.planning import PlannedAsset
@@ -38,20 +37,16 @@ def launch(
     from orchestration.running import run_chain
 
     started = time.monotonic()
-    # Bars need a terminal; without one the same progress is told in lines.
-    bars = RichProgress(CONSOLE)
-    try:
+    with show_progress() as progress:
         outcome = run_chain(
             config,
-            progress=bars if CONSOLE.is_terminal else LogProgress(make_logger()),
+            progress=progress,
             recipe=recipe,
             select=select,
             force=force,
             dry_run=dry_run,
             announce=_show_plan,
         )
-    finally:
-        bars.close()
     seconds = time.monotonic() - started
     if not outcome.planned:
         CONSOLE.print(f"Nothing changed: every asset is up to date ({seconds:.1f} s).")

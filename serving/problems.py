@@ -6,6 +6,7 @@ that a request has one (`app`). Nothing of an upstream's message or of the reque
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -139,7 +140,7 @@ def too_large(limit_bytes: int) -> ProblemError:
         "too-large",
         expected=f"a body of at most {limit_bytes} bytes",
         found="a larger one",
-        next_step="Shorten the question.",
+        next_step="Send a shorter question or comment.",
         headers={"Connection": "close"},
     )
 
@@ -165,8 +166,7 @@ def _on_problem(request: Request, error: Exception) -> Response:
 def _on_invalid(request: Request, error: Exception) -> Response:
     errors = error.errors() if isinstance(error, RequestValidationError) else []
     found = "; ".join(
-        f"{_name_location(item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
-        for item in errors[:_SHOWN_ERRORS]
+        f"{_name_location(item['loc'])}: {_write_message(item)}" for item in errors[:_SHOWN_ERRORS]
     )
     problem = ProblemError(
         "invalid-request",
@@ -175,6 +175,13 @@ def _on_invalid(request: Request, error: Exception) -> Response:
         next_step="Mend what is named and send the request again.",
     )
     return write_problem(problem, request.state.trace_id)
+
+
+def _write_message(item: Mapping[str, Any]) -> str:
+    """Return what is wrong with a field, in words that name no class of ours."""
+    if item["type"] in {"model_type", "model_attributes_type"}:
+        return "Input should be an object"
+    return str(item["msg"]).removeprefix("Value error, ")
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -43,7 +43,11 @@ _EXAMPLES: Mapping[ProblemName, tuple[str, str, str]] = {
         "one more",
         "Wait as Retry-After says, or ask the operator for a larger quota.",
     ),
-    "too-large": ("a body of at most 65536 bytes", "a larger one", "Shorten the question."),
+    "too-large": (
+        "a body of at most 65536 bytes",
+        "a larger one",
+        "Send a shorter question or comment.",
+    ),
     "not-stored": ("a disk that takes the feedback", "one that does not", "Send it again later."),
     "not-ready": (
         "a release that is loaded and warm",

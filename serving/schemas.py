@@ -281,7 +281,8 @@ class FeedbackRequest(BaseModel):
 
     trace_id: str = Field(
         pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
-        description="The `trace_id` of the answer.",
+        description="The `trace_id` of the answer. It is not looked up: what is said of an id that "
+        "no answer has is stored all the same.",
     )
     rating: Literal["up", "down"] = Field(description="`up`: it helped; `down`: it did not.")
     comment: str | None = Field(

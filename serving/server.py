@@ -7,7 +7,7 @@ operators ask (`operations`).
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -53,9 +53,11 @@ class Server:
         traces: SegmentWriter,
         feedback: SegmentWriter,
         admission: Admission,
+        on_warm: Callable[[], None] = lambda: None,
     ) -> None:
         """Hold the parts; `live` warms the engine up."""
         self._live = live
+        self._on_warm = on_warm
         self._settings = settings
         self._traces = traces
         self._feedback = feedback
@@ -126,6 +128,7 @@ class Server:
         self._open_to_questions()
 
     def _open_to_questions(self) -> None:
+        self._on_warm()
         self._not_ready = None
         self._metrics.is_ready.set(1)
 

@@ -22,7 +22,6 @@ from assets.releases.gates import (
     check_lane,
     check_no_leak,
 )
-from assets.students.adapters import hash_training_inputs
 from assets.students.provenance import read_provenance
 from serving.errors import ReleaseError
 from serving.home import Home
@@ -35,6 +34,8 @@ def read_training_set(home: Home, adapter: Row) -> pl.DataFrame:
 
     A run that stopped before its training leaves a table that no weights have seen.
     """
+    from assets.students.adapters import hash_training_inputs  # with torch, which takes seconds
+
     found = read_made(home, "students/training_set", adapter["recipe"])
     if adapter["kind"] not in TRAINED_KINDS:
         return found

@@ -35,7 +35,10 @@ def connect_dbt(project: Path) -> "DbtCliResource":
     from dagster_dbt import DbtCliResource
 
     return DbtCliResource(
-        project_dir=str(project), profiles_dir=str(project), dbt_executable=_find_dbt()
+        project_dir=str(project),
+        profiles_dir=str(project),
+        dbt_executable=_find_dbt(),
+        global_config_flags=["--no-use-colors"],  # its lines end in logs and pipes
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from serving.app import create_app, run_on_server_loop
+from serving.app import create_app, run_on_server_loop, set_loaded_aside
 from serving.engine import ServingEngine
 from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
@@ -127,7 +127,12 @@ async def serve(options: argparse.Namespace) -> None:
         engine = make_engine(options.upstream, SameHits(read_hits(options.hits)))
     settings = ServerSettings(home=options.home, max_concurrency=100_000, pages=False)
     writer = UntracedWriter if options.untraced else SegmentWriter
-    app = create_app(engine=engine, settings=settings, writer=writer(settings.segments_folder))
+    app = create_app(
+        engine=engine,
+        settings=settings,
+        writer=writer(settings.segments_folder),
+        on_warm=set_loaded_aside,
+    )
     config = uvicorn.Config(app, port=options.port, access_log=False, log_level="error")
     await uvicorn.Server(config).serve()
 

@@ -1,7 +1,9 @@
 """Following CURRENT: real bundles and signatures, canned models."""
 
 import asyncio
+import gc
 import shutil
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from serving.app import create_app
+from serving.app import create_app, set_loaded_aside
 from serving.engine import ServingEngine
 from serving.errors import ReleaseError, UpstreamError
 from serving.hashing import folder_sha256
@@ -40,6 +42,7 @@ class Site:
         self.student_delay = 0.0
         self.warm_up_error: Exception | None = None
         self.published: list[str] = []
+        self.warmed: list[str] = []
 
     def publish(self, name: str) -> str:
         adapter = self.home / "staged" / name
@@ -94,6 +97,7 @@ class Site:
             settings=self.settings,
             writer=SegmentWriter(self.settings.segments_folder),
             load=self.load,
+            on_warm=lambda: self.warmed.append(self.published[-1]),
         )
         async with (
             app.router.lifespan_context(app),
@@ -146,6 +150,35 @@ async def test_swaps_under_load_lose_and_mix_no_answer(site: Site) -> None:
     assert f"understudy_release_swaps_total {float(reloads)}" in metrics
     assert len(answers) > reloads
     assert sorted(site.closed) == sorted(site.published)  # each engine once, the last at the end
+
+
+async def test_every_release_is_told_of_once_when_it_is_warm(site: Site) -> None:
+    async with site.serve() as client:
+        assert site.warmed == site.published
+        second = await asyncio.to_thread(site.publish, "second")
+        await _wait_for(client, second)
+        assert site.warmed == site.published
+    assert len(site.warmed) == 2
+
+
+def test_what_is_loaded_is_set_aside_and_what_a_release_left_is_collected() -> None:
+    class Loaded:
+        """Refers to itself: only a collection lets go of it."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    loaded = weakref.ref(kept := Loaded())
+    try:
+        set_loaded_aside()
+        assert gc.get_freeze_count() > 0
+        del kept
+        gc.collect()
+        assert loaded() is not None  # no later collection looks at it
+        set_loaded_aside()
+        assert loaded() is None
+    finally:
+        gc.unfreeze()
 
 
 async def test_a_request_keeps_the_release_it_began_with(site: Site) -> None:
