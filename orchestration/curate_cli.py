@@ -62,9 +62,10 @@ def list_waiting(
     decisions = open_decisions(home).read()
     queue = find_queue(home, decisions)
     if escalations:
-        asked = records.select("trace_id", "question").collect()
-        frame = queue.select("trace_id", "reason", "opened_at", "contract_version")
-        frame = frame.join(asked, on="trace_id", how="left", maintain_order="left")
+        # Planted errors are shown like all others: they measure whoever reviews.
+        shown = scan_reviewed(find_folder(home)).select("trace_id", "question")
+        opened = queue.lazy().select("trace_id", "reason", "opened_at", "contract_version")
+        frame = opened.join(shown, on="trace_id", how="left", maintain_order="left").collect()
     else:
         frame = find_candidates(records, decisions)
     if as_json:
@@ -172,7 +173,7 @@ def forget(
     )
     done = compact(home)
     feedback = SealedSegments(home.traces.with_name("feedback")).list_files()
-    redact_feedback(feedback, open_deletions(home).read())
+    closed = redact_feedback(feedback, open_deletions(home).read())
     CONSOLE.print(
         f"Forgotten: {len(row['trace_ids'])} traces, {done.deleted_count} records, "
         f"{sum(row['rows_by_table'].values())} rows grown from them, "
@@ -189,6 +190,13 @@ def forget(
             soft_wrap=True,
         )
     CONSOLE.print("[dim]`understudy run` makes seeds and training sets anew.[/]")
+    if closed:
+        raise InvalidInputError(
+            "taking out what readers said of these answers",
+            expected="segments of feedback that open",
+            found=f"{len(closed)} that do not: {', '.join(path.name for path in closed)}",
+            next_step="make them readable and repeat the command; all else is forgotten",
+        )
 
 
 @curate_app.command("refresh", epilog="Example: understudy curate refresh")
@@ -212,12 +220,9 @@ def refresh() -> None:
         CONSOLE.print(f"[red bold]Stopped.[/] {escape(describe_failure(result, config.home))}")
         raise typer.Exit(1)
     checks = result.get_asset_check_evaluations()
-    failed = [check for check in checks if not check.passed]
-    for check in failed:
-        told = f"{check.asset_key.to_user_string()}: {check.check_name} {check.description or ''}"
-        CONSOLE.print(f"[yellow]![/] {escape(told)}", soft_wrap=True)
+    held = sum(check.passed for check in checks)
     CONSOLE.print(
-        f"Done: {len(checks) - len(failed)} of {len(checks)} checks hold; the marts lie in "
+        f"Done: {held} of {len(checks)} checks hold; the marts lie in "
         f"{escape(str(Home(config.home).lake))}/traces.",
         soft_wrap=True,
     )
@@ -268,21 +273,23 @@ def _ask_words(fitting: list[tuple[str, str]]) -> tuple[str, str]:
 
     Raises:
         InvalidInputError: nobody is there to answer.
-        typer.Abort: the person says no.
+        typer.Abort: the person says no, or leaves.
     """
     try:
         verdict = _ask_word("Decision", [legal for legal, _ in fitting])
         reason_code = _ask_word("Reason", [reason for legal, reason in fitting if legal == verdict])
-        typer.confirm(f"Store {verdict}, {reason_code}?", abort=True, default=True)
+        is_meant = typer.confirm(f"Store {verdict}, {reason_code}?", default=True)
     except typer.Abort:
         if sys.stdin.isatty():
             raise
         raise InvalidInputError(
             "asking for a decision",
             expected="a person in a terminal, or the answers on standard input",
-            found="the end of standard input, or a no; nothing was stored",
+            found="the end of standard input; nothing was stored",
             next_step="run it in a terminal; `--automation` is for what decides by itself",
         ) from None
+    if not is_meant:
+        raise typer.Abort
     return verdict, reason_code
 
 
@@ -312,7 +319,8 @@ def _show_rows(frame: pl.DataFrame) -> None:
         CONSOLE.print("Nothing waits.")
     for row in frame.iter_rows(named=True):
         told = (f"{name} {_write_cell(row[name])}" for name in frame.columns if name not in _BARE)
-        CONSOLE.print(f"[bold]{escape(row['trace_id'])}[/]  [dim]{escape(', '.join(told))}[/]")
+        first = f"[bold]{escape(row['trace_id'])}[/]  [dim]{escape(', '.join(told))}[/]"
+        CONSOLE.print(first, soft_wrap=True)
         CONSOLE.print(f"  {row['question']}", markup=False, soft_wrap=True)
 
 

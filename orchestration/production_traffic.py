@@ -11,6 +11,7 @@ from datetime import datetime
 import polars as pl
 
 from assets.traces.deciding import is_asked
+from assets.traces.frames import TORN_TAIL
 from assets.traces.hours import find_folder, list_hours, read_hour, scan_hours
 from assets.traces.ledger import read_quarantine
 from assets.traces.mending import find_unsettled
@@ -105,7 +106,7 @@ def find_quarantined(home: Home, *, since: datetime) -> tuple[str, ...]:
     """
     began = pl.col("segment").str.extract(r"-(\d{8}T\d{12})-").str.to_datetime("%Y%m%dT%H%M%S%6f")
     is_old = (began.dt.replace_time_zone("UTC") < since).fill_null(value=False)
-    lost = read_quarantine(find_folder(home)).filter(pl.col("reason") != "torn_tail", ~is_old)
+    lost = read_quarantine(find_folder(home)).filter(pl.col("reason") != TORN_TAIL, ~is_old)
     waiting = _describe_waiting(find_unsettled(find_folder(home)))
     if lost.is_empty():
         return waiting

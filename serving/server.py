@@ -128,7 +128,6 @@ class Server:
         self._open_to_questions()
 
     def _open_to_questions(self) -> None:
-        self._on_warm()
         self._not_ready = None
         self._metrics.is_ready.set(1)
 
@@ -149,6 +148,7 @@ class Server:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_WARM_UP_PAUSE_SECONDS)
             else:
+                self._on_warm()
                 self._open_to_questions()
                 return
 

@@ -35,8 +35,7 @@ from assets.traces.hours import (
 )
 from assets.traces.ledger import (
     LEDGER,
-    hash_segment,
-    note_deleted,
+    count_offsets,
     read_ledger,
     read_quarantine,
     tally_segments,
@@ -154,10 +153,15 @@ def _compact_round(
             aside = Path(scratch, f"{number}") if number < len(groups) else None
             for hour, part in _split_by_hour(rows.filter(~is_deleted), aside):
                 parts.setdefault(hour, []).append(part)
+        del rows
         for hour in sorted(parts):
             _merge_hour(name_hour(folder, hour), pl.concat(parts[hour]))
-    _write_damages(folder, paths, damages)
-    _write_ledger(folder, read, damages, deleted)
+    known = {*read_ledger(folder)["segment"]}
+    # Of one that is read again the damage goes last: while it is told, a crash has it read again.
+    # Of a new one the ledger does: while it is not there, it is read again.
+    _write_ledger(folder, [one for one in read if one.segment in known], damages, deleted)
+    _write_damages(folder, read, damages)
+    _write_ledger(folder, [one for one in read if one.segment not in known], damages, deleted)
     deleted_count = sum(map(len, deleted.values()))
     untimed_count = sum(damage.reason in UNSTORED for damage in damages)
     return Compaction(
@@ -210,10 +214,10 @@ def _merge_hour(path: Path, part: pl.LazyFrame) -> None:
     write_hour(path, fresh)
 
 
-def _write_damages(folder: Path, read: Mapping[str, Path], damages: Sequence[Damage]) -> None:
+def _write_damages(folder: Path, read: Sequence[Frames], damages: Sequence[Damage]) -> None:
     """Tell what could not be read of segments, in place of what was told of them before."""
     earlier = read_quarantine(folder)
-    hashes = {name: hash_segment(read[name]) for name in {damage.segment for damage in damages}}
+    hashes = {frames.segment: frames.sha256 for frames in read}
     rows = [
         {
             "segment": damage.segment,
@@ -225,7 +229,7 @@ def _write_damages(folder: Path, read: Mapping[str, Path], damages: Sequence[Dam
         }
         for damage in damages
     ]
-    is_told_anew = pl.col("segment").is_in(list(read)) & ~pl.col("reason").is_in(DECLARED)
+    is_told_anew = pl.col("segment").is_in(list(hashes)) & ~pl.col("reason").is_in(DECLARED)
     kept = earlier.filter(~is_told_anew)
     if rows or kept.height != earlier.height:
         found = pl.DataFrame(rows, schema=tables.QUARANTINED_FRAMES)
@@ -240,28 +244,33 @@ def _write_ledger(
 ) -> None:
     """Name the segments that are done; one that a later run may still read is not.
 
-    One that was read again has as many records as it ever showed: what is damaged by now was there.
+    One that was read again has as many records as it ever showed, and as the hours hold of it: what
+    is damaged by now was there, and what was damaged then may be whole.
     """
-    ledger = {row["segment"]: row for row in read_ledger(folder).iter_rows(named=True)}
     waiting = {damage.segment for damage in damages if not damage.is_final}
+    done = [frames for frames in read if frames.segment not in waiting]
+    if not done:
+        return
+    ledger = {row["segment"]: row for row in read_ledger(folder).iter_rows(named=True)}
     untimed = [damage.segment for damage in damages if damage.reason in UNSTORED]
-    for frames in read:
-        if frames.segment in waiting:
-            continue
-        before = ledger.get(frames.segment, {"record_count": 0, "deleted_offsets": None})
-        found = len(frames.offsets) + len(frames.redacted_offsets) - untimed.count(frames.segment)
-        ledger[frames.segment] = before | {
-            "segment": frames.segment,
-            "size_bytes": frames.size_bytes,
-            "record_count": max(found, before["record_count"]),
-            "quarantined_count": sum(damage.segment == frames.segment for damage in damages),
+    held = count_offsets(folder, [one.segment for one in done if one.segment in ledger])
+    for frames in done:
+        name = frames.segment
+        before = ledger.get(name, {"record_count": 0, "deleted_offsets": None})
+        gone = {
+            *(before["deleted_offsets"] or ()),
+            *frames.redacted_offsets,
+            *deleted.get(name, ()),
         }
-    gone = {
-        frames.segment: [*frames.redacted_offsets, *deleted.get(frames.segment, ())]
-        for frames in read
-    }
-    done = pl.DataFrame([*ledger.values()], schema=LEDGER)
-    write_ledger(folder, note_deleted(done, gone))
+        found = len(frames.offsets) + len(frames.redacted_offsets) - untimed.count(name)
+        ledger[name] = {
+            "segment": name,
+            "size_bytes": frames.size_bytes,
+            "record_count": max(found, before["record_count"], held.get(name, 0) + len(gone)),
+            "quarantined_count": sum(damage.segment == name for damage in damages),
+            "deleted_offsets": sorted(gone),
+        }
+    write_ledger(folder, pl.DataFrame([*ledger.values()], schema=LEDGER))
 
 
 def _order(path: Path) -> tuple[str, str]:

@@ -142,23 +142,24 @@ def _list_noted(folder: Path, segments: Mapping[str, Path]) -> Iterator[tuple[Pa
             yield segments[segment], offsets
 
 
-def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> int:
-    """Blank what readers wrote about deleted traces; return the number of records.
+def redact_feedback(segments: Sequence[Path], tombstones: pl.DataFrame) -> list[Path]:
+    """Blank what readers wrote about deleted traces; return the segments that do not open now.
 
-    A segment that its server still writes to is not among them, and one that cannot be opened now
-    is told in the log: the next call finds both.
+    These stop no other, and the next call finds them; so it does a segment that its server still
+    writes to, which is not among them.
     """
     named = list_named(tombstones)
-    total = 0
+    closed = []
     for path in segments if named else ():
         try:
-            total += _redact_named(path, named)
+            _redact_named(path, named)
         except OSError as error:
             _LOG.error("what was said of deleted traces stays in %s for now: %s", path, error)
-    return total
+            closed.append(path)
+    return closed
 
 
-def _redact_named(path: Path, named: Collection[str]) -> int:
+def _redact_named(path: Path, named: Collection[str]) -> None:
     frames = read_frames(path)
     doomed = [
         offset
@@ -167,7 +168,6 @@ def _redact_named(path: Path, named: Collection[str]) -> int:
     ]
     if doomed:
         redact_frames(path, doomed)
-    return len(doomed)
 
 
 def purge_tables(paths: Sequence[Path], tombstones: pl.DataFrame) -> None:

@@ -6,6 +6,7 @@ and redacting bytes. Does not belong here: what a record says (`records`), where
 (`compaction`).
 """
 
+import hashlib
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """What a segment holds: payloads with their offsets, where redacted ones are, and damage."""
+    """What a segment holds: payloads with their offsets, where redacted ones are, and damage.
+
+    `sha256` is of the whole file where there is damage: other bytes later are worth reading.
+    """
 
     segment: str
     size_bytes: int
@@ -41,6 +45,7 @@ class Frames:
     payloads: tuple[bytes, ...]
     redacted_offsets: tuple[int, ...]
     damages: tuple[Damage, ...]
+    sha256: str | None = None
 
 
 def read_frames(path: Path) -> Frames:
@@ -77,6 +82,7 @@ def read_frames(path: Path) -> Frames:
         payloads=tuple(payloads),
         redacted_offsets=tuple(redacted),
         damages=tuple(damages),
+        sha256=hashlib.sha256(data).hexdigest() if damages else None,
     )
 
 
@@ -127,6 +133,7 @@ def _refuse_header(path: Path, data: bytes) -> Frames:
         payloads=(),
         redacted_offsets=(),
         damages=damages,
+        sha256=hashlib.sha256(data).hexdigest(),
     )
 
 

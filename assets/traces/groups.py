@@ -13,6 +13,7 @@ import polars as pl
 
 from assets import tables
 from assets.traces.frames import NEWER_FORMAT, Damage, Frames, read_frames
+from assets.traces.ledger import hash_segment
 from assets.traces.records import tabulate_payloads
 from serving.tracing.frames import FRAME, parse_record
 
@@ -46,9 +47,15 @@ def read_group(group: Sequence[Path]) -> tuple[pl.DataFrame, list[Damage], list[
     read = [_read_patiently(path) for path in group]
     tabulated = [_tabulate(frames) for frames in read if frames.payloads]
     rows = pl.concat(tabulated) if tabulated else pl.DataFrame(schema=TIMED)
-    damages = [damage for frames in read for damage in frames.damages]
-    damages += _describe_untimed(read, rows.filter(pl.col("hour").is_null()))
-    bare = [replace(frames, payloads=()) for frames in read]
+    untimed = _describe_untimed(read, rows.filter(pl.col("hour").is_null()))
+    damages = [damage for frames in read for damage in frames.damages] + untimed
+    odd = {damage.segment for damage in untimed}
+    bare = [
+        replace(
+            frames, payloads=(), sha256=hash_segment(path) if path.name in odd else frames.sha256
+        )
+        for path, frames in zip(group, read, strict=True)
+    ]
     return rows.filter(pl.col("hour").is_not_null()), damages, bare
 
 

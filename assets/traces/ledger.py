@@ -81,6 +81,15 @@ def hash_segment(path: Path) -> str | None:
         return None
 
 
+def count_offsets(folder: Path, segments: Collection[str]) -> dict[str, int]:
+    """Return how many records of some segments the hours hold; none is looked at for no segment."""
+    if not segments:
+        return {}
+    rows = scan_hours(list_hours(folder)).filter(pl.col("segment").is_in(list(segments)))
+    counts = rows.group_by("segment").agg(pl.col("segment_offset").n_unique())
+    return dict(counts.collect(engine="streaming").iter_rows())
+
+
 def tally_segments(folder: Path, segments: Mapping[str, Path]) -> list[Tally]:
     """Return what the hours hold of every compacted segment, by its name.
 

@@ -19,7 +19,6 @@ import polars as pl
 
 from assets import tables
 from assets.traces.deleting import match_deleted
-from assets.traces.frames import TORN_TAIL
 from assets.traces.groups import WAITING
 from assets.traces.hours import (
     can_be_read,
@@ -96,10 +95,10 @@ def find_short(folder: Path, segments: Mapping[str, Path]) -> dict[str, int]:
 def find_returned(folder: Path, segments: Mapping[str, Path]) -> frozenset[str]:
     """Return the segments whose bytes are others than when damage or loss of theirs was told.
 
-    Then they were gone, closed or damaged; now they may hold what was lost. A torn tail is left
-    out: every killed server leaves one, and nothing was ever persisted there.
+    Then they were gone, closed or damaged; now they may hold what was lost. So may one with a torn
+    tail: mostly a server was killed there, but a copy that was cut short looks the same.
     """
-    told = read_quarantine(folder).filter(pl.col("reason") != TORN_TAIL)
+    told = read_quarantine(folder)
     return frozenset(
         segment
         for segment, sha256 in told.select("segment", "segment_sha256").unique().iter_rows()

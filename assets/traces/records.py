@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 import polars as pl
 
@@ -62,17 +63,17 @@ def tabulate_payloads(payloads: Sequence[bytes]) -> pl.DataFrame:
 def _parse_at_once(payloads: Sequence[bytes]) -> pl.DataFrame | None:
     """Return the parsed payloads, or None when some need to be looked at one by one.
 
-    Arrow refuses a field or a type that the columns do not have, in any row. It crashes on some
-    rows that are no objects, so each is parsed strictly before it sees them.
+    Arrow refuses a field or a type that the columns do not have, in any row.
     """
     import pyarrow as pa
     from pyarrow import json
 
-    if any(parse_record(payload) is None for payload in payloads):
+    lines = b"\n".join(payloads)
+    if not _are_objects(payloads, lines):
         return None
     try:
         table = json.read_json(
-            pa.BufferReader(b"\n".join(payloads)),
+            pa.BufferReader(lines),
             read_options=json.ReadOptions(block_size=2 * MAXIMUM_RECORD_BYTES),
             parse_options=json.ParseOptions(
                 explicit_schema=_write_arrow_schema(), unexpected_field_behavior="error"
@@ -84,6 +85,27 @@ def _parse_at_once(payloads: Sequence[bytes]) -> pl.DataFrame | None:
     if frame.height != len(payloads):
         return None
     return frame.with_columns(pl.lit(None, dtype=pl.String).alias(UNKNOWN))
+
+
+class _AnyObject(msgspec.Struct):
+    """Decoding into it looks at every byte's syntax and builds nothing."""
+
+
+_ANY_OBJECT = msgspec.json.Decoder(_AnyObject)
+
+
+def _are_objects(payloads: Sequence[bytes], lines: bytes) -> bool:
+    """Say whether each payload is one JSON object, and all are UTF-8.
+
+    Arrow crashes on some rows that are none, so none may reach it.
+    """
+    try:
+        lines.decode()
+        for payload in payloads:
+            _ANY_OBJECT.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 @cache

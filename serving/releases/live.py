@@ -39,6 +39,7 @@ class LiveRelease:
         keys_folder: where the key that verifies it lies.
         load: returns the engine of the release CURRENT points at.
         poll_seconds: how often CURRENT is looked at.
+        on_closed: told of every replaced engine once it is closed.
         clock: seconds that never go back.
     """
 
@@ -50,6 +51,7 @@ class LiveRelease:
         keys_folder: Path,
         load: Load,
         poll_seconds: float = 5.0,
+        on_closed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
@@ -58,6 +60,7 @@ class LiveRelease:
         self._folder, self._keys = releases_folder, keys_folder
         self._load = load
         self._poll_seconds = poll_seconds
+        self._on_closed = on_closed
         self._clock = clock
         self._users: Counter[int] = Counter()
         self._retired: dict[int, ServingEngine] = {}
@@ -150,4 +153,8 @@ class LiveRelease:
             if self._retired.pop(id(engine), None) is not None:
                 task = asyncio.ensure_future(engine.close())
                 self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        self._on_closed()

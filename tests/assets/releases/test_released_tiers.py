@@ -359,3 +359,9 @@ def test_a_training_set_that_the_weights_have_not_seen_is_none(tmp_path):
     seen.with_columns(weight=pl.lit(2.0)).write_parquet(path)
     assert read_training_set(home, adapter).is_empty()
     assert read_training_set(home, adapter | {"kind": "few_shot"}).height == 1  # it saw no weights
+    seen.write_parquet(path)
+    for lost in ("{", "{}"):
+        papers.write_text(lost)
+        assert read_training_set(home, adapter).is_empty()
+    papers.unlink()
+    assert read_training_set(home, adapter).is_empty()

@@ -190,6 +190,63 @@ def test_a_damaged_segment_that_is_restored_is_read_again(home):
     assert compact(home).segment_count == 0
 
 
+def spoil_record(whole: bytes, offset: int) -> bytes:
+    spoilt = bytearray(whole)
+    spoilt[offset + 20] ^= 0xFF
+    return bytes(spoilt)
+
+
+def test_a_segment_that_is_replaced_again_and_again_keeps_what_any_of_them_held(home):
+    path = segments(home)[0]
+    whole, offsets = path.read_bytes(), read_frames(path).offsets
+    for at in (offsets[1], offsets[-1]):  # the last one looks like a torn tail
+        path.write_bytes(spoil_record(whole, at))
+        compact(home)
+        assert find_miscounted(find_folder(home), segments(home)) == []
+    assert stored_rows(home).filter(segment=path.name).height == len(offsets)
+    for other in (whole[: offsets[3] + 20], spoil_record(whole, offsets[0]), whole):
+        path.write_bytes(other)
+        assert compact(home).segment_count == 1
+        assert stored_rows(home).filter(segment=path.name).height == len(offsets)
+        assert find_miscounted(find_folder(home), segments(home)) == []
+    assert read_quarantine(find_folder(home)).is_empty()
+
+
+def test_a_segment_whose_last_record_was_damaged_is_read_again_when_it_is_restored(home):
+    path = segments(home)[0]
+    whole, last = path.read_bytes(), read_frames(path).offsets[-1]
+    path.write_bytes(spoil_record(whole, last))
+    compact(home)
+    assert read_quarantine(find_folder(home))["reason"].to_list() == ["torn_tail"]
+    path.write_bytes(whole)
+    compact(home)
+    assert stored_rows(home).filter(segment=path.name, segment_offset=last).height == 1
+    assert read_quarantine(find_folder(home)).is_empty()
+
+
+@pytest.mark.parametrize("step", ["_write_damages", "write_ledger", "write_quarantine"])
+def test_a_crash_while_a_restored_segment_is_read_again_is_mended(home, monkeypatch, step):
+    path = segments(home)[0]
+    whole = path.read_bytes()
+    path.write_bytes(spoil_record(whole, read_frames(path).offsets[1]))
+    compact(home)
+    path.write_bytes(whole)
+    before = stored_rows(home).height
+
+    def crash(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compaction, step, crash)
+        with pytest.raises(OSError, match="No space"):
+            compact(home)
+    assert compact(home).segment_count == 1
+    assert stored_rows(home).height == before + 1
+    assert read_quarantine(find_folder(home)).is_empty()
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert compact(home).segment_count == 0
+
+
 def test_a_torn_tail_alone_is_no_alarm(home):
     path = segments(home)[0]
     path.write_bytes(path.read_bytes()[:-5])
@@ -253,6 +310,19 @@ def test_parsing_at_once_and_one_by_one_agree(home):
     assert at_once.equals(one_by_one[:-1])
     assert one_by_one["unknown_fields"][-1] == '{"surprise":1}'
     assert at_once["is_injection"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[1]", b"7", b"", b'{"trace_id":"a"}[2]', b'{"trace_id":"a"} 7', b'{"trace_id":"a"',
+        b'{"trace_id":"\xff"}', b'{"trace_id":"\xed\xa0\x80"}', b'{"trace_id":NaN}',
+        b'{"trace_id":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)  # fmt: skip
+def test_what_is_no_object_never_reaches_the_parser_of_many(payload):
+    sound = orjson.dumps({"trace_id": "b"})
+    assert tabulate_payloads([sound, payload])["trace_id"].to_list() == ["b", None]
 
 
 def test_a_record_without_a_time_is_quarantined_and_its_bytes_stay(home):

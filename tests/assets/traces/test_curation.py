@@ -560,6 +560,11 @@ def test_the_command_line_lists_shows_decides_and_forgets(home, monkeypatch):
     assert len(listed) == 3
     trace_id = listed[0]["trace_id"]
     assert json.loads(invoke("show", trace_id, "--json").stdout)["trace_id"] == trace_id
+    named = ("--decision", "accepted", "--reason-code", "recurring")
+    nobody = invoke("decide", trace_id, "--reviewer", "ada", *named, input="")
+    assert (nobody.exit_code, "a person in a terminal" in nobody.output) == (2, True)
+    assert invoke("decide", trace_id, "--reviewer", "ada", *named, input="n\n").exit_code == 1
+    assert open_decisions(home).read().is_empty()
     words = "perhaps\naccepted\nunclear\nrecurring\ny\n"  # a word of no rubric is asked for again
     done = invoke("decide", trace_id, "--reviewer", "ada", input=words)
     assert done.exit_code == 0, done.output
@@ -575,5 +580,12 @@ def test_the_command_line_lists_shows_decides_and_forgets(home, monkeypatch):
     refused = invoke("decide", waiting[0]["trace_id"], "--reviewer", "bot", "--automation",
                      "--decision", "rejected", "--reason-code", "unclear")  # fmt: skip
     assert refused.exit_code == 2
-    assert invoke("forget", "trace", trace_id, "--reviewer", "ada").exit_code == 0
+    plain = invoke("list", "--limit", "2").output.splitlines()
+    assert [line[:2] == "  " for line in plain[:4]] == [False, True, False, True]
+    closed = home.traces.with_name("feedback") / "0-closed-1.seg"
+    closed.mkdir()  # opens as little as a file of somebody else
+    told = invoke("forget", "trace", trace_id, "--reviewer", "ada")
+    assert (told.exit_code, closed.name in told.output) == (2, True)
     assert invoke("show", trace_id).exit_code == 2
+    closed.rmdir()
+    assert invoke("forget", "trace", trace_id, "--reviewer", "ada").exit_code == 0

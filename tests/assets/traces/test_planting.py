@@ -1,5 +1,6 @@
 """Planted errors among served traffic: shown as any other, caught or not, trained on never."""
 
+import json
 from datetime import timedelta
 
 import polars as pl
@@ -65,9 +66,14 @@ def audit(home: Home) -> dict:
     return judge("curation_audit", [m for m in found if m.metric == "planted_errors_caught"])
 
 
-def test_planted_errors_measure_who_reviews(home):
+def test_planted_errors_measure_who_reviews(home, monkeypatch):
     folder = find_folder(home)
     plants = open_plants(folder).read()
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(home.root))
+    listing = ["curate", "list", "--escalations", "--limit", "500", "--json"]
+    listed = json.loads(CliRunner().invoke(cli.app, listing).stdout)
+    assert {*plants["trace_id"]} <= {row["trace_id"] for row in listed}
+    assert all(row["question"] for row in listed)  # nothing tells a planted one from the others
     queue = find_escalations(scan_reviewed(folder), open_decisions(home).read())
     waiting = queue.filter(pl.col("trace_id").is_in(plants["trace_id"].to_list()))
     assert waiting.height == 10
