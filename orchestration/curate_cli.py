@@ -25,7 +25,7 @@ from assets.traces.deciding import (
     find_trace,
     open_decisions,
 )
-from assets.traces.deleting import redact_feedback
+from assets.traces.deleting import count_unblanked, redact_feedback
 from assets.traces.escalating import CONTRACT, find_escalations
 from assets.traces.hours import find_folder, list_hours, scan_hours
 from assets.traces.planting import plant_errors, scan_reviewed
@@ -190,12 +190,16 @@ def forget(
             soft_wrap=True,
         )
     CONSOLE.print("[dim]`understudy run` makes seeds and training sets anew.[/]")
-    if closed:
+    segments = {path.name: path for path in SealedSegments(home.traces).list_files()}
+    left = count_unblanked(find_folder(home), segments)
+    if left or closed:
+        names = ", ".join(path.name for path in closed) or "none"
         raise InvalidInputError(
-            "taking out what readers said of these answers",
-            expected="segments of feedback that open",
-            found=f"{len(closed)} that do not: {', '.join(path.name for path in closed)}",
-            next_step="make them readable and repeat the command; all else is forgotten",
+            "taking the words out of the segments",
+            expected="files that this user can read and replace",
+            found=f"{left} records that stay in segments of traces, and of feedback: {names}",
+            next_step="mend that, then run `understudy curate refresh`, which takes them out; all "
+            "else is forgotten",
         )
 
 

@@ -44,6 +44,7 @@ from assets.traces.ledger import (
 )
 from assets.traces.mending import (
     DECLARED,
+    TAKEN,
     find_returned,
     find_short,
     set_aside_damaged,
@@ -253,7 +254,10 @@ def _write_ledger(
         return
     ledger = {row["segment"]: row for row in read_ledger(folder).iter_rows(named=True)}
     untimed = [damage.segment for damage in damages if damage.reason in UNSTORED]
-    held = count_offsets(folder, [one.segment for one in done if one.segment in ledger])
+    # A new one with damage may have been read whole before its row of the ledger was written.
+    odd = {one.segment for one in done if one.segment in ledger or one.damages}
+    # Nobody vouches for rows that were taken from a moved hour: they must not count themselves.
+    held = count_offsets(folder, odd - {*read_quarantine(folder).filter(reason=TAKEN)["segment"]})
     for frames in done:
         name = frames.segment
         before = ledger.get(name, {"record_count": 0, "deleted_offsets": None})

@@ -93,16 +93,21 @@ def find_short(folder: Path, segments: Mapping[str, Path]) -> dict[str, int]:
 
 
 def find_returned(folder: Path, segments: Mapping[str, Path]) -> frozenset[str]:
-    """Return the segments whose bytes are others than when damage or loss of theirs was told.
+    """Return the segments that are others than when they were read, or damage of theirs was told.
 
-    Then they were gone, closed or damaged; now they may hold what was lost. So may one with a torn
-    tail: mostly a server was killed there, but a copy that was cut short looks the same.
+    Then they were gone, closed, damaged or a copy cut short; now they may hold what was lost. A
+    sealed segment never changes its size, so only those of which damage is told are hashed.
     """
-    told = read_quarantine(folder)
+    told = read_quarantine(folder).select("segment", "segment_sha256").unique()
+    sizes = read_ledger(folder).select("segment", "size_bytes")
     return frozenset(
         segment
-        for segment, sha256 in told.select("segment", "segment_sha256").unique().iter_rows()
+        for segment, sha256 in told.iter_rows()
         if segment in segments and hash_segment(segments[segment]) not in {None, sha256}
+    ) | frozenset(
+        segment
+        for segment, size in sizes.iter_rows()
+        if segment in segments and segments[segment].stat().st_size != size
     )
 
 

@@ -99,6 +99,7 @@ def choose_pairs(
             (pl.col("env") == "prod")
             & (pl.col("outcome") == "answered")
             & ~pl.col("refused").fill_null(value=True)
+            & pl.col("route_reason").ne_missing(HIGH_STAKES)  # it waits in the queue itself
             & pl.col("selection_mode").ne_missing("shadow")
             & ~pl.col("trace_id").is_in(known["question_trace_id"].to_list())
         )

@@ -68,12 +68,11 @@ def _parse_at_once(payloads: Sequence[bytes]) -> pl.DataFrame | None:
     import pyarrow as pa
     from pyarrow import json
 
-    lines = b"\n".join(payloads)
-    if not _are_objects(payloads, lines):
+    if not all(_is_object(payload) for payload in payloads):
         return None
     try:
         table = json.read_json(
-            pa.BufferReader(lines),
+            pa.BufferReader(b"\n".join(payloads)),
             read_options=json.ReadOptions(block_size=2 * MAXIMUM_RECORD_BYTES),
             parse_options=json.ParseOptions(
                 explicit_schema=_write_arrow_schema(), unexpected_field_behavior="error"
@@ -94,15 +93,11 @@ class _AnyObject(msgspec.Struct):
 _ANY_OBJECT = msgspec.json.Decoder(_AnyObject)
 
 
-def _are_objects(payloads: Sequence[bytes], lines: bytes) -> bool:
-    """Say whether each payload is one JSON object, and all are UTF-8.
-
-    Arrow crashes on some rows that are none, so none may reach it.
-    """
+def _is_object(payload: bytes) -> bool:
+    """Say whether a payload is one JSON object in UTF-8: Arrow crashes on some that are none."""
     try:
-        lines.decode()
-        for payload in payloads:
-            _ANY_OBJECT.decode(payload)
+        payload.decode()
+        _ANY_OBJECT.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True

@@ -224,6 +224,21 @@ def test_a_segment_whose_last_record_was_damaged_is_read_again_when_it_is_restor
     assert read_quarantine(find_folder(home)).is_empty()
 
 
+@pytest.mark.parametrize("kept", [0, 8, 3])
+def test_a_copy_that_was_cut_short_is_read_again_when_it_is_whole(home, kept):
+    path = segments(home)[0]
+    whole, offsets = path.read_bytes(), read_frames(path).offsets
+    path.write_bytes(whole[: offsets[kept] if kept == 3 else kept])  # nothing of it is damaged
+    compact(home)
+    assert stored_rows(home).filter(segment=path.name).height == (3 if kept == 3 else 0)
+    assert compact(home).segment_count == 0
+    path.write_bytes(whole)
+    assert compact(home).segment_count == 1
+    assert stored_rows(home).filter(segment=path.name).height == len(offsets)
+    assert find_miscounted(find_folder(home), segments(home)) == []
+    assert compact(home).segment_count == 0
+
+
 @pytest.mark.parametrize("step", ["_write_damages", "write_ledger", "write_quarantine"])
 def test_a_crash_while_a_restored_segment_is_read_again_is_mended(home, monkeypatch, step):
     path = segments(home)[0]
@@ -317,6 +332,7 @@ def test_parsing_at_once_and_one_by_one_agree(home):
     [
         b"[1]", b"7", b"", b'{"trace_id":"a"}[2]', b'{"trace_id":"a"} 7', b'{"trace_id":"a"',
         b'{"trace_id":"\xff"}', b'{"trace_id":"\xed\xa0\x80"}', b'{"trace_id":NaN}',
+        b'{"trace_id":"\\udc00"}', b'{"max_score":1e400}',
         b'{"trace_id":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )  # fmt: skip

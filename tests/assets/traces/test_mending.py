@@ -298,6 +298,23 @@ def test_what_a_deletion_keeps_out_of_a_moved_hour_is_deleted_and_not_lost(home)
     assert named.encode() not in gone.read_bytes()
 
 
+def test_rows_that_were_taken_for_a_segment_do_not_count_once_it_is_back(home):
+    path, gone = list_hours(find_folder(home))[0], segments(home)[0]
+    whole, copy = gone.read_bytes(), pl.read_parquet(path, hive_partitioning=False)
+    gone.unlink()
+    is_forged = (pl.col("segment") == gone.name) & (
+        pl.col("segment_offset") == copy.filter(segment=gone.name)["segment_offset"].min()
+    )
+    offset = pl.col("segment_offset")
+    alter(path, copy.with_columns(pl.when(is_forged).then(offset + 1).otherwise(offset)))
+    compact(home)
+    assert ("taken_from_hour", 0) in reasons(home)
+    gone.write_bytes(whole)
+    compact(home)
+    assert rows(home).filter(segment=gone.name).height == len(read_frames(gone).offsets) + 1
+    assert find_miscounted(find_folder(home), segments(home)) == [gone.name]
+
+
 def test_more_rows_than_a_segment_lacks_are_not_believed(home):
     path, gone = list_hours(find_folder(home))[0], segments(home)[0]
     copy = pl.read_parquet(path, hive_partitioning=False)
