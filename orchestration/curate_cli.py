@@ -1,7 +1,7 @@
 """The commands `understudy curate …`: candidates, the review queue, decisions, deletions.
 
-Belongs here: arguments, showing a trace, asking a person. Does not belong here: what a decision
-means (`assets/traces/deciding`), who is admitted (`assets/traces/admission`).
+Belongs here: arguments, showing a trace. Does not belong here: asking a person (`reviewing`), what
+a decision means (`assets/traces/deciding`), who is admitted (`assets/traces/admission`).
 """
 
 import json
@@ -16,7 +16,6 @@ from rich.markup import escape
 from assets.traces.compaction import Compaction, compact_segments
 from assets.traces.curating import find_candidates
 from assets.traces.deciding import (
-    REASON_CODES,
     VERDICTS,
     Reviewer,
     decide_trace,
@@ -35,11 +34,11 @@ from orchestration.console import CONSOLE
 from orchestration.explaining import explain_errors
 from orchestration.forgetting import hash_training_set, open_stores
 from orchestration.options import Json
+from orchestration.reviewing import RUBRIC, ask_words, find_words
 from resources.traces import SealedSegments
 from serving.errors import InvalidInputError
 from serving.home import Home
 
-RUBRIC = "; ".join(f"{verdict}: {', '.join(words)}" for verdict, words in REASON_CODES.items())
 QUEUE = "`understudy curate list --escalations`"
 curate_app = typer.Typer(help="What production may teach, decided by you.", no_args_is_help=True)
 _BARE = frozenset({"trace_id", "question"})
@@ -108,7 +107,7 @@ def decide(
     ] = False,
 ) -> None:
     """Show a trace, take a decision about it, and store it for good; it closes an escalation."""
-    fitting = _find_words(verdict, reason_code, may_ask=not automation)
+    fitting = find_words(verdict, reason_code, may_ask=not automation)
     home = Home(load_config().home)
     compact(home)
     folder, journal = find_folder(home), open_decisions(home)
@@ -117,7 +116,7 @@ def decide(
     if not automation:
         _show_trace(trace)
         shown_at = datetime.now(UTC)
-    chosen, why = fitting[0] if automation else _ask_words(fitting)
+    chosen, why = fitting[0] if automation else ask_words(fitting)
     decisions = journal.read()
     line = decide_trace(
         trace,
@@ -243,72 +242,6 @@ def find_queue(home: Home, decisions: pl.DataFrame) -> pl.DataFrame:
     """Return the escalations that nobody has closed, oldest first."""
     queue = find_escalations(scan_reviewed(find_folder(home)), decisions)
     return queue.filter(pl.col("closed_at").is_null())
-
-
-def _find_words(
-    verdict: str | None, reason_code: str | None, *, may_ask: bool
-) -> list[tuple[str, str]]:
-    """Return the decisions of the rubric that fit the words given, each with a reason for it.
-
-    A word left out fits any, if it may be asked for.
-
-    Raises:
-        InvalidInputError: no decision has these words.
-    """
-    fitting: list[tuple[str, str]] = [
-        (legal, reason)
-        for legal, reasons in REASON_CODES.items()
-        for reason in reasons
-        if (verdict == legal or (verdict is None and may_ask))
-        and (reason_code == reason or (reason_code is None and may_ask))
-    ]
-    if not fitting:
-        raise InvalidInputError(
-            "reading the decision and its reason",
-            expected=f"words of the rubric ({RUBRIC})",
-            found=f"{verdict or 'no decision'} with {reason_code or 'no reason'}",
-            next_step="name them with --decision and --reason-code",
-        )
-    return fitting
-
-
-def _ask_words(fitting: list[tuple[str, str]]) -> tuple[str, str]:
-    """Ask a person for the words that are still open, and whether the decision is meant.
-
-    Raises:
-        InvalidInputError: nobody is there to answer.
-        typer.Abort: the person says no, or leaves.
-    """
-    try:
-        verdict = _ask_word("Decision", [legal for legal, _ in fitting])
-        reason_code = _ask_word("Reason", [reason for legal, reason in fitting if legal == verdict])
-        is_meant = typer.confirm(f"Store {verdict}, {reason_code}?", default=True)
-    except typer.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise InvalidInputError(
-            "asking for a decision",
-            expected="a person in a terminal, or the answers on standard input",
-            found="the end of standard input; nothing was stored",
-            next_step="run it in a terminal; `--automation` is for what decides by itself",
-        ) from None
-    if not is_meant:
-        raise typer.Abort
-    return verdict, reason_code
-
-
-def _ask_word(name: str, words: list[str]) -> str:
-    legal = list(dict.fromkeys(words))
-    if len(legal) == 1:
-        return legal[0]
-
-    def read(typed: str) -> str:
-        if typed not in legal:
-            raise typer.BadParameter(f"one of {', '.join(legal)} is expected")
-        return typed
-
-    told: str = typer.prompt(f"{name} ({', '.join(legal)})", value_proc=read)
-    return told
 
 
 def _show_trace(trace: dict[str, Any]) -> None:

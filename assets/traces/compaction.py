@@ -3,8 +3,8 @@
 A segment is compacted when the ledger names it. An hour is rewritten without the rows of the
 segments at hand and then with them, and the ledger is written last: a crash anywhere is mended by
 the next run, and nothing is stored twice. Belongs here: that order. Does not belong here: bytes
-(`frames`), typing (`records`), which traces must go (`deleting`), the ledger itself (`ledger`),
-hours that are damaged (`mending`).
+(`frames`), typing (`records`), which traces must go (`deleting`), what is noted of segments
+(`noting`), hours that are damaged (`mending`).
 """
 
 import contextlib
@@ -34,22 +34,16 @@ from assets.traces.hours import (
     write_hour,
 )
 from assets.traces.ledger import (
-    LEDGER,
-    count_offsets,
     read_ledger,
-    read_quarantine,
     tally_segments,
-    write_ledger,
-    write_quarantine,
 )
 from assets.traces.mending import (
-    DECLARED,
-    TAKEN,
     find_returned,
     find_short,
     set_aside_damaged,
     settle,
 )
+from assets.traces.noting import note_read
 from serving.errors import TraceError
 
 GROUP_BYTES = 64 * 1024 * 1024
@@ -157,12 +151,7 @@ def _compact_round(
         del rows
         for hour in sorted(parts):
             _merge_hour(name_hour(folder, hour), pl.concat(parts[hour]))
-    known = {*read_ledger(folder)["segment"]}
-    # Of one that is read again the damage goes last: while it is told, a crash has it read again.
-    # Of a new one the ledger does: while it is not there, it is read again.
-    _write_ledger(folder, [one for one in read if one.segment in known], damages, deleted)
-    _write_damages(folder, read, damages)
-    _write_ledger(folder, [one for one in read if one.segment not in known], damages, deleted)
+    note_read(folder, read, damages, deleted)
     deleted_count = sum(map(len, deleted.values()))
     untimed_count = sum(damage.reason in UNSTORED for damage in damages)
     return Compaction(
@@ -213,68 +202,6 @@ def _merge_hour(path: Path, part: pl.LazyFrame) -> None:
         held = scan_hours([path]).join(ours, on=["segment", "segment_offset"], how="anti")
         fresh = pl.concat([held, part])
     write_hour(path, fresh)
-
-
-def _write_damages(folder: Path, read: Sequence[Frames], damages: Sequence[Damage]) -> None:
-    """Tell what could not be read of segments, in place of what was told of them before."""
-    earlier = read_quarantine(folder)
-    hashes = {frames.segment: frames.sha256 for frames in read}
-    rows = [
-        {
-            "segment": damage.segment,
-            "segment_offset": damage.offset,
-            "size_bytes": damage.size_bytes,
-            "reason": damage.reason,
-            "lost_count": None,
-            "segment_sha256": hashes[damage.segment],
-        }
-        for damage in damages
-    ]
-    is_told_anew = pl.col("segment").is_in(list(hashes)) & ~pl.col("reason").is_in(DECLARED)
-    kept = earlier.filter(~is_told_anew)
-    if rows or kept.height != earlier.height:
-        found = pl.DataFrame(rows, schema=tables.QUARANTINED_FRAMES)
-        write_quarantine(folder, pl.concat([kept, found]))
-
-
-def _write_ledger(
-    folder: Path,
-    read: Sequence[Frames],
-    damages: Sequence[Damage],
-    deleted: Mapping[str, Sequence[int]],
-) -> None:
-    """Name the segments that are done; one that a later run may still read is not.
-
-    One that was read again has as many records as it ever showed, and as the hours hold of it: what
-    is damaged by now was there, and what was damaged then may be whole.
-    """
-    waiting = {damage.segment for damage in damages if not damage.is_final}
-    done = [frames for frames in read if frames.segment not in waiting]
-    if not done:
-        return
-    ledger = {row["segment"]: row for row in read_ledger(folder).iter_rows(named=True)}
-    untimed = [damage.segment for damage in damages if damage.reason in UNSTORED]
-    # A new one with damage may have been read whole before its row of the ledger was written.
-    odd = {one.segment for one in done if one.segment in ledger or one.damages}
-    # Nobody vouches for rows that were taken from a moved hour: they must not count themselves.
-    held = count_offsets(folder, odd - {*read_quarantine(folder).filter(reason=TAKEN)["segment"]})
-    for frames in done:
-        name = frames.segment
-        before = ledger.get(name, {"record_count": 0, "deleted_offsets": None})
-        gone = {
-            *(before["deleted_offsets"] or ()),
-            *frames.redacted_offsets,
-            *deleted.get(name, ()),
-        }
-        found = len(frames.offsets) + len(frames.redacted_offsets) - untimed.count(name)
-        ledger[name] = {
-            "segment": name,
-            "size_bytes": frames.size_bytes,
-            "record_count": max(found, before["record_count"], held.get(name, 0) + len(gone)),
-            "quarantined_count": sum(damage.segment == name for damage in damages),
-            "deleted_offsets": sorted(gone),
-        }
-    write_ledger(folder, pl.DataFrame([*ledger.values()], schema=LEDGER))
 
 
 def _order(path: Path) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from assets import tables
-from assets.traces import compaction, hours
+from assets.traces import compaction, hours, noting
 from assets.traces.checks import nothing_is_quarantined
 from assets.traces.compaction import (
     compact_segments,
@@ -122,7 +122,7 @@ def test_a_crash_between_hours_and_ledger_stores_nothing_twice(home, monkeypatch
         compact(home)
     monkeypatch.setattr(compaction, "write_hour", write)
     monkeypatch.setattr(
-        compaction, "_write_ledger", lambda *_: (_ for _ in ()).throw(OSError("no ledger"))
+        noting, "_write_ledger", lambda *_: (_ for _ in ()).throw(OSError("no ledger"))
     )
     with pytest.raises(OSError, match="ledger"):
         compact(home)
@@ -252,7 +252,7 @@ def test_a_crash_while_a_restored_segment_is_read_again_is_mended(home, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, step, crash)
+        patched.setattr(noting, step, crash)
         with pytest.raises(OSError, match="No space"):
             compact(home)
     assert compact(home).segment_count == 1
