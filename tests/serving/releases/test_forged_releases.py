@@ -231,6 +231,9 @@ async def test_an_adapter_that_is_signed_loads_or_leaves_the_old_one(tmp_path: P
         finally:
             shutil.rmtree(folder)
         before, live._retry_at = live.engine, 0.0
+        if before.release_id == current:  # forged as the last one was: there is nothing to load
+            told["in force already"] += 1
+            continue
         is_loaded = await live.poll()
         told["loaded" if is_loaded else "refused"] += 1
         assert (live.engine is before) is not is_loaded, how
