@@ -101,7 +101,7 @@ def _change(tree: Any, lots: random.Random) -> None:
     while True:
         keys = list(at) if isinstance(at, dict) else list(range(len(at)))
         if not keys:
-            at.update(extra=1) if isinstance(at, dict) else at.append(lots.choice(ODD))
+            at.update(extra=1) if isinstance(at, dict) else at.append(_draw_odd(lots))
             return
         key = lots.choice(keys)
         if isinstance(at[key], dict | list) and lots.random() < 0.75:
@@ -111,10 +111,15 @@ def _change(tree: Any, lots: random.Random) -> None:
         if how == "remove":
             del at[key]
         elif how == "extra" and isinstance(at, dict):
-            at[lots.choice(("extra", "", "__class__", "student"))] = lots.choice(ODD)
+            at[lots.choice(("extra", "", "__class__", "student"))] = _draw_odd(lots)
         else:
-            at[key] = copy.deepcopy(lots.choice(ODD))
+            at[key] = _draw_odd(lots)
         return
+
+
+def _draw_odd(lots: random.Random) -> Any:
+    """Return an odd value of its own: a later change goes into it."""
+    return copy.deepcopy(lots.choice(ODD))
 
 
 @contextlib.contextmanager
