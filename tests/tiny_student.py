@@ -108,8 +108,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_adapter(
-    folder: Path, base_folder: Path, *, activation: str = "question", seed: int = 5
-) -> Path:
+    folder: Path, base_folder: Path, *, activation: str = "question", seed: int = 5,
+    std: float = 0.2,
+) -> Path:  # fmt: skip
     """Write an adapter with random weights on both sides, as peft saves it, with provenance."""
     import json
     import warnings
@@ -130,7 +131,7 @@ def make_adapter(
         model = get_peft_model(load_causal_lm(base_folder, "float32"), config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.2)
+                torch.nn.init.normal_(parameter, std=std)
         model.save_pretrained(folder)
     provenance = {"base_hash": hash_base_model(base_folder), "base_model": "tiny"}
     (folder / "provenance.json").write_text(json.dumps(provenance | {"activation": activation}))

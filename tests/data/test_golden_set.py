@@ -166,6 +166,7 @@ WRITTEN_AFTER_THE_FREEZE = {
     "how-to/tour-of-a-server",
     "how-to/train-on-a-gpu",
     "how-to/try-a-router-policy",
+    "how-to/use-vllm",
     "reference/student-engines",
 }
 
