@@ -556,7 +556,11 @@ class Bindings:
                 timeout_seconds=section.timeout_seconds,
             )
         base = resolve_model(section.model, section.revision, self.home.models, self.progress)
-        return LocalScorer.load(base.path, scorer_id=f"{section.model}@{section.revision}")
+        return LocalScorer.load(
+            base.path,
+            scorer_id=f"{section.model}@{section.revision}",
+            tokenizer=self._student_tokenizer,
+        )
 
     def _connect(
         self,

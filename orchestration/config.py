@@ -7,7 +7,7 @@ that name key, legal values and line. Does not belong here: what the values are 
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -813,8 +813,16 @@ def _make_absolute(config: Config, base: Path) -> Config:
         return Path(os.path.normpath(base / path.expanduser()))
 
     corpus = config.product.corpus.model_copy(update={"path": absolute(config.product.corpus.path)})
+    reranker = _locate_model(config.retrieval.reranker, "model", absolute)
     return config.model_copy(
         update={
+            "embedder": _locate_model(config.embedder, "model", absolute),
+            "retrieval": config.retrieval.model_copy(update={"reranker": reranker}),
+            "scorer": _locate_model(config.scorer, "model", absolute),
+            "students": {
+                name: _locate_model(student, "base_model", absolute)
+                for name, student in config.students.items()
+            },
             "home": absolute(config.home),
             "recipes": absolute(config.recipes),
             "product": config.product.model_copy(update={"corpus": corpus}),
@@ -834,3 +842,13 @@ def _make_absolute(config: Config, base: Path) -> Config:
             ),
         }
     )
+
+
+def _locate_model(section: Any, key: str, absolute: Callable[[Path], Path]) -> Any:
+    """Return the section of a model: the path of one that lies here is relative to the file."""
+    if section is None or getattr(section, "provider", "local") != "local":
+        return section
+    name: str = getattr(section, key)
+    if not (name.startswith((".", "~")) or absolute(Path(name)).is_dir()):
+        return section  # a name on a hub, or an embedded model
+    return section.model_copy(update={key: str(absolute(Path(name)))})

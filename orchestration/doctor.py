@@ -117,6 +117,7 @@ def examine_inputs(config: Config) -> Iterator[Finding]:
     from assets.students.recipe import load_recipe
     from orchestration.bindings import Bindings
     from orchestration.recipes import list_recipes
+    from serving.models.embedded import check_model_name
     from serving.models.protocols import NoProgress
 
     bindings = Bindings(config, NoProgress())
@@ -125,9 +126,11 @@ def examine_inputs(config: Config) -> Iterator[Finding]:
         names = list_recipes(config)
         for name in {config.default_recipe, *names}:
             recipe = load_recipe(bindings.students.recipe_path(name))
-            provider = bindings.students.find(recipe.student).provider
+            student = bindings.students.find(recipe.student)
+            if student.provider == "local":
+                check_model_name(student.base_model, student.revision)
             if recipe.kind != "qlora" or name == config.default_recipe:  # may be meant for a GPU
-                refuse_unfit(name, recipe, provider=provider)
+                refuse_unfit(name, recipe, provider=student.provider)
         return ", ".join(names)
 
     readers: dict[str, Callable[[], str]] = {

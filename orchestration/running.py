@@ -34,6 +34,7 @@ from orchestration.recipes import choose_recipe, list_recipes
 from resources.last_tables import NoTables
 from serving.errors import InvalidInputError
 from serving.home import Home
+from serving.models.embedded import check_model_name
 from serving.models.protocols import NoProgress, Progress
 
 Announce = Callable[[Sequence[PlannedAsset]], None]
@@ -107,6 +108,8 @@ def _check_recipe(config: Config, recipe: str) -> None:
     made_by = load_recipe(config.recipes / f"{recipe}.yaml")
     student = Bindings(config, NoProgress()).students.find(made_by.student)
     refuse_unfit(recipe, made_by, provider=student.provider)
+    if student.provider == "local":
+        check_model_name(student.base_model, student.revision)
 
 
 def _observe(

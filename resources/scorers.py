@@ -118,6 +118,7 @@ class VLLMScorer:
         document = await self.pace.insist(lambda: self._post(client, body), name=self.model)
         entries = _find_entries(document, expected_count=len(prompt), model=self.model)
         answer = entries[len(request.prompt_ids) :]
+        _refuse_gaps(answer, model=self.model)
         self._check_tokenizer(request.answer_ids, answer)
         return read_scores(request.answer_ids, answer, top_k=top_k)
 
@@ -221,3 +222,15 @@ def _find_entries(document: object, *, expected_count: int, model: str) -> Seque
             next_step="use a vLLM server: other servers ignore prompt_logprobs",
         )
     return entries
+
+
+def _refuse_gaps(answer: Sequence[Entry | None], *, model: str) -> None:
+    gaps = sum(not entry for entry in answer)
+    if gaps:
+        raise UpstreamRejectedError(
+            f"scoring with {model}",
+            expected="logprobs at every token of the answer",
+            found=f"none at {gaps} of {len(answer)}",
+            next_step="start the server with --no-enable-prefix-caching: what it reads from its "
+            "cache may have no logprobs",
+        )

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from serving.errors import InvalidInputError
 from serving.models.causal_lm import (
     PrefixStates,
     hash_base_model,
@@ -37,11 +38,27 @@ class LocalScorer:
     dtype: str
 
     @classmethod
-    def load(cls, folder: Path, *, scorer_id: str, dtype: str = "auto") -> "LocalScorer":
-        """Return the scorer in a transformers folder."""
+    def load(
+        cls, folder: Path, *, scorer_id: str, dtype: str = "auto", tokenizer: Any = None
+    ) -> "LocalScorer":
+        """Return the scorer in a transformers folder.
+
+        Args:
+            folder: of the model.
+            scorer_id: recorded with what it scores.
+            dtype: it computes in.
+            tokenizer: the student's, whose prompts are scored; None: the model's own. The chat
+                template is then the student's too, which may be another than the scorer's.
+
+        Raises:
+            InvalidInputError: the scorer reads a token of the student as another.
+        """
+        own = load_tokenizer(folder)
+        if tokenizer is not None:
+            _check_vocabulary(scorer_id, own, tokenizer)
         return cls(
             folder=folder,
-            tokenizer=load_tokenizer(folder),
+            tokenizer=own if tokenizer is None else tokenizer,
             scorer_id=scorer_id,
             scorer_hash=hash_base_model(folder),
             dtype=dtype,
@@ -86,4 +103,19 @@ class LocalScorer:
             top_ids=top.indices.cpu().numpy(),
             top_logprobs=top.values.cpu().numpy(),
             y_logprobs=y_logprobs.cpu().numpy(),
+        )
+
+
+def _check_vocabulary(scorer_id: str, own: Any, students: Any) -> None:
+    """Refuse a scorer to which the student's ids mean other tokens; it may know more of them."""
+    known = own.get_vocab()
+    foreign = [token for token, place in students.get_vocab().items() if known.get(token) != place]
+    if foreign:
+        raise InvalidInputError(
+            f"scoring with {scorer_id}",
+            expected="a scorer that shares the student's tokenizer",
+            found=f"{len(foreign)} tokens of the student that it reads otherwise, as "
+            f"{min(foreign)!r}",
+            next_step="choose a scorer of the student's family, or set scorer to null; a teacher "
+            "with another tokenizer reports its own logprobs by `teacher.top_logprobs`",
         )

@@ -80,12 +80,17 @@ def merge_adapter(base: Any, adapter_folder: Path) -> Any:
     Weights that the adapter does not touch are shared with `base`, which stays as it is.
 
     Raises:
-        ReleaseError: a tensor of the adapter finds no place in the base, or has another shape.
+        ReleaseError: a tensor of the adapter finds no place in the base, or has another shape, or
+            its file is cut short.
     """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights = load_file(adapter_folder / ADAPTER_WEIGHTS)
+    try:
+        weights = load_file(adapter_folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise _unusable(adapter_folder, f"{ADAPTER_WEIGHTS}: {error}") from error
     touched = {_module_of(key) for key in weights}
     shared = {
         id(parameter): parameter

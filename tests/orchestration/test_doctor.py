@@ -6,6 +6,9 @@ import pytest
 
 from orchestration import doctor
 from orchestration.config import read_config
+from orchestration.running import run_chain
+from serving.errors import InvalidInputError
+from serving.models.protocols import NoProgress
 from tests.product import write_product
 
 
@@ -54,3 +57,17 @@ def test_a_home_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
     assert doctor.examine_home(Path(tmp_path)).level == "problem"
+
+
+def test_a_base_model_that_is_not_there_is_found_and_no_run_begins(config):
+    students = {
+        name: student.model_copy(update={"base_model": "../models/gone", "revision": "local"})
+        for name, student in config.students.items()
+    }
+    broken = config.model_copy(update={"students": students})
+    found = find(broken)["recipes"]
+    assert found.level == "problem"
+    assert "no such folder" in found.found
+    with pytest.raises(InvalidInputError, match="no such folder"):
+        run_chain(broken, progress=NoProgress(), recipe="tiny")
+    assert not (config.home / "lake").exists()

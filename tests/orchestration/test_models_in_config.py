@@ -33,6 +33,24 @@ def read(
     return read_config(path)
 
 
+def test_a_model_in_a_folder_is_relative_to_the_file_and_a_hubs_name_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    text = FILE.format(
+        teacher="model: extractive-v1",
+        epoch="'2026-11'",
+        revision="0123abc",
+        scorer="scorer: {model: ./gone, revision: local}",
+    )
+    text += "  larger: {base_model: models/mine, revision: local}\n"
+    (tmp_path / "product.yaml").write_text(text, encoding="utf-8")
+    config = read_config(tmp_path / "product.yaml")
+    assert config.students["larger"].base_model == str(tmp_path / "models" / "mine")
+    assert config.students["compact"].base_model == "some/base"
+    assert config.scorer.model == str(tmp_path / "gone")
+    assert config.embedder.model == "sentence-transformers/all-MiniLM-L6-v2"
+
+
 @pytest.mark.parametrize(
     "name",
     ["gpt-4o", "gpt-4o-mini", "openai/gpt-4o", "o3", "o3-mini", "claude-3-5-sonnet",

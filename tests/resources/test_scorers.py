@@ -1,5 +1,6 @@
 """The vLLM scorer against a server of this process that computes real prompt logprobs."""
 
+import json
 import math
 
 import httpx2
@@ -135,6 +136,18 @@ def test_a_server_without_prompt_logprobs_is_refused(local, document):
     server = Server(local, JSONResponse(document))
     with pytest.raises(UpstreamRejectedError, match="prompt_logprobs"):
         score_answers(make_labelled(1), connect(server), top_k=5, **LOOSE)
+
+
+def test_an_answer_that_is_scored_in_part_is_refused(local):
+    class Caching(Server):
+        def answer(self, body):
+            document = json.loads(super().answer(body).body)
+            document["choices"][0]["prompt_logprobs"][-2] = None
+            return JSONResponse(document)
+
+    with pytest.raises(UpstreamRejectedError, match="none at 1 of") as error:
+        score_answers(make_labelled(1), connect(Caching(local)), top_k=5, **LOOSE)
+    assert "--no-enable-prefix-caching" in error.value.next_step
 
 
 def test_a_server_with_another_tokenizer_is_refused(local):

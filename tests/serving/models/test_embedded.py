@@ -68,3 +68,27 @@ def test_a_hub_name_needs_a_pinned_revision(tmp_path):
 def test_an_unknown_embedded_name_lists_the_known_ones(tmp_path):
     with pytest.raises(InvalidInputError, match="SmolLM2"):
         resolve_model("some/model", "embedded", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../models/gone", "/models/gone", "~/gone", "a/b/c", "with space"]
+)
+def test_a_folder_that_does_not_exist_is_no_name_on_a_hub(tmp_path, name):
+    with pytest.raises(InvalidInputError, match="no such folder"):
+        resolve_model(name, "0123abc", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "raised", [ConnectionError("no route"), ValueError("bad repo\nand more"), OSError("")]
+)
+def test_what_the_hub_does_not_hand_out_is_told_with_name_and_revision(
+    tmp_path, monkeypatch, raised
+):
+    def refuse(*_, **__):
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InvalidInputError, match="some/model") as error:
+        resolve_model("some/model", "0123abc", tmp_path)
+    assert "0123abc" in error.value.attempted
+    assert error.value.found in {"no route", "bad repo", "OSError"}

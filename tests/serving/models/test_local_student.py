@@ -276,6 +276,14 @@ def test_weights_that_do_not_fit_are_refused(tiny_base, copied, how):
         load(tiny_base, copied)
 
 
+def test_weights_that_are_cut_short_are_refused(tiny_base, copied):
+    path = copied / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ReleaseError, match="merging the adapter") as error:
+        load(tiny_base, copied)
+    assert path.name in error.value.found
+
+
 def test_the_prefix_cache_is_bounded_and_keeps_the_recently_used(tiny_base):
     base = load_causal_lm(tiny_base, "float32")
     size = read_prefix(base, range(5, 15)).nbytes
