@@ -50,10 +50,15 @@ from assets.students.recipe import (
     is_contaminated,
     load_recipe,
 )
-from assets.students.reporting import follow_reports
+from assets.students.reporting import follow_reports, raise_failure
 from assets.students.taught import choose_taught
 from assets.students.train import make_command
-from assets.students.training_set import TrainingSet, build_training_set, require_one_teacher
+from assets.students.training_set import (
+    TrainingSet,
+    build_training_set,
+    refuse_empty,
+    require_one_teacher,
+)
 from serving.aio import run_blocking
 from serving.home import Home
 from serving.models.causal_lm import hash_base_model
@@ -157,6 +162,12 @@ def training_set(
     taught = choose_taught(offered, teacher_answers, _choose_rules(recipe, refusal_rule))
     built = _build_set(recipe, taught, students)
     frame = built.frame
+    counts = {
+        "left_to_rules_count": offered.height - taught.height,
+        "too_long_count": len(built.too_long),
+        "not_sampled_count": built.not_sampled,
+    }
+    refuse_empty(context.partition_key, frame, {"offered_count": offered.height} | counts)
     prompt_tokens = frame["prefix_ids"].list.len() + frame["suffix_ids"].list.len()
     return dg.MaterializeResult(
         value=frame,
@@ -164,9 +175,7 @@ def training_set(
             "examples_by_split": dict(frame["split"].value_counts().sort("split").iter_rows()),
             "mean_prompt_tokens": float(prompt_tokens.mean() or 0),
             "refusal_ratio": built.refusal_ratio,
-            "left_to_rules_count": offered.height - taught.height,
-            "too_long_count": len(built.too_long),
-            "not_sampled_count": built.not_sampled,
+            **counts,
             f"input_version/{keys.RECIPE_FILE.to_user_string()}": recipe.fingerprint,
         },
     )
@@ -304,7 +313,10 @@ def _train(
             ),
             encoding="utf-8",
         )
-        with follow_reports(reports, lambda report: _observe(context, report)):
+        with (
+            raise_failure(spec),
+            follow_reports(reports, lambda report: _observe(context, report)),
+        ):
             invocation = pipes.run(context=context, command=make_command(spec, recipe.processes))
     return invocation.get_custom_messages()[-1]
 

@@ -93,8 +93,10 @@ def make_examples(
         raise InvalidInputError(
             "joining teacher logprobs to the training set",
             expected="logprobs of the very tokens in the training set",
-            found=f"{len(stale)} examples with soft targets, all with another token hash",
-            next_step="materialize labels/teacher_logprobs again",
+            found=f"{len(stale)} examples with soft targets, all of another prompt or tokenizer",
+            next_step="materialize labels/teacher_logprobs again; they are made with the tokenizer "
+            "of the first local student of the config, and a recipe for a student with another one "
+            "needs alpha: 1",
         )
     empty = [row["example_id"] for row in rows if not row["answer_ids"]]
     if empty or not rows:

@@ -48,6 +48,9 @@ def no_training_example_is_cut(
     train = training_set.filter(pl.col("split") == "train").height
     return dg.AssetCheckResult(
         passed=train > 0 and not is_mixed and broken.is_empty() and moved.is_empty() and last == 1,
+        description=f"{train} examples to train on, {broken.height} broken ones, "
+        f"{moved.height} in another split than their seed, {last} kinds of last token (1 is right)"
+        + (", examples with and without tokens" if is_mixed else ""),
         metadata={
             "train_count": train,
             "broken": broken["example_id"].to_list()[:20],
@@ -92,6 +95,9 @@ def loss_went_down(
     not_finite = int((~training_curve["loss"].is_finite()).sum())
     return dg.AssetCheckResult(
         passed=training_curve.height > 1 and not_finite == 0 and last < first,
+        description=f"{training_curve.height} steps, {not_finite} of them not finite; the loss of "
+        f"the first {window} was {first:.4g}, of the last {last:.4g}. Where it did not fall, try "
+        "more steps or a lower learning_rate",
         metadata={"first_loss": first, "last_loss": last, "steps_not_finite": not_finite},
     )
 

@@ -17,6 +17,7 @@ import torch  # noqa: TID253 - defines an autograd.Function; nothing Dagster loa
 from assets.students.loss_guards import (
     DistillationLossError,
     refuse_batch,
+    refuse_transformed_logits,
     refuse_unsupported_model,
 )
 from assets.students.loss_targets import GroupTargets, SoftTargets, is_real, make_no_targets
@@ -32,7 +33,9 @@ __all__ = [
     "GroupTargets",
     "Loss",
     "SoftTargets",
+    "compute_logits",
     "distillation_loss",
+    "refuse_transformed_logits",
     "refuse_unsupported_model",
 ]
 
@@ -108,18 +111,17 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple["Tensor", "Tensor"]:
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
-        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        buffer = hidden.new_empty(min(chunk_tokens, len(hidden)), len(head), dtype=precise)
+        buffer = _make_buffer(hidden, head, min(chunk_tokens, len(hidden)))
         sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
         for part in cut(len(hidden), chunk_tokens):
             logits = buffer[: part.stop - part.start]
             _project(hidden[part], head, out=logits)
-            chunk = rows.take(part, precise)
+            chunk = rows.take(part, buffer.dtype)
             sums += reduce_rows(logits, chunk, wants_gradient=wants_gradient)
             if gradient is not None:
                 _pull_back(logits, head, out=gradient[part])
         ctx.save_for_backward(gradient)
-        total, parts = sums[0].to(precise), sums[1:].clone()
+        total, parts = sums[0].to(buffer.dtype), sums[1:].clone()
         ctx.mark_non_differentiable(parts)
         return total, parts
 
@@ -127,6 +129,19 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: "Tensor", _: "Tensor") -> tuple["Tensor | None", ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_total.to(gradient.dtype), None, None, None
+
+
+def compute_logits(hidden: "Tensor", head: "Tensor") -> "Tensor":
+    """Return the logits that the loss computes of a few states: all of them at once."""
+    logits = _make_buffer(hidden, head, len(hidden))
+    _project(hidden, head, out=logits)
+    return logits
+
+
+def _make_buffer(hidden: "Tensor", head: "Tensor", count: int) -> "Tensor":
+    """Return room for the logits of `count` tokens, in the dtype that the loss computes in."""
+    precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    return hidden.new_empty(count, len(head), dtype=precise)
 
 
 def _project(hidden: "Tensor", head: "Tensor", *, out: "Tensor") -> None:

@@ -3,6 +3,8 @@
 Belongs here: refusals of models and of batches. Does not belong here: the loss itself (`loss`).
 """
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - reads values of tensors; nothing that Dagster loads imports this
@@ -20,7 +22,12 @@ TRANSFORMS = (
     "lm_head_multiplier",
     "output_multiplier",
 )
-"""Names under which model configs transform logits after the head."""
+"""Names under which model configs transform logits after the head: the best message, no proof.
+Configs have other names for it too, so a training asks the model itself as well."""
+
+PROBED_TOKENS = 16
+LOGIT_TOLERANCE = 1e-4  # of the largest logit; half precision rounds to coarser steps than this
+ROUNDING_STEPS = 4  # of the model's dtype that two products of the same numbers may lie apart
 
 ROUNDING = 1e-3  # a logprob this far above 0 is a certain token, rounded
 
@@ -59,6 +66,43 @@ def refuse_unsupported_model(model: Any) -> None:
             expected="a frozen head without bias, and logits without capping or scaling",
             found="; ".join(problems),
             next_step="take head and embeddings out of target_modules, or another base model",
+        )
+
+
+def refuse_transformed_logits(model: Any, project: "Callable[[Tensor, Tensor], Tensor]") -> None:
+    """Refuse a model whose own logits of some tokens are not those that the loss computes.
+
+    Args:
+        model: a causal LM in eval mode.
+        project: the loss's product of states and head; what it returns is compared.
+
+    Raises:
+        DistillationLossError: says how far apart they are.
+    """
+    head = model.get_output_embeddings().weight
+    middle = len(head) // 2  # ordinary tokens: special ones lie at the ends of a vocabulary
+    ids = torch.arange(len(head), device=model.device)[None, middle : middle + PROBED_TOKENS]
+    with torch.no_grad():
+        states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+        ours = project(states, head)
+        own = model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype)
+    tolerance = max(LOGIT_TOLERANCE, ROUNDING_STEPS * torch.finfo(states.dtype).eps)
+    apart, largest = (own - ours).abs().max().item(), ours.abs().max().item()
+    if not math.isfinite(largest):
+        raise DistillationLossError(
+            f"computing the logits of {type(model).__name__}",
+            expected="numbers",
+            found=f"{largest} among those of {PROBED_TOKENS} tokens",
+            next_step="prepare or download the base model again: its weights are damaged",
+        )
+    if not apart <= tolerance * largest:  # NaN is no agreement either
+        raise DistillationLossError(
+            f"comparing the logits of {type(model).__name__} with its states times its head",
+            expected=f"a difference of {tolerance * largest:.3g} at most, which is rounding",
+            found=f"{apart:.3g}, where the largest logit is {largest:.3g}: the model caps, scales "
+            "or shifts its logits",
+            next_step="train on another base model: this one would be taught other probabilities "
+            "than it answers with",
         )
 
 
@@ -128,15 +172,9 @@ def _find_wrong_value(
     """Read every value that decides in one transfer: each one would make a GPU wait."""
     real = is_real(soft)
     is_hard = ~real.any(dim=1)
-    top_id, repeats = targets.min(), torch.zeros_like(targets[:1])
-    if isinstance(soft, SoftTargets):
-        top_id, ordered = soft.ids.max(), soft.ids.sort(dim=1).values
-        repeats = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    facts = {
+    facts = _measure_slots(soft, vocabulary_size) | {
         "least": targets.min(),
         "largest": targets.max(),
-        "soft_largest": top_id,
-        "repeats": repeats.sum(),
         "unusable_logp": (real & ~(soft.logp < ROUNDING)).sum(),
         "alpha_outside": (~((alpha >= 0) & (alpha <= 1))).sum(),
         "weight_outside": (~((weight >= 0) & torch.isfinite(weight))).sum(),
@@ -145,16 +183,39 @@ def _find_wrong_value(
     found = dict(zip(facts, torch.stack(list(facts.values())).tolist(), strict=True))
     if found["least"] < 0 or found["largest"] >= vocabulary_size:
         return (f"ids in 0..{vocabulary_size - 1}", f"{found['least']}..{found['largest']}")
-    if found["soft_largest"] >= vocabulary_size:
+    if found.get("soft_largest", 0) >= vocabulary_size:
         return (f"soft ids below {vocabulary_size}", str(found["soft_largest"]))
     for name, expected, words in _COUNTED:
-        if found[name]:
+        if found.get(name):
             return (expected, f"{found[name]} {words}")
     return None
 
 
+def _measure_slots(soft: SoftTargets | GroupTargets, vocabulary_size: int) -> dict[str, "Tensor"]:
+    """Return what decides whether slots name tokens of the vocabulary, each of them once."""
+    if isinstance(soft, SoftTargets):
+        ordered = soft.ids.sort(dim=1).values
+        repeats = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        return {"soft_largest": soft.ids.max(), "repeats": repeats.sum()}
+    low, high, group = soft.low, soft.high, soft.group
+    is_outside = (low < 0) | (low > high) | (high > vocabulary_size)
+    is_interval = low < high
+    is_unknown = is_interval & ((group < 0) | (group >= soft.logp.shape[1]))
+    starts = torch.where(is_interval, low, vocabulary_size).sort(dim=1)
+    ends = torch.where(is_interval, high, vocabulary_size).gather(1, starts.indices)
+    overlaps = ends[:, :-1] > starts.values[:, 1:]
+    return {
+        "outside": is_outside.sum(),
+        "unknown_groups": is_unknown.sum(),
+        "overlaps": overlaps.sum(),
+    }
+
+
 _COUNTED = (
     ("repeats", "distinct soft ids in each row", "that repeat"),
+    ("outside", "intervals within the vocabulary, from low to high", "that are not"),
+    ("unknown_groups", "intervals of groups that have a logprob", "of other groups"),
+    ("overlaps", "groups that share no token", "intervals that overlap the next one"),
     ("unusable_logp", "soft logprobs of 0 at most", "above 0, or no numbers"),
     ("alpha_outside", "alpha in 0..1", "tokens with another"),
     ("weight_outside", "weights of 0 at least", "tokens with another"),

@@ -1,7 +1,7 @@
 """Where a running training shows how far it is: log lines, a bar on a terminal, a file of reports.
 
-Belongs here: showing `StepReport`s, and reading them back while they are written. Does not belong
-here: what they say (`progress`), Dagster.
+Belongs here: showing `StepReport`s and why it failed, and reading them in the process above. Does
+not belong here: what they say (`progress`), Dagster.
 """
 
 import contextlib
@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from assets.students.progress import OnStep, StepReport
+from serving.errors import UnderstudyError
 
 logger = logging.getLogger("understudy.train")
 
 REPORTS_PER_RUN = 20
 REPORT_SECONDS = 30.0
 POLL_SECONDS = 1.0
+FAILURE = "failure.json"
+FAILURE_PARTS = ("attempted", "expected", "found", "next_step")
 
 
 def report_now_and_then(tell: Callable[[StepReport], Any]) -> OnStep:
@@ -56,6 +59,29 @@ def report_to_file(path: Path) -> OnStep:
             stream.write(json.dumps(asdict(report)) + "\n")
 
     return report_now_and_then(append)
+
+
+def report_failure(spec: Path, error: UnderstudyError) -> None:
+    """Leave beside a training's spec why it failed, for `raise_failure` in the process above."""
+    parts = {name: getattr(error, name) for name in FAILURE_PARTS}
+    (spec.parent / FAILURE).write_text(json.dumps(parts), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def raise_failure(spec: Path) -> Iterator[None]:
+    """Where the block fails and the training left a reason, raise that: an exit status says less.
+
+    Raises:
+        UnderstudyError: what `report_failure` was told.
+    """
+    try:
+        yield
+    except Exception:
+        path = spec.parent / FAILURE
+        if not path.exists():
+            raise  # it was killed, or could not even start
+        # Of a chain, the first cause is shown: it would be the exit status.
+        raise UnderstudyError(**json.loads(path.read_text(encoding="utf-8"))) from None
 
 
 @contextlib.contextmanager

@@ -22,7 +22,13 @@ import polars as pl
 
 from assets.students.checkpoints import CHECKPOINTS, Checkpoints, hold_folder
 from assets.students.recipe import TRAINING_VERSION
-from assets.students.reporting import forward_warnings, open_bar, report_to_file, report_to_log
+from assets.students.reporting import (
+    forward_warnings,
+    open_bar,
+    report_failure,
+    report_to_file,
+    report_to_log,
+)
 from assets.students.spec import TrainingSpec, read_spec
 from serving.errors import HashMismatchError, InvalidInputError, UnderstudyError
 
@@ -117,11 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = _run_under_dagster(read_spec(options.spec))
         else:
             outcome = _run_alone(read_spec(options.spec))
-    except UnderstudyError as error:
-        logger.error("%s", error)  # noqa: TRY400 - the message says what to do, a traceback does not
-        return 1
-    except OSError as error:
-        logger.error("%s", _explain(error, options.spec))  # noqa: TRY400 - as above
+    except (UnderstudyError, OSError) as error:
+        known = error if isinstance(error, UnderstudyError) else _explain(error, options.spec)
+        logger.error("%s", known)  # noqa: TRY400 - the message says what to do, a traceback does not
+        if is_told:
+            report_failure(options.spec, known)
         return 1
     except KeyboardInterrupt:
         logger.warning("stopped: no adapter was written; the next start goes on from a checkpoint")
@@ -236,8 +242,13 @@ def _train_and_write(
             ),
         )  # fmt: skip
     except DivergedError as error:
-        if workers.is_first:
+
+        def keep(error: DivergedError = error) -> bytes:
             keep_diverged(spec.adapters_folder, spec.recipe.student, error, provenance)
+            return b""
+
+        # All processes failed; torchrun would end the one that writes as soon as another ended.
+        workers.share(keep)
         raise
 
     def write() -> bytes:

@@ -19,6 +19,7 @@ from assets.students.batches import Example, choose_validation, make_examples, p
 from assets.students.checkpoints import Checkpoint, Checkpoints, decode_checkpoint
 from assets.students.distributed import Workers
 from assets.students.diverging import explain_batch, explain_validation
+from assets.students.loss import compute_logits, refuse_transformed_logits
 from assets.students.prefixes import (
     PREFIX_BYTES,
     PrefixReader,
@@ -98,6 +99,7 @@ def train_adapter(
     validation = choose_validation(validation, recipe.max_validation_examples, recipe.seed)
     frozen = copy.deepcopy(base, {id(p): p for p in base.parameters()})  # shares every weight
     model = add_lora(base, recipe)
+    refuse_transformed_logits(model.get_base_model(), compute_logits)
     computer = LossComputer(
         model.get_base_model(), PrefixStore(open_reader(frozen), prefix_bytes), recipe, workers
     )

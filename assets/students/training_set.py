@@ -85,6 +85,29 @@ def build_training_set(
     )
 
 
+def refuse_empty(recipe: str, frame: pl.DataFrame, counts: Mapping[str, int]) -> None:
+    """Refuse a training set with nothing to train on, and say where the labels went.
+
+    Args:
+        recipe: whose set it is.
+        frame: its rows.
+        counts: of labels, by what became of them, as in the metadata of the asset.
+
+    Raises:
+        InvalidInputError: no row is of the split train.
+    """
+    if not frame.filter(pl.col("split") == "train").is_empty():
+        return
+    told = (f"{name.removesuffix('_count').replace('_', ' ')} {n}" for name, n in counts.items())
+    raise InvalidInputError(
+        f"building the training set of the recipe {recipe}",
+        expected="at least one example in the split train",
+        found=f"none ({', '.join(told)})",
+        next_step="write more seeds; where examples are too long, raise context_tokens of the "
+        "student in the config",
+    )
+
+
 def require_one_teacher(examples: pl.DataFrame) -> None:
     """Refuse labels of several teachers: a student of two teachers imitates neither.
 

@@ -114,7 +114,7 @@ def test_the_mass_of_dropped_ids_joins_the_tail(top_k):
 
 
 def test_stale_logprobs_are_refused():
-    with pytest.raises(InvalidInputError, match="another token hash"):
+    with pytest.raises(InvalidInputError, match="another prompt or tokenizer"):
         make_examples(frame(), logprobs(key="old"), recipe(), BASE)
 
 

@@ -10,7 +10,9 @@ from tests.assets.students.test_loss import (
     TOKENS,
     VOCABULARY,
     gradient,
+    largest_tensor,
     make_case,
+    repeat,
     run,
 )
 
@@ -148,3 +150,46 @@ def test_groups_over_another_vocabulary_are_refused():
         distillation_loss(
             **(case | {"soft": wrong, "hidden": torch.zeros(TOKENS, HIDDEN).double()})
         )
+
+
+def test_logits_of_all_tokens_never_exist_at_once():
+    case = repeat(make_group_case(3), 12)
+    tokens = 12 * TOKENS
+    chunk = tokens // 6
+    assert largest_tensor(case, chunk_tokens=chunk) <= chunk * VOCABULARY
+    assert largest_tensor(case, chunk_tokens=tokens) == tokens * VOCABULARY, "it would be seen"
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "match"),
+    [
+        ("high", (2, 4), VOCABULARY + 1, "intervals within the vocabulary.*found 1 that are not"),
+        ("low", (2, 0), -1, "intervals within the vocabulary.*found 1 that are not"),
+        ("low", (2, 4), VOCABULARY, "from low to high.*found 1 that are not"),
+        ("group", (3, 1), GROUPS, "groups that have a logprob.*found 1 of other groups"),
+        ("group", (3, 1), -1, "groups that have a logprob.*found 1 of other groups"),
+        ("low", (4, 1), 0, "share no token.*found 1 intervals that overlap"),
+    ],
+)
+def test_groups_that_name_no_tokens_or_some_twice_are_refused(name, place, value, match):
+    case = make_group_case(9)
+    values = getattr(case["soft"], name).clone()
+    values[place] = value
+    with pytest.raises(DistillationLossError, match=match):
+        run(case, soft=case["soft"]._replace(**{name: values}))
+
+
+def test_intervals_may_touch_come_in_any_order_and_padding_may_say_anything():
+    case = make_group_case(9)
+    soft = case["soft"]
+    low, high, group = soft.low.clone(), soft.high.clone(), soft.group.clone()
+    low[0, 1] = high[0, 0]  # touches the interval before
+    high[1, 4] = VOCABULARY
+    low[:, 5] = high[:, 5] = 7  # empty, wherever it lies
+    group[:, 5] = GROUPS + 3
+    changed = soft._replace(low=low, high=high, group=group)
+    plain = soft._replace(low=low, high=high)
+    expected = run(case, soft=plain).total.item()
+    turned = changed._replace(low=low.flip(1), high=high.flip(1), group=group.flip(1))
+    assert run(case, soft=changed).total.item() == pytest.approx(expected, rel=1e-12)
+    assert run(case, soft=turned).total.item() == pytest.approx(expected, rel=1e-12)

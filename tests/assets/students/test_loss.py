@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from assets.students import loss as loss_module
 from assets.students.loss import (
@@ -51,6 +52,17 @@ def coarsen(logits, targets, k):
 
 def run(case, **changes):
     return distillation_loss(**(case | changes))
+
+
+def repeat(case, many):
+    """The same rows again and again; a vocabulary's order is not a row."""
+    names = ("hidden", "targets", "alpha", "weight")
+    rows = {name: case[name].repeat(many, *[1] * (case[name].dim() - 1)) for name in names}
+    soft = {
+        name: value if name == "order" else value.repeat(many, *[1] * (value.dim() - 1))
+        for name, value in case["soft"]._asdict().items()
+    }
+    return case | rows | {"soft": type(case["soft"])(**soft)}
 
 
 def gradient(case, **changes):
@@ -258,12 +270,7 @@ def test_rows_without_a_soft_target_are_hard_beside_rows_with_one():
 def test_bfloat16_weights_are_accumulated_in_float32():
     case = make_case(11, dtype=torch.bfloat16)
     many = 400
-    repeated = case | {
-        name: case[name].repeat(many, *[1] * (case[name].dim() - 1))
-        for name in ("hidden", "targets", "alpha", "weight")
-    }
-    repeated["soft"] = SoftTargets(*(v.repeat(many, *[1] * (v.dim() - 1)) for v in case["soft"]))
-    total = run(repeated).total
+    total = run(repeat(case, many)).total
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(many * run(case).total.item(), rel=1e-5)
     exact = oracle(case).item()
@@ -284,6 +291,37 @@ def test_half_precision_is_the_float32_loss_of_the_same_numbers(dtype, is_emulat
     found, exact = gradient(case), gradient(wide)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), exact, rtol=2e-2, atol=2e-2 * exact.abs().max())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that any operation returned, those of the backward pass too."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, (tuple, list)) else (made,):
+            if torch.is_tensor(value):
+                self.elements = max(self.elements, value.numel())
+        return made
+
+
+def largest_tensor(case, **changes):
+    with LargestTensor() as seen:
+        gradient(case, **changes)
+    return seen.elements
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_soft", [True, False])
+def test_logits_of_all_tokens_never_exist_at_once(is_soft, dtype):
+    case = repeat(make_case(3, dtype=dtype), 12)
+    tokens = 12 * TOKENS
+    if not is_soft:
+        case |= {"soft": None, "alpha": torch.ones(tokens)}
+    chunk = tokens // 6
+    assert largest_tensor(case, chunk_tokens=chunk) <= chunk * VOCABULARY
+    assert largest_tensor(case, chunk_tokens=tokens) == tokens * VOCABULARY, "it would be seen"
 
 
 def test_extreme_logits_stay_finite():
@@ -378,3 +416,16 @@ def test_a_head_that_is_trained_is_refused(model):
     model.get_input_embeddings().weight.requires_grad_()
     with pytest.raises(DistillationLossError, match="tied"):
         refuse_unsupported_model(model)
+
+
+def test_a_head_with_a_bias_is_refused(model):
+    bias = torch.nn.Parameter(torch.zeros(32), requires_grad=False)
+    model.get_output_embeddings().bias = bias
+    with pytest.raises(DistillationLossError, match="found a head with bias"):
+        refuse_unsupported_model(model)
+
+
+def test_a_model_without_an_output_head_is_refused(model):
+    decoder = LlamaModel(model.config).requires_grad_(requires_grad=False)
+    with pytest.raises(DistillationLossError, match="found no output head"):
+        refuse_unsupported_model(decoder)

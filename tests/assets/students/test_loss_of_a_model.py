@@ -5,10 +5,19 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
 
-from assets.students.loss import SoftTargets, distillation_loss
+from assets.students.loss import (
+    DistillationLossError,
+    SoftTargets,
+    compute_logits,
+    distillation_loss,
+    refuse_transformed_logits,
+    refuse_unsupported_model,
+)
 from serving.models.causal_lm import PrefixStates, load_causal_lm, pad_batch, run_decoder
 from tests.assets.students.test_loss import coarsen
+from tests.assets.students.training_cases import train
 
 K, TEMPERATURE = 5, 2.0
 NOTHING = PrefixStates(keys=None, values=None)
@@ -136,3 +145,72 @@ def test_the_chunk_size_does_not_matter(model):
     assert pieces.total.item() == pytest.approx(whole.total.item(), rel=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def load_transforming(tiny_base, dtype, transform):
+    """Return a model whose config is that of any Llama, and whose logits are not."""
+
+    class Transforming(LlamaForCausalLM):
+        def forward(self, *arguments, **options):
+            found = super().forward(*arguments, **options)
+            found.logits = transform(found.logits)
+            return found
+
+    model = Transforming.from_pretrained(tiny_base, dtype=dtype)
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda logits: 5 * torch.tanh(logits / 5),
+        lambda logits: 0.9 * logits,
+        lambda logits: logits + torch.linspace(0, 1, logits.shape[-1]).to(logits),
+        lambda logits: logits * torch.nan,
+    ],
+    ids=["capped", "scaled", "shifted", "no numbers"],
+)
+def test_a_model_whose_own_logits_are_others_is_refused_whatever_its_config_says(
+    tiny_base, transform, dtype
+):
+    model = load_transforming(tiny_base, dtype, transform)
+    refuse_unsupported_model(model)  # which reads its config, and sees nothing
+    with pytest.raises(DistillationLossError, match=r"Transforming.*difference.*largest logit is"):
+        refuse_transformed_logits(model, compute_logits)
+
+
+def test_a_base_whose_weights_are_damaged_is_told_as_such(tiny_base):
+    model = load_causal_lm(tiny_base, "float32")
+    torch.nn.init.constant_(model.get_decoder().norm.weight, torch.nan)
+    with pytest.raises(DistillationLossError, match="its weights are damaged"):
+        refuse_transformed_logits(model, compute_logits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_plain_model_has_the_logits_that_the_loss_computes(tiny_base, dtype):
+    refuse_transformed_logits(load_transforming(tiny_base, dtype, lambda x: x), compute_logits)
+
+
+def test_a_weak_cap_is_seen_in_float32(tiny_base):
+    model = load_transforming(tiny_base, torch.float32, lambda x: 30 * torch.tanh(x / 30))
+    with pytest.raises(DistillationLossError):
+        refuse_transformed_logits(model, compute_logits)
+
+
+def test_no_step_is_taken_on_such_a_model(tiny_base, monkeypatch):
+    told = []
+    forward = LlamaForCausalLM.forward
+
+    def capped(self, *arguments, **options):
+        found = forward(self, *arguments, **options)
+        found.logits = 5 * torch.tanh(found.logits / 5)
+        return found
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
+    with pytest.raises(DistillationLossError, match="logits of LlamaForCausalLM"):
+        train(tiny_base, on_step=told.append)
+    assert told == []

@@ -343,7 +343,7 @@ def test_logprobs_of_another_tokenizer_are_refused(spec, tiny_base, tmp_path):
     path = tmp_path / "logprobs.parquet"
     logprobs.with_columns(token_hash=pl.lit("of other tokens")).write_parquet(path)
     soft = change(spec, alpha=0.3).model_copy(update={"logprobs": path})
-    with pytest.raises(InvalidInputError, match="all with another token hash"):
+    with pytest.raises(InvalidInputError, match="all of another prompt or tokenizer"):
         run_training(soft)
 
 

@@ -260,6 +260,61 @@ def test_a_validation_loss_that_is_no_number_stops_and_names_its_examples(
     assert any(tensor.abs().sum() > 0 for name, tensor in good.items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize(
+    "keys", [{}, {"packing": True, "gradient_checkpointing": True}], ids=["plain", "packed"]
+)
+def test_a_bfloat16_base_trains_adapters_and_optimizer_state_of_float32(
+    tiny_base, monkeypatch, keys
+):
+    """Steps are smaller than bfloat16 tells apart, so weights kept in it would not move."""
+    made = []
+
+    class Kept(weights.TrainedWeights):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(training, "TrainedWeights", Kept)
+    base = load_causal_lm(tiny_base, "bfloat16")
+    trained = train_adapter(base, tokenise(), None, recipe(dtype="bfloat16", **keys), base_hash="x")
+    frozen = {p.dtype for p in trained.model.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16}
+    assert {value.dtype for value in weights_of(trained).values()} == {torch.float32}
+    state = {name: value for name, value in made[0].to_tensors().items() if "optimizer" in name}
+    assert {name.split("/")[0] for name in state} == {
+        "optimizer.step", "optimizer.exp_avg", "optimizer.exp_avg_sq",
+    }  # fmt: skip
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    losses = trained.curve["loss"]
+    assert losses[-3:].mean() < 0.8 * losses[:3].mean()
+
+
+def test_a_huge_gradient_is_scaled_down_before_the_step_and_a_small_one_is_not(
+    tiny_base, monkeypatch
+):
+    factors, taken, told = iter([1e6, 1e-6]), [], []
+    real, step = steps.distillation_loss, weights.TrainedWeights.take_step
+
+    def scaled(*arguments, **options):
+        loss = real(*arguments, **options)
+        return replace(loss, total=loss.total * next(factors, 1.0))
+
+    def measured(held, rate):
+        gradients = [p.grad for p in held._parameters.values()]
+        taken.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        step(held, rate)
+
+    monkeypatch.setattr(steps, "distillation_loss", scaled)
+    monkeypatch.setattr(weights.TrainedWeights, "take_step", measured)
+    train(tiny_base, keys={"max_steps": 2}, on_step=told.append)
+    huge, small = (report.grad_norm for report in told)
+    assert huge > 1e3, "the report has the norm as it was"
+    assert taken[0] == pytest.approx(weights.MAXIMUM_GRADIENT_NORM, rel=1e-4)
+    assert taken[0] <= weights.MAXIMUM_GRADIENT_NORM * (1 + 1e-6)
+    assert taken[1] == pytest.approx(small, rel=1e-4)
+    assert 0 < small < 1e-3
+
+
 def test_a_target_that_would_train_the_head_is_refused(tiny_base):
     with pytest.warns(UserWarning, match="tied"), pytest.raises(DistillationLossError):
         train(tiny_base, keys={"target_modules": ["q_proj", "embed_tokens"]})
