@@ -17,7 +17,8 @@ MINIMUM_MEAN_PROBABILITY = 0.05
 """Of the realised tokens; below: rows are shifted or foreign. SmolLM2-135M gives the embedded
 teacher's answers .74, and .01 to .02 to the tokens before and after each."""
 MAXIMUM_MEAN_PROBABILITY = 0.9999  # of a teacher's own tokens; above: tempered towards 0
-SUM_TOLERANCE = 2e-3  # float16 rounds each probability by up to 5e-4 of itself
+SUM_TOLERANCE = 2e-3  # float16 moves the sum of 100 equal probabilities by up to 1.9e-3
+LOGP_TOLERANCE = 1e-3  # of the value, or absolute near 0: float16 keeps 4.9e-4 of the value
 PER_TOKEN = (
     "top_ids", "top_logprobs", "y_logp", "tail_logp", "soft_ok", "cite",
     "group_low", "group_high", "group_number", "group_logprobs",
@@ -37,8 +38,9 @@ def check_logprob_rows(
     """Refuse a table that training must not read.
 
     Refused: row counts that differ within an example, duplicate ids in a row, groups that overlap,
-    probabilities that sum over 1 (groups and their tail: to anything but 1) or ascend, a
-    temperature other than 1, tokens that do not decode to the completion, and for each source a
+    probabilities that sum over 1 (with the realised token and the tail: to anything but 1) or
+    ascend, a realised token with another logprob of its own than among the top ids, a temperature
+    other than 1, tokens that do not decode to the completion, and for each source a
     mean probability of the realised tokens under the floor or under that of the tokens before or
     after them (rows shifted by one show there) or, of a teacher's own tokens, next to 1 (a server
     that sends what it sampled from).
@@ -158,7 +160,22 @@ def _find_row_problem(row: dict[str, Any], j: int) -> _Problem:
         return "probabilities that sum to at most 1", f"{mass:.4f}"
     if any(a < b for a, b in itertools.pairwise(logprobs)):
         return "logprobs in descending order", str(logprobs)
-    return _find_group_problem(row, j) if row["group_logprobs"][j] else None
+    if row["group_logprobs"][j]:
+        return _find_group_problem(row, j)
+    return _find_exact_problem(row, j) if row["soft_ok"][j] else None
+
+
+def _find_exact_problem(row: dict[str, Any], j: int) -> _Problem:
+    """Find a tail or a realised logprob of another row: the three then contradict each other."""
+    token, own = row["token_ids"][j], row["y_logp"][j]
+    top = dict(zip(row["top_ids"][j], row["top_logprobs"][j], strict=True))
+    stored = top.get(token, own)
+    if not math.isclose(stored, own, rel_tol=LOGP_TOLERANCE, abs_tol=LOGP_TOLERANCE):
+        return f"the logprob {stored:.4f} that token {token} has among the top ids", f"{own:.4f}"
+    mass = sum(map(math.exp, [*(top | {token: own}).values(), row["tail_logp"][j]]))
+    if not abs(mass - 1) <= SUM_TOLERANCE:
+        return "top ids, the realised token and a tail that sum to 1", f"{mass:.4f}"
+    return None
 
 
 def _find_group_problem(row: dict[str, Any], j: int) -> _Problem:

@@ -153,6 +153,8 @@ class TeacherAligner:
             found = realised if text == token.text else self._find(text)
             if found is not None and logp > UNKNOWN_LOGPROB:
                 by_id[found] = max(logp, by_id.get(found, -math.inf))
+        if realised in by_id:  # two of the teacher's tokens may have its bytes
+            by_id[realised] = token.logp
         top = sorted(by_id.items(), key=lambda entry: -entry[1])[: self._top_k]
         mass = sum(math.exp(logp) for logp in dict([*top, (realised, token.logp)]).values())
         return top, math.log(max(1 - mass, TAIL_FLOOR))

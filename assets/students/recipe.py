@@ -18,7 +18,7 @@ from serving.hashing import content_hash
 from serving.models.chat_tokens import Activation
 from serving.models.prompted_student import StudentKind
 
-TRAINING_VERSION = "training-4"
+TRAINING_VERSION = "training-5"
 """Raised whenever a change in the loop, the loss or the batches can change an adapter. It stands
 here, where declarations can read it without loading torch."""
 
@@ -107,7 +107,8 @@ class Recipe(CommonKeys):
         citation_boost: multiplies alpha on the boosted tokens, capped at 1; 1 is off.
         citation_boost_on: `citations`, or `placebo`: as many random spans of equal length.
         temperature: T of the soft targets.
-        top_k: how many of a teacher's stored logprobs are used.
+        top_k: how many stored logprobs are used per token, the highest, beside the realised
+            token's: of tokens, or of groups of tokens (another tokenizer). The rest joins the tail.
         maximum_refusal_ratio: share of refusals in the sample above which refusals are left out; a
             small student refuses whatever it is unsure of when it has seen many. Null keeps all.
         refuses_by: `retrieval`: by the rule of `labels/refusal_rule`, and what it refuses is not

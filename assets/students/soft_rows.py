@@ -8,7 +8,7 @@ here: reading stored rows, padding, mixing. Does not belong here: alpha (`batche
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,8 @@ def read_soft(
 ) -> SoftRows | GroupRows | None:
     """Return the stored targets of an answer, of the tokens marked soft.
 
+    Of each token the `top_k` heaviest ids or groups are kept, and the realised one.
+
     Raises:
         InvalidInputError: the targets are groups over another vocabulary, or none is given.
     """
@@ -98,7 +100,7 @@ def read_soft(
             next_step="pass find_byte_order(logprobs, tokenizer, …), or materialize "
             "labels/teacher_logprobs again",
         )
-    return _read_groups(found, is_soft, byte_order)
+    return _read_groups(found, answer, is_soft, byte_order, top_k)
 
 
 def pack_soft(
@@ -159,19 +161,54 @@ def _read_tokens(
 
 
 def _read_groups(
-    found: Mapping[str, Any], is_soft: Sequence[bool], byte_order: ByteOrder
+    found: Mapping[str, Any],
+    answer: Sequence[int],
+    is_soft: Sequence[bool],
+    byte_order: ByteOrder,
+    top_k: int,
 ) -> GroupRows:
-    def take(name: str) -> list[Sequence[Any]]:
-        return [row if ok else () for row, ok in zip(found[name], is_soft, strict=True)]
-
-    tails = [tail if ok else 0.0 for tail, ok in zip(found["tail_logp"], is_soft, strict=True)]
+    places = byte_order.rank[list(answer)].tolist()
+    rows = [
+        _keep_heaviest(found, j, place, top_k) if ok else _NO_GROUPS
+        for j, (place, ok) in enumerate(zip(places, is_soft, strict=True))
+    ]
     return GroupRows(
-        low=_pad(take("group_low"), 0, np.int64),
-        high=_pad(take("group_high"), 0, np.int64),
-        group=_pad(take("group_number"), 0, np.int64),
-        logp=_pad(take("group_logprobs"), -np.inf, np.float32),
-        tail_logp=np.array(tails, dtype=np.float32),
+        low=_pad([[low for low, *_ in row.segments] for row in rows], 0, np.int64),
+        high=_pad([[high for _, high, _ in row.segments] for row in rows], 0, np.int64),
+        group=_pad([[group for *_, group in row.segments] for row in rows], 0, np.int64),
+        logp=_pad([row.logp for row in rows], -np.inf, np.float32),
+        tail_logp=np.array([row.tail_logp for row in rows], dtype=np.float32),
         byte_order=byte_order,
+    )
+
+
+class _GroupRow(NamedTuple):
+    """The groups of one token; a segment is (low, high, group)."""
+
+    segments: Sequence[tuple[int, int, int]] = ()
+    logp: Sequence[float] = ()
+    tail_logp: float = 0.0
+
+
+_NO_GROUPS = _GroupRow()
+
+
+def _keep_heaviest(found: Mapping[str, Any], j: int, place: int, top_k: int) -> _GroupRow:
+    """Keep the `top_k` heaviest groups and the realised token's; the others join the tail.
+
+    The tail is what lies outside all segments, so a group that leaves takes its segments along.
+    """
+    names = ("group_low", "group_high", "group_number")
+    segments = list(zip(*(found[name][j] for name in names), strict=True))
+    logp = found["group_logprobs"][j]
+    heaviest = sorted(range(len(logp)), key=lambda group: -logp[group])[:top_k]
+    realised = [group for low, high, group in segments if low <= place < high]
+    number = {group: new for new, group in enumerate(sorted({*heaviest, *realised}))}
+    dropped = sum(math.exp(value) for group, value in enumerate(logp) if group not in number)
+    return _GroupRow(
+        segments=[(low, high, number[g]) for low, high, g in segments if g in number],
+        logp=[logp[group] for group in number],
+        tail_logp=math.log(math.exp(found["tail_logp"][j]) + dropped),
     )
 
 

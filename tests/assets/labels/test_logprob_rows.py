@@ -110,16 +110,19 @@ RECORDED = Path(__file__).with_name("recorded_scores.json")
 """What SmolLM2-135M-Instruct gave two answers of the embedded teacher, top 20 at temperature 1."""
 
 
-def tabulate_recorded(shift: int, unseen: float = 1e-3) -> pl.DataFrame:
-    """The table as a scorer would have written it whose rows are off by `shift` places."""
+def tabulate_recorded(shift: int = 0) -> pl.DataFrame:
+    """The table as a scorer would have written it whose rows are off by `shift` places.
+
+    It gives a token outside a row's top ids the hundredth of what these leave.
+    """
     blank = tabulate().row(2, named=True)
     rows = []
     for number, row in enumerate(json.loads(RECORDED.read_text(encoding="utf-8"))):
         count = len(row["token_ids"])
         places = [(j - shift) % count for j in range(count)]
         top = [list(zip(row["top_ids"][j], row["top_logprobs"][j], strict=True)) for j in places]
-        y_logp = [
-            dict(entries).get(token, math.log(unseen))
+        pairs = [
+            read_row(dict(entries), token)
             for entries, token in zip(top, row["token_ids"], strict=True)
         ]
         rows.append(
@@ -129,8 +132,8 @@ def tabulate_recorded(shift: int, unseen: float = 1e-3) -> pl.DataFrame:
                 "token_ids": row["token_ids"],
                 "top_ids": [[token for token, _ in entries] for entries in top],
                 "top_logprobs": [[logp for _, logp in entries] for entries in top],
-                "y_logp": y_logp if shift else row["y_logp"],
-                "tail_logp": [row["tail_logp"][j] for j in places],
+                "y_logp": [own for own, _ in pairs] if shift else row["y_logp"],
+                "tail_logp": [tail for _, tail in pairs] if shift else row["tail_logp"],
                 "soft_ok": [True] * count,
                 "cite": [False] * count,
                 "source": "scorer",
@@ -141,8 +144,29 @@ def tabulate_recorded(shift: int, unseen: float = 1e-3) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=tables.TEACHER_LOGPROBS)
 
 
+def read_row(top: dict[int, float], token: int) -> tuple[float, float]:
+    """Return a token's logprob and the tail's under a row that was computed for any place."""
+    rest = max(1e-7, 1 - sum(map(math.exp, top.values())))
+    if token in top:
+        return top[token], math.log(rest)
+    return math.log(0.01 * rest), math.log(0.99 * rest)
+
+
+@pytest.mark.parametrize(
+    ("column", "match"),
+    [("tail_logp", "a tail that sum to 1"), ("y_logp", r"has among the top ids, found -\d")],
+)
+@pytest.mark.parametrize("shift", [1, -1])
+def test_a_column_rolled_by_one_row_is_refused(column, match, shift):
+    rows = tabulate_recorded().to_dicts()
+    rows[1][column] = rows[1][column][shift:] + rows[1][column][:shift]
+    with pytest.raises(InvalidInputError, match=match) as caught:
+        check_logprob_rows(pl.DataFrame(rows, schema=tables.TEACHER_LOGPROBS))
+    assert "r1" in str(caught.value)
+
+
 def test_a_real_table_is_taken_and_rolled_by_one_row_is_refused():
-    check_logprob_rows(tabulate_recorded(0))
+    check_logprob_rows(tabulate_recorded())
     for shift in (1, -1):
         with pytest.raises(InvalidInputError, match=r"at least 0\.05"):
             check_logprob_rows(tabulate_recorded(shift))
@@ -150,7 +174,6 @@ def test_a_real_table_is_taken_and_rolled_by_one_row_is_refused():
 
 @pytest.mark.parametrize(("shift", "where"), [(1, "before"), (-1, "after")])
 def test_a_shift_is_seen_where_the_floor_does_not_see_it(shift, where):
-    """Answers that repeat themselves give a shifted row some luck: a mean above any low floor."""
-    lucky = tabulate_recorded(shift, unseen=0.2)
+    """A floor that is lowered for an unlike scorer lets shifted rows pass too."""
     with pytest.raises(InvalidInputError, match=f"for the tokens {where} them"):
-        check_logprob_rows(lucky)
+        check_logprob_rows(tabulate_recorded(shift), minimum_mean_probability=0.0)

@@ -98,6 +98,8 @@ def spoil(scored, **columns):
         ({"top_logprobs": lambda v: [[-0.1, -0.2, -3, -3, -3], *v[1:]]}, "sum to at most 1"),
         ({"top_logprobs": lambda v: [[math.nan] * 5, *v[1:]]}, "sum to at most 1"),
         ({"top_logprobs": lambda v: [v[0][::-1], *v[1:]]}, "descending"),
+        ({"tail_logp": lambda v: [*v[1:], v[0]]}, "a tail that sum to 1"),
+        ({"tail_logp": lambda v: [math.nan, *v[1:]]}, "a tail that sum to 1"),
         ({"temperature": lambda _: 2.0}, "temperature 2"),
         ({"token_ids": lambda v: [*v[:-2], 9, v[-1]]}, "tokens of"),
         ({"token_ids": lambda v: [*v[1:], v[0]]}, "tokens of"),

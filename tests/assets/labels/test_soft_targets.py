@@ -223,6 +223,18 @@ def test_the_writer_refuses_foreign_and_tempered_logprobs_of_a_teacher(
         gather(model, examples, kept, minimum_mean_probability=0.02)
 
 
+def test_of_two_teacher_tokens_with_the_same_bytes_the_spoken_one_counts(model, examples, tmp_path):
+    def double(tokens):
+        for text, _, _ in tokens:
+            yield text, -2.0, [(text, -1.0), (text, -2.0)]
+
+    kept = buy(tmp_path, Teacher(model, examples, double), examples)
+    frame = gather(model, examples, kept).frame
+    rows = frame.filter(alignment="exact").explode("token_ids", "top_ids", "top_logprobs")
+    assert rows.height
+    assert rows["top_logprobs"].list.drop_nulls().explode().drop_nulls().unique().to_list() == [-2]
+
+
 def test_rows_meet_the_training_set_by_token_hash(model, examples, tmp_path):
     kept = buy(tmp_path, Teacher(model, examples), examples)
     frame = gather(model, examples, kept).frame

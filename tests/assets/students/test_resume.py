@@ -10,13 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
 from assets.students import steps
 from assets.students.checkpoints import CHECKPOINTS, Checkpoints
 from assets.students.diverging import DivergedError
+from assets.students.soft_rows import find_byte_order
 from assets.students.train import run_training
+from tests.assets.students.soft_table import SOFT, write_soft_table
 from tests.assets.students.training_cases import (
     TIMINGS,
     make_spec,
@@ -24,6 +27,7 @@ from tests.assets.students.training_cases import (
     train,
     weights_of,
 )
+from tests.tiny_student import make_tokenizer
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,8 +41,21 @@ def store(folder, identity="mine"):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_base):
-    return train(tiny_base)
+def options(tmp_path_factory):
+    """What is trained on: the teacher's text alone, and soft targets of every kind beside it."""
+    table = pl.read_parquet(write_soft_table(tmp_path_factory.mktemp("soft")))
+    byte_order = find_byte_order(table, make_tokenizer(), len(make_tokenizer()))
+    return {"hard": {}, "soft": {"keys": SOFT, "logprobs": table, "byte_order": byte_order}}
+
+
+@pytest.fixture(scope="module")
+def wholes(tiny_base, options):
+    return {name: train(tiny_base, **given) for name, given in options.items()}
+
+
+@pytest.fixture
+def whole(wholes):
+    return wholes["hard"]
 
 
 def is_equal(one, other):
@@ -46,20 +63,28 @@ def is_equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 6, 10, 14])
-def test_cut_off_after_any_step_it_ends_the_same(tiny_base, tmp_path, whole, step):
+@pytest.mark.parametrize(
+    ("step", "targets"),
+    [*((step, "hard") for step in (1, 4, 5, 6, 10, 14)), (4, "soft"), (6, "soft"), (10, "soft")],
+)
+def test_cut_off_after_any_step_it_ends_the_same(
+    tiny_base, tmp_path, options, wholes, step, targets
+):
     """Five steps an epoch: within one, at its end before validation and after, in the last."""
+    given, whole = options[targets], wholes[targets]
+    assert whole.curve["soft_loss"].is_null().all() == (targets == "hard")
 
     def cut(report):
         if report.step == step:
             raise Killed
 
     with pytest.raises(Killed):
-        train(tiny_base, on_step=cut, checkpoints=store(tmp_path))
+        train(tiny_base, on_step=cut, checkpoints=store(tmp_path), **given)
     told = []
     again = train(
-        tiny_base, on_step=lambda report: told.append(report.step), checkpoints=store(tmp_path)
-    )
+        tiny_base, on_step=lambda report: told.append(report.step), checkpoints=store(tmp_path),
+        **given,
+    )  # fmt: skip
     assert again.resumed_at_step in (step, step + 1)
     assert told[0] <= again.resumed_at_step, "the step whose report was cut off is reported"
     assert is_equal(again, whole)

@@ -114,6 +114,35 @@ def test_groups_reach_the_loss_as_they_were_stored():
         assert ids == [i for i in make(both())[0].soft.ids[j].tolist() if i >= 0]
 
 
+@pytest.mark.parametrize(
+    ("top_k", "position", "kept", "tail"),
+    [
+        (3, 2, {(2, 3): 0.2, (30, 40): 0.6, (40, 41): 0.1}, 0.1),
+        (2, 2, {(2, 3): 0.2, (30, 40): 0.6}, 0.2),
+        (1, 35, {(30, 40): 0.6}, 0.4),
+        (1, 40, {(30, 40): 0.6, (40, 41): 0.1}, 0.3),  # the realised token's is the lightest
+        (1, 50, {(30, 40): 0.6}, 0.4),  # the realised token is of the tail
+    ],
+)
+def test_top_k_keeps_the_heaviest_groups_and_the_realised_one(top_k, position, kept, tail):
+    answers = frame(answer=(7, 8, int(BYTE_ORDER.order[position]), 2))
+    keys = recipe(top_k=top_k)
+    (rows,) = (
+        e.soft
+        for e in make_examples(answers, grouped(), keys, BASE, byte_order=BYTE_ORDER)
+        if e.soft
+    )
+    found = {
+        (low, high): math.exp(rows.logp[2, group])
+        for low, high, group in zip(rows.low[2], rows.high[2], rows.group[2], strict=True)
+        if low < high
+    }
+    assert found == pytest.approx(kept)
+    assert math.exp(rows.tail_logp[2]) == pytest.approx(tail)
+    mass = np.exp(rows.logp).sum(axis=1) + np.exp(rows.tail_logp)
+    assert mass.tolist() == pytest.approx([1.0] * 4), "what leaves a group joins the tail"
+
+
 def test_a_shifted_order_changes_the_loss():
     examples = make(both())
     soft = make_targets(examples).soft
