@@ -64,9 +64,13 @@ class ModelError(UnderstudyError):
 
 
 class UpstreamError(ModelError):
-    """The server behind a model failed. `is_retryable` says whether trying again can help."""
+    """The server behind a model failed. `is_retryable` says whether trying again can help.
+
+    `status` is what it answered over HTTP, None where it did not.
+    """
 
     is_retryable = True
+    status: int | None = None
 
 
 class RateLimitedError(UpstreamError):

@@ -218,7 +218,7 @@ def explain_status(
         found=f"status {status}{said}",
         next_step=NEXT_STEPS[fault],
     )
-    failure.may_be_billed = may_be_billed(status)
+    failure.may_be_billed, failure.status = may_be_billed(status), status
     if isinstance(failure, RateLimitedError):
         failure.retry_after_seconds = wait
     return failure

@@ -16,10 +16,12 @@ from serving.errors import (
     DeadlineExceededError,
     ModelError,
     RateLimitedError,
+    UpstreamError,
     UpstreamRejectedError,
 )
 from serving.models.asking import CALLER_DEADLINE, explain_timeout
 from serving.models.breaker import CircuitBreaker
+from serving.models.faults import PASSING
 from serving.models.protocols import (
     ChatModel,
     ChatRequest,
@@ -27,6 +29,10 @@ from serving.models.protocols import (
     Price,
     StreamingChatModel,
 )
+
+SETTLING_SECONDS = 0.05
+"""Kept of a question's deadline for what comes after a call: an answer of a model that was asked
+before is still shown, where this one took the rest of the time."""
 
 
 class GuardedChatModel:
@@ -86,15 +92,19 @@ class GuardedChatModel:
         return await self._ask(lambda: inner.stream(request, on_text))
 
     async def _ask(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:
+        now = time.monotonic()
+        ends_at = min(CALLER_DEADLINE.get() - SETTLING_SECONDS, now + self._timeout_seconds)
+        seconds = ends_at - now
+        if seconds <= 0:  # whoever was asked before took all of it: no failure of this model
+            raise _explain_no_time(self.name)
         entered = self.breaker.enter()
         if entered is None:
             raise self._explain_open()
         # Cancelled is what a call is whose caller's deadline passed: it was too slow.
         has_failed: bool | None = True
-        ends_at = min(CALLER_DEADLINE.get(), time.monotonic() + self._timeout_seconds)
         deadline_set = CALLER_DEADLINE.set(ends_at)
         try:
-            async with asyncio.timeout(self._timeout_seconds) as clock:
+            async with asyncio.timeout(seconds) as clock:
                 completion = await ask()
             # Without a token nobody was asked: a rule before the model refused.
             has_failed = False if completion.prompt_tokens or completion.completion_tokens else None
@@ -108,7 +118,7 @@ class GuardedChatModel:
             CALLER_DEADLINE.reset(deadline_set)
             self.breaker.leave(entered, has_failed=has_failed)
         if has_failed:
-            raise explain_timeout(f"asking {self.name}", self._timeout_seconds)
+            raise explain_timeout(f"asking {self.name}", round(seconds, 3))
         return self._note_load(completion)
 
     def _note_load(self, completion: Completion) -> Completion:
@@ -139,8 +149,19 @@ class GuardedChatModel:
         return refused
 
 
+def _explain_no_time(name: str) -> DeadlineExceededError:
+    return DeadlineExceededError(
+        f"asking {name}",
+        expected="time left before the question's deadline",
+        found="none",
+        next_step="ask again, or raise the deadline of a request",
+    )
+
+
 def _counts(error: ModelError) -> bool | None:
     """Say whether a failure is the model's: a request it refuses (4xx) says that it is alive."""
+    if isinstance(error, UpstreamError) and error.status in PASSING:
+        return None
     if isinstance(error, UpstreamRejectedError | RateLimitedError):
         return False if isinstance(error, UpstreamRejectedError) else None
     if isinstance(error, DeadlineExceededError):

@@ -5,13 +5,14 @@ here: sending, retrying, explaining failures (`openai_chat`, `asking`).
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from openai import AsyncStream
 
 from serving.errors import InvalidInputError, UpstreamRejectedError
-from serving.models.protocols import Completion, Price, TokenLogprob
+from serving.models.protocols import Completion, Price, TokenLogprob, TopLogprob
 
 Answer = Mapping[str, Any]
 """A chat completion as its JSON says it: the SDK's types would be filled for a few fields of it."""
@@ -29,15 +30,16 @@ def read_completion(
     """Return the completion of a server's answer.
 
     Raises:
-        UpstreamRejectedError: it holds no text, or no usage.
+        UpstreamRejectedError: it holds no text, or no usage in whole tokens.
         InvalidInputError: it holds no logprobs although they were asked for.
     """
-    choice = answer["choices"][0] if answer["choices"] else None
+    choice = _first(answer["choices"])
     text = _get(_get(choice, "message"), "content")
     usage = _get(answer, "usage")
-    counts = _get(usage, "prompt_tokens"), _get(usage, "completion_tokens")
-    if not isinstance(text, str) or None in counts:
-        missing = "usage" if None in counts else "text"
+    prompt_tokens = _count(_get(usage, "prompt_tokens"))
+    completion_tokens = _count(_get(usage, "completion_tokens"))
+    if not isinstance(text, str) or prompt_tokens is None or completion_tokens is None:
+        missing = "text" if not isinstance(text, str) else "usage"
         rejection = UpstreamRejectedError(
             f"reading the answer of {name}",
             expected="one choice with text, and token usage",
@@ -46,20 +48,20 @@ def read_completion(
         )
         rejection.may_be_billed = True  # the prompt was read
         raise rejection
-    tokens = _get(_get(choice, "logprobs"), "content")
+    tokens = _read_logprobs(_get(_get(choice, "logprobs"), "content"))
     if top_logprobs and text and not tokens:
         raise _no_logprobs(name, top_logprobs)
     return Completion(
         text=text,
         model=name,
-        prompt_tokens=counts[0],
-        completion_tokens=counts[1],
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         finish_reason=_get(choice, "finish_reason"),
         latency_ms=latency_ms,
         first_token_ms=first_token_ms,
-        cost_usd=price.cost_usd(*counts),
+        cost_usd=price.cost_usd(prompt_tokens, completion_tokens),
         mean_logprob=_mean_logprob(tokens),
-        logprobs=_keep_logprobs(tokens) if top_logprobs and tokens else None,
+        logprobs=tokens if top_logprobs and tokens else None,
     )
 
 
@@ -86,21 +88,22 @@ async def join_chunks(stream: AsyncStream[object], on_text: Callable[[str], None
     async with stream:
         async for chunk in stream:
             usage = _get(chunk, "usage") or usage
-            for choice in (_get(chunk, "choices") or [])[:1]:
-                finish_reason = _get(choice, "finish_reason") or finish_reason
-                tokens += _get(_get(choice, "logprobs"), "content") or []
-                piece = _get(_get(choice, "delta"), "content")
-                if isinstance(piece, str) and piece:
-                    parts.append(piece)
-                    on_text(piece)
+            choice = _first(_get(chunk, "choices"))
+            finish_reason = _get(choice, "finish_reason") or finish_reason
+            said = _get(_get(choice, "logprobs"), "content")
+            tokens += said if isinstance(said, list) else []
+            piece = _get(_get(choice, "delta"), "content")
+            if isinstance(piece, str) and piece:
+                parts.append(piece)
+                on_text(piece)
     if finish_reason is None:
         raise ValueError("a stream that broke off before its finish_reason")
-    choice = {
+    whole = {
         "message": {"content": "".join(parts)},
         "finish_reason": finish_reason,
         "logprobs": {"content": tokens},
     }
-    return {"choices": [choice], "usage": usage}
+    return {"choices": [whole], "usage": usage}
 
 
 def _get(value: object, key: str) -> Any:
@@ -121,20 +124,42 @@ def _no_logprobs(name: str, top_logprobs: int) -> InvalidInputError:
     )
 
 
-def _mean_logprob(tokens: "list[Any] | None") -> float | None:
+def _first(value: object) -> Any:
+    """Return the first entry of a list; None where it is empty, or no list."""
+    return value[0] if isinstance(value, list) and value else None
+
+
+def _count(value: object) -> int | None:
+    """Return a number of tokens; None where a server sent something else for it."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    return None
+
+
+def _mean_logprob(tokens: "list[TokenLogprob] | None") -> float | None:
     return sum(token["logprob"] for token in tokens) / len(tokens) if tokens else None
+
+
+def _read_logprobs(said: object) -> "list[TokenLogprob] | None":
+    """Return the logprobs of an answer; None where one is missing or no number.
+
+    Nobody asked for them of a student, so what cannot be read is no reason to lose its answer.
+    """
+    try:
+        return _keep_logprobs(said) if isinstance(said, list) else None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _keep_logprobs(tokens: "list[Any]") -> list[TokenLogprob]:
     return [
-        {
-            "token": token["token"],
-            "bytes": token.get("bytes"),
-            "logprob": token["logprob"],
-            "top": [
-                {"token": top["token"], "bytes": top.get("bytes"), "logprob": top["logprob"]}
-                for top in token.get("top_logprobs") or ()
-            ],
-        }
+        {**_read_token(token), "top": [_read_token(t) for t in token.get("top_logprobs") or ()]}
         for token in tokens
     ]
+
+
+def _read_token(said: Mapping[str, Any]) -> TopLogprob:
+    logprob = said["logprob"]
+    if not math.isfinite(logprob):
+        raise ValueError(f"a logprob of {logprob}")
+    return {"token": said["token"], "bytes": said.get("bytes"), "logprob": logprob}

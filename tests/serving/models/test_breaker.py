@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,8 @@ from serving.errors import (
 )
 from serving.models.breaker import BreakerPolicy, CircuitBreaker
 from serving.models.guarded import GuardedChatModel
-from serving.models.protocols import ChatModel, ChatRequest
+from serving.models.openai_chat import connect_in_process
+from serving.models.protocols import ChatModel, ChatRequest, Price
 from serving.models.retry_budget import RetryBudget
 from serving.models.student_rules import RefusalRule, RuledStudent, StudentRules
 from tests.serving.fakes import CannedChatModel
@@ -129,6 +132,20 @@ def test_what_is_older_than_the_window_is_forgotten():
 async def test_what_the_request_is_refused_for_never_trips_it(kind):
     model = guard(CannedChatModel("m", fail(kind)), Clock())
     await ask(model, 60, kind)
+    assert model.breaker.opened_count == 0
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429])
+async def test_a_status_of_the_request_never_trips_it(status):
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def refuse():
+        return JSONResponse({"error": {"message": "no"}}, status_code=status)
+
+    upstream = connect_in_process(app, model="m", price=Price())
+    model = guard(upstream, Clock())
+    await ask(model, 6, UpstreamError)
     assert model.breaker.opened_count == 0
 
 

@@ -169,6 +169,10 @@ async def test_a_wait_that_the_deadline_cuts_off_is_not_begun():
         make_answer(choices=[]),
         make_answer(choices=[{}]),
         make_answer(usage=None),
+        make_answer(usage={"prompt_tokens": "12", "completion_tokens": 3}),
+        make_answer(usage={"prompt_tokens": 12, "completion_tokens": -3}),
+        make_answer(usage={"prompt_tokens": 12.5, "completion_tokens": True}),
+        make_answer(choices=[["text"]]),
         make_answer(
             choices=[{"index": 0, "finish_reason": "content_filter", "message": {"content": None}}]
         ),
@@ -178,6 +182,28 @@ async def test_an_answer_without_text_or_usage_is_no_answer(answer):
     with pytest.raises(UpstreamRejectedError, match="expected one choice with text") as raised:
         await model_over(Upstream(JSONResponse(answer))).complete(REQUEST)
     assert raised.value.may_be_billed
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["odd", 3, {}, [{}], [None], [{"token": "hi", "logprob": "-1"}],
+     [{"token": "hi", "logprob": float("nan")}],
+     [{"token": "hi", "logprob": -1.0, "top_logprobs": [{"token": "hi"}]}]],
+)  # fmt: skip
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_logprobs_nobody_asked_for_cost_no_answer_whatever_they_are(content, is_streamed):
+    said = {"index": 0, "finish_reason": "stop", "logprobs": {"content": content}}
+    text = {"role": "assistant", "content": "hi"}
+    if is_streamed:
+        document = json.dumps(make_answer(choices=[said | {"delta": text}]))
+        answer = Response(f"data: {document}\n\ndata: [DONE]\n\n", media_type="text/event-stream")
+        model = model_over(Upstream(answer))
+        completion = await model.stream(REQUEST, lambda _piece: None)
+    else:
+        document = json.dumps(make_answer(choices=[said | {"message": text}]))
+        answer = Response(document, media_type="application/json")
+        completion = await model_over(Upstream(answer)).complete(REQUEST)
+    assert (completion.text, completion.mean_logprob) == ("hi", None)
 
 
 @pytest.mark.parametrize(

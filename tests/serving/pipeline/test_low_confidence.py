@@ -1,11 +1,15 @@
 """A valid answer that the student is not sure enough of goes to the teacher, and only then."""
 
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pytest
 
-from serving.errors import UpstreamError
+from serving.errors import DeadlineExceededError, UpstreamError
+from serving.models.asking import CALLER_DEADLINE
+from serving.models.breaker import CircuitBreaker
+from serving.models.guarded import SETTLING_SECONDS, GuardedChatModel
 from serving.models.protocols import ChatRequest, Completion
 from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.confidence import RiskThreshold
@@ -76,6 +80,37 @@ async def test_where_the_teacher_has_no_answer_the_valid_unsure_one_is_served(te
         "student", False, "student",
     )  # fmt: skip
     assert answered.answer == GOOD.replace("[1]", "[docs:guides/environment-variables/2]")
+
+
+@pytest.mark.parametrize(("student", "refused"), [(GOOD, False), (INVALID, True)])
+async def test_a_teacher_that_hangs_takes_no_answer_away(student, refused):
+    """It would have had a minute, and the question has less: what the student said is shown."""
+    hanging = CannedChatModel("teacher-1", GOOD, delay_seconds=30)
+    teacher = GuardedChatModel(hanging, breaker=CircuitBreaker(), timeout_seconds=60)
+    deadline_set = CALLER_DEADLINE.set(time.monotonic() + SETTLING_SECONDS + 0.2)
+    try:
+        answered = await replace(path(UNSURE, student=student), teacher=teacher).answer("Where?")
+    finally:
+        CALLER_DEADLINE.reset(deadline_set)
+    assert (answered.refused, len(answered.attempts)) == (refused, 2)
+    assert isinstance(answered.attempts[1].raised, DeadlineExceededError)
+    if not refused:
+        assert answered.served_by == "student"
+
+
+async def test_a_model_with_no_time_left_is_not_blamed_for_it():
+    teacher = GuardedChatModel(
+        CannedChatModel("teacher-1", GOOD), breaker=CircuitBreaker(), timeout_seconds=60
+    )
+    deadline_set = CALLER_DEADLINE.set(time.monotonic() + SETTLING_SECONDS / 2)
+    try:
+        for _ in range(10):
+            answered = await replace(path(UNSURE), teacher=teacher).answer("Where?")
+            assert answered.served_by == "student"
+    finally:
+        CALLER_DEADLINE.reset(deadline_set)
+    assert teacher.inner.requests == []
+    assert not teacher.is_stopped
 
 
 @pytest.mark.parametrize(
