@@ -167,8 +167,9 @@ class AnthropicChatModel:
         text = "".join(block.text for block in answer.content if isinstance(block, TextBlock))
         usage = getattr(answer, "usage", None)
         stop_reason = getattr(answer, "stop_reason", None) or "none"
-        if not text or usage is None or stop_reason == "refusal":
-            missing = "usage" if text and usage is None else "text"
+        counts = _read_counts(usage)
+        if not text or counts is None or stop_reason == "refusal":
+            missing = "usage" if text and counts is None else "text"
             rejection = UpstreamRejectedError(
                 f"reading the answer of {self.name}",
                 expected="text, and token usage",
@@ -177,22 +178,33 @@ class AnthropicChatModel:
             )
             rejection.may_be_billed = True  # the prompt was read
             raise rejection
-        # `input_tokens` leaves out what was written to or read from the provider's prompt cache.
-        prompt_tokens = (
-            usage.input_tokens
-            + (usage.cache_creation_input_tokens or 0)
-            + (usage.cache_read_input_tokens or 0)
-        )
+        prompt_tokens, completion_tokens = counts
         return Completion(
             text=text,
             model=self.name,
             prompt_tokens=prompt_tokens,
-            completion_tokens=usage.output_tokens,
+            completion_tokens=completion_tokens,
             finish_reason=FINISH_REASONS.get(stop_reason, stop_reason),
             latency_ms=timed.latency_ms,
             first_token_ms=timed.first_token_ms,
-            cost_usd=self.price.cost_usd(prompt_tokens, usage.output_tokens),
+            cost_usd=self.price.cost_usd(prompt_tokens, completion_tokens),
         )
+
+
+def _read_counts(usage: Any) -> tuple[int, int] | None:
+    """Return the tokens of prompt and answer; None where one is no whole number.
+
+    `input_tokens` leaves out what was written to or read from the provider's prompt cache.
+    """
+    parts: list[Any] = [
+        getattr(usage, "input_tokens", None),
+        getattr(usage, "cache_creation_input_tokens", None) or 0,
+        getattr(usage, "cache_read_input_tokens", None) or 0,
+        getattr(usage, "output_tokens", None),
+    ]
+    if not all(isinstance(part, int) and part >= 0 for part in parts):
+        return None
+    return sum(parts[:3]), parts[3]
 
 
 def connect_anthropic(

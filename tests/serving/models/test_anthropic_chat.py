@@ -306,3 +306,10 @@ async def test_an_empty_stream_is_a_failure_too():
     upstream = Upstream(*[Response("", media_type="text/event-stream") for _ in range(2)])
     with pytest.raises(UpstreamError, match="ended before"):
         await model_over(upstream).stream(REQUEST, print)
+
+
+@pytest.mark.parametrize("tokens", ["12", -1, 1.5, None])
+async def test_a_usage_that_is_no_number_of_tokens_is_no_usage(tokens):
+    message = make_message(usage={"input_tokens": tokens, "output_tokens": 3})
+    with pytest.raises(UpstreamRejectedError, match="no usage"):
+        await model_over(Upstream(JSONResponse(message))).complete(REQUEST)
