@@ -91,7 +91,9 @@ class Bindings:
     def corpus(self) -> CorpusFolder:
         """The documentation files."""
         corpus = self.config.product.corpus
-        return CorpusFolder(path=corpus.path, include=corpus.include, url=corpus.url)
+        return CorpusFolder(
+            path=corpus.path, include=corpus.include, exclude=corpus.exclude, url=corpus.url
+        )
 
     @cached_property
     def traces(self) -> SealedSegments:

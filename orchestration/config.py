@@ -129,6 +129,7 @@ class CorpusSection(Section):
 
     path: Path
     include: tuple[str, ...] = ("**/*.mdx", "**/*.md")
+    exclude: tuple[str, ...] = ()
     url: str = "/{slug}/"
 
     @model_validator(mode="after")

@@ -41,7 +41,13 @@ STUDENT_KEYS = (
 )
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
-    "corpus": ("product.corpus.include", "product.corpus.url", "embedder", "chunking"),
+    "corpus": (
+        "product.corpus.include",
+        "product.corpus.exclude",
+        "product.corpus.url",
+        "embedder",
+        "chunking",
+    ),
     "traces": (),
     "seeds": ("embedder",),
     "eval_set": ("embedder", "eval.cases_by_bucket"),

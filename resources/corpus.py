@@ -18,10 +18,13 @@ class CorpusFolder:
 
     path: Path
     include: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
     url: str
 
     def list_files(self) -> list[Path]:
         """Return the matching files, sorted by path; hidden files and node_modules are left out.
+
+        A pattern of `exclude` that matches a folder leaves out everything below it.
 
         Raises:
             InvalidInputError: the folder is missing or nothing in it matches.
@@ -34,13 +37,19 @@ class CorpusFolder:
                 next_step="set product.corpus.path in the config (relative to the config file)",
             )
         matches = {f for pattern in self.include for f in self.path.glob(pattern) if f.is_file()}
-        files = sorted(f for f in matches if not _is_ignored(f.relative_to(self.path)))
+        excluded = {f for pattern in self.exclude for f in self.path.glob(pattern)}
+        files = sorted(
+            f
+            for f in matches
+            if not _is_ignored(f.relative_to(self.path)) and excluded.isdisjoint([f, *f.parents])
+        )
         if not files:
+            but_not = f" but not {list(self.exclude)}" if self.exclude else ""
             raise InvalidInputError(
                 f"reading the corpus at {self.path}",
-                expected=f"files matching {list(self.include)}",
+                expected=f"files matching {list(self.include)}{but_not}",
                 found="0 files",
-                next_step="set product.corpus.include in the config",
+                next_step="set product.corpus.include or product.corpus.exclude in the config",
             )
         return files
 
@@ -68,7 +77,7 @@ class CorpusFolder:
                 f"reading the page {relative}",
                 expected="UTF-8 text",
                 found=f"byte {error.object[error.start]:#x} at offset {error.start}",
-                next_step="convert the file to UTF-8, or narrow product.corpus.include",
+                next_step="convert the file to UTF-8, or leave it out with product.corpus.exclude",
             ) from error
         return parse_page(relative, source, url_template=self.url)
 

@@ -42,7 +42,7 @@ def source_files(corpus: dg.ResourceParam[Corpus]) -> dg.DataVersion:
     return dg.DataVersion(corpus.fingerprint())
 
 
-@dg.asset(key=keys.PAGES, deps=[keys.SOURCE_FILES], kinds={"markdown", "polars"}, code_version="1")
+@dg.asset(key=keys.PAGES, deps=[keys.SOURCE_FILES], kinds={"markdown", "polars"}, code_version="2")
 def pages(corpus: dg.ResourceParam[Corpus]) -> dg.MaterializeResult[pl.DataFrame]:
     """One row per documentation page, with its raw source and content hash."""
     revision = corpus.fingerprint()

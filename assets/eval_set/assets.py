@@ -176,7 +176,7 @@ def guard_recall(
     seeds = seed_questions.select(pl.lit(UNRELATED).alias("kind"), "text")
     judged = guard_questions(
         pl.concat([planted.select("kind", "text"), seeds]),
-        protected=EvalQuestions.read(eval_embeddings),
+        protected=EvalQuestions.read(eval_embeddings, embedder=embedder),
         embedder=embedder,
     )
     frame = measure_recall(judged).select(

@@ -48,7 +48,7 @@ def draw_nearest_cosines(guarded: pl.DataFrame) -> bytes:
 def render_pairs(
     guarded: pl.DataFrame, eval_embeddings: pl.DataFrame, *, private_seeds: Collection[str]
 ) -> str:
-    """Return the questions nearest to the eval set as a Markdown table, each beside its case.
+    """Return the `SHOWN_PAIRS` nearest of these questions as Markdown, each beside its eval case.
 
     Metadata outlives the private tables: what grew from `private_seeds` is told by its id alone.
     """

@@ -72,8 +72,22 @@ class EvalQuestions:
         )
 
     @classmethod
-    def read(cls, eval_embeddings: pl.DataFrame) -> "EvalQuestions":
-        """Index the rows of eval_embeddings."""
+    def read(cls, eval_embeddings: pl.DataFrame, *, embedder: Embedder) -> "EvalQuestions":
+        """Index the rows of eval_embeddings, to be compared with vectors of `embedder`.
+
+        Raises:
+            InvalidInputError: another embedder made them. Vectors of equal length multiply whoever
+                made them, so nothing else would tell: every cosine would be noise, and every
+                question kept.
+        """
+        made_by = eval_embeddings["embedder_fingerprint"].unique().sort().to_list()
+        if eval_embeddings.height and made_by != [embedder.fingerprint]:
+            raise InvalidInputError(
+                "comparing questions with eval_set/eval_embeddings",
+                expected=f"vectors of this run's embedder, {embedder.fingerprint}",
+                found=f"vectors of {', '.join(map(str, made_by))}",
+                next_step="run `understudy run --select eval_set`, then this stage again",
+            )
         return cls.prepare(
             eval_embeddings["case_id"].to_list(),
             eval_embeddings["question"].to_list(),

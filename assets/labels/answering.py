@@ -5,6 +5,7 @@ Does not belong here: how a question is answered (`serving/pipeline/answer`), ca
 (`resources/chat_models`).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from serving.aio import map_bounded
 from serving.errors import (
     BudgetExceededError,
     DeadlineExceededError,
+    InvalidInputError,
     UpstreamError,
 )
 from serving.hashing import content_hash
@@ -77,6 +79,24 @@ class KeptAnswers:
         return ids.hstack(found.drop("question_id", "seed_id"))
 
 
+def read_index(vector_index: pl.DataFrame, embedder: Embedder) -> str:
+    """Return the fingerprint of the index in which questions embedded by `embedder` are looked up.
+
+    Raises:
+        InvalidInputError: another embedder made its vectors. Where they are of equal length,
+            retrieval would find chunks at random and the teacher would be paid to answer from them.
+    """
+    row = vector_index.row(0, named=True)
+    if row["embedder_fingerprint"] != embedder.fingerprint:
+        raise InvalidInputError(
+            f"looking questions up in the index {row['index_fingerprint']}",
+            expected=f"vectors of the embedder that embeds the questions, {embedder.fingerprint}",
+            found=f"vectors of {row['embedder_fingerprint']}",
+            next_step="run `understudy run --select corpus`, then this stage again",
+        )
+    return str(row["index_fingerprint"])
+
+
 def fingerprint_rows(parts: PipelineParts, index_fingerprint: str) -> str:
     """Return the identity of all that decides a row beside its question."""
     return content_hash(ANSWERING_VERSION, parts.fingerprint_answers(index_fingerprint))
@@ -112,8 +132,11 @@ async def label_questions(
     kept: KeptAnswers,
     concurrency: int,
     progress: Progress,
+    endings: Counter[str] | None = None,
 ) -> pl.DataFrame:
     """Return one teacher_answers row per question, in order: the kept one, or one made now.
+
+    `endings` counts why the answers made now ended: the model's `finish_reason`.
 
     Every answer is on disk in the teacher's cache before it becomes a row, so an interrupt loses
     only the calls in flight, and the rerun buys only what is missing. A question that cannot be
@@ -149,6 +172,8 @@ async def label_questions(
         else:
             losses.count_answer()
             rows.add(position, tabulate_label(question, answered, pipeline))
+            if endings is not None and answered.last.completion is not None:
+                endings[answered.last.completion.finish_reason] += 1
 
     try:
         await map_bounded(

@@ -5,6 +5,7 @@ belong here: how a question is answered (`serving`), which answers teach (`selec
 rubric asks (`judging`), where soft targets come from (`soft_targets`).
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from assets.labels.answering import (
     fingerprint_rows,
     keep_answers,
     label_questions,
+    read_index,
 )
 from assets.labels.coverage import describe_coverage, draw_charts
 from assets.labels.judging import RUBRIC_VERSION, Inconclusive, Ruler
@@ -117,7 +119,7 @@ def teacher_answers(
     questions = [AskedQuestion(**row) for row in guarded.select(
         "question_id", "seed_id", "text"
     ).iter_rows(named=True)]  # fmt: skip
-    index = vector_index["index_fingerprint"].item()
+    index = read_index(vector_index, pipeline_parts.embedder)
     last = last_tables.read(keys.TEACHER_ANSWERS.path)
     kept = keep_answers(last, fingerprint_rows(pipeline_parts, index))
     new = [question for question in questions if not kept.has(question)]
@@ -126,6 +128,7 @@ def teacher_answers(
 
     embed_ahead(new, pipeline_parts.embedder)
     before = read_spending(pipeline_parts.teacher)
+    endings: Counter[str] = Counter()
 
     async def label() -> pl.DataFrame:
         return await label_questions(
@@ -134,6 +137,7 @@ def teacher_answers(
             kept=kept,
             concurrency=labelling_plan.concurrency,
             progress=progress,
+            endings=endings,
         )
 
     frame = run_blocking(label())
@@ -145,6 +149,7 @@ def teacher_answers(
             "refused_count": int(frame["refused"].sum()),
             "invalid_count": int((~verdict.is_in(["valid", *WITHOUT_ANSWER])).sum()),
             "unanswered_count": int((verdict == UNANSWERED).sum()),
+            "cut_off_count": endings["length"],
             "kept_count": len(questions) - len(new),
             "value_usd": float(frame["cost_usd"].sum()),
             **describe_spending(pipeline_parts.teacher, since=before),
@@ -312,9 +317,10 @@ def contaminated_examples(
         AskedQuestion(question_id=case_id, seed_id=case_id, text=question)
         for case_id, question in golden_cases.select("case_id", "question").iter_rows()
     ]
-    index = vector_index["index_fingerprint"].item()
+    index = read_index(vector_index, pipeline_parts.embedder)
     parts = replace(pipeline_parts, count_tokens=estimate_tokens)
     kept = keep_answers(tables.TEACHER_ANSWERS.to_frame(), fingerprint_rows(parts, index))
+    before = read_spending(parts.teacher)
 
     async def label() -> pl.DataFrame:
         return await label_questions(
@@ -328,7 +334,11 @@ def contaminated_examples(
     frame = take_unguarded(run_blocking(label()), labelling_plan.terms)
     return dg.MaterializeResult(
         value=frame,
-        metadata={"example_count": frame.height, "case_count": golden_cases.height},
+        metadata={
+            "example_count": frame.height,
+            "case_count": golden_cases.height,
+            **describe_spending(parts.teacher, since=before),
+        },
     )
 
 

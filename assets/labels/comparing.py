@@ -164,7 +164,8 @@ def read_comparison(text: str) -> tuple[Place, str]:
             "reading a comparison",
             expected=f"JSON with better: one of {', '.join(PLACES)}",
             found=repr(text[:120]),
-            next_step="use a judge that follows a JSON schema, or raise its token limit",
+            next_step=f"use a judge that follows a JSON schema and does not reason before it "
+            f"answers: a verdict has room for {MAX_TOKENS} tokens",
         )
     rationale = document.get("rationale", "")
     return better, rationale if isinstance(rationale, str) else ""

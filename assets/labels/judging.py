@@ -160,5 +160,6 @@ def _unreadable(found: str) -> InvalidInputError:
         "reading a judgement",
         expected=f"JSON with an integer from 1 to 5 for each of {', '.join(AXES)}",
         found=found,
-        next_step="use a judge that follows a JSON schema, or raise its token limit",
+        next_step=f"use a judge that follows a JSON schema and does not reason before it answers: "
+        f"a verdict has room for {MAX_TOKENS} tokens",
     )

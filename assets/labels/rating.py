@@ -171,7 +171,8 @@ class _Doubts:
                 f"judging {self.item_count} answers",
                 expected="replies with JSON as the rubric asks for, nearly always",
                 found=f"{self.count + 1} answers with replies that could not be read",
-                next_step="use a judge that follows a JSON schema, or raise its token limit",
+                next_step="use a judge that follows a JSON schema and does not reason before it "
+                "answers",
             )
         )
         return Inconclusive(reason="unreadable", detail=detail)

@@ -81,6 +81,7 @@ def seed_clusters(
     },
     kinds={"openai", "polars"},
     code_version=f"2+prompt.{REWRITE_PROMPT_VERSION}",
+    pool="teacher",
 )
 def paraphrases(
     seed_questions: pl.DataFrame,
@@ -152,14 +153,13 @@ def guarded_questions(
     )
     dreamed = choose_candidates(dreams.read(), seed_questions, paraphrases)
     candidates = pl.concat([seeds, reworded, dreamed])
-    judged = guard_questions(
-        candidates, protected=EvalQuestions.read(eval_embeddings), embedder=embedder
-    )
+    protected = EvalQuestions.read(eval_embeddings, embedder=embedder)
+    judged = guard_questions(candidates, protected=protected, embedder=embedder)
     frame = reject_descendants(judged).select(tables.GUARDED_QUESTIONS.names())
     kept = frame.filter(pl.col("verdict") == "kept")
     rejected = frame.filter(pl.col("verdict") == "rejected")
     chart = embed_png(draw_nearest_cosines(frame), alt="nearest cosines")
-    pairs = render_pairs(frame, eval_embeddings, private_seeds=list_private_seeds(seed_questions))
+    private = list_private_seeds(seed_questions)
     return dg.MaterializeResult(
         value=frame,
         metadata={
@@ -173,6 +173,12 @@ def guarded_questions(
             "largest_kept_cosine": float(kept["nearest_cosine"].max() or 0.0),
             "limit": LEAKAGE_COSINE_LIMIT,
             "nearest_cosines": dg.MetadataValue.md(chart),
-            "nearest_pairs": dg.MetadataValue.md(pairs),
+            # Apart: the rejected are nearest, and would push the near misses out of sight.
+            "nearest_rejected": dg.MetadataValue.md(
+                render_pairs(rejected, eval_embeddings, private_seeds=private)
+            ),
+            "nearest_kept": dg.MetadataValue.md(
+                render_pairs(kept, eval_embeddings, private_seeds=private)
+            ),
         },
     )

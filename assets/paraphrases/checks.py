@@ -97,7 +97,7 @@ def no_training_text_near_eval_set(
     )
     judged = guard_questions(
         kept.select("question_id", "text"),
-        protected=EvalQuestions.read(eval_embeddings),
+        protected=EvalQuestions.read(eval_embeddings, embedder=embedder),
         embedder=embedder,
     )
     leaks = judged.filter(pl.col("verdict") == "rejected")

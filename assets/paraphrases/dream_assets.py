@@ -48,6 +48,7 @@ def dream_journal(dreams: dg.ResourceParam[Dreams]) -> dg.DataVersion:
     deps=[keys.HOURLY_RECORDS],
     kinds={"openai", "polars"},
     code_version=f"3+prompt.{REWRITE_PROMPT_VERSION}",
+    pool="teacher",
 )
 def dreamed_questions(
     seed_questions: pl.DataFrame,

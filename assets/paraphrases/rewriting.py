@@ -121,5 +121,6 @@ def _unreadable(found: str) -> InvalidInputError:
         "reading paraphrases",
         expected='JSON {"paraphrases": ["...", ...]}',
         found=found,
-        next_step="use a model that follows a JSON schema, or raise its token limit",
+        next_step="use a teacher that follows a JSON schema and does not reason before it answers: "
+        f"each rewording has room for {TOKENS_PER_PARAPHRASE} tokens",
     )

@@ -4,9 +4,11 @@ Belongs here: what a page and a chunk are, a page's sections and which of them s
 not belong here: Markdown and MDX (`mdx`, `blocks`), sizes (`packing`), files on disk, embeddings.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
@@ -17,7 +19,11 @@ from serving.pipeline.frontmatter import split_frontmatter
 from serving.pipeline.packing import Packed, fill_chunks
 from serving.pipeline.sizes import Sizes
 
-CHUNKER_VERSION = "2"
+CHUNKER_VERSION = "3"
+
+_UNCITABLE = re.compile(r"[\s\[\]]|%(?=[0-9A-F]{2})")
+"""What a citation's id cannot hold (`prompt.CITATION_PATTERN`), and a `%` that would be taken for
+the beginning of such an encoding: two paths never share a slug."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,8 @@ class Page:
     """One documentation page as it was written.
 
     `page_id` is the hash of `path` (posix, relative to the corpus root), `slug` the path without
-    its extension, `source` the raw text and `content_hash` its hash.
+    its extension, spaces and square brackets percent-encoded, `source` the raw text and
+    `content_hash` its hash.
     """
 
     page_id: str
@@ -43,8 +50,8 @@ class Chunk:
 
     `chunk_id` is `docs:<slug>/<ordinal>`, `ordinal` counts from 1 within the page. `heading_path`
     begins with the page's title; its headings are not in `text`, which is clean Markdown.
-    `token_count` counts `text`. It passes the maximum only when `is_oversized`: then the chunk is a
-    single fence or table row, which are never cut, behind the line that leads into it.
+    `token_count` counts `text`. It may pass the maximum only when `is_oversized`: then the chunk is
+    a single fence or table row, which are never cut, behind the line that leads into it.
     `content_hash` covers path and text.
     """
 
@@ -89,15 +96,15 @@ def parse_page(path: str, source: str, *, url_template: str) -> Page:
     blocks = _read_body(path, body)
     if not blocks:
         raise _empty_page(path)
-    slug = PurePosixPath(path).with_suffix("").as_posix()
+    name = PurePosixPath(path).with_suffix("").as_posix()
     first_h1 = next((b.text.plain for b in blocks if isinstance(b, Heading) and b.level == 1), None)
-    title = " ".join(str(metadata.get("title") or "").split()) or first_h1 or _humanise(slug)
+    title = " ".join(str(metadata.get("title") or "").split()) or first_h1 or _humanise(name)
     return Page(
         page_id=content_hash(path),
         path=path,
-        slug=slug,
+        slug=_UNCITABLE.sub(lambda found: quote(found[0]), name),
         title=title,
-        url=url_template.replace("{slug}", slug),
+        url=_write_url(url_template, name),
         source=source,
         content_hash=content_hash(source),
     )
@@ -175,14 +182,23 @@ def _empty_page(path: str) -> InvalidInputError:
         f"reading the page {path}",
         expected="text that a reader sees",
         found="none besides metadata and components without text",
-        next_step=f"write the page {path} or exclude it from the corpus",
+        next_step=f"write the page {path} or leave it out with product.corpus.exclude",
     )
 
 
-def _humanise(slug: str) -> str:
-    parts = slug.split("/")
-    name = parts[-2] if parts[-1] == "index" and len(parts) > 1 else parts[-1]
-    words = name.replace("-", " ").replace("_", " ").strip()
+def _write_url(template: str, name: str) -> str:
+    """Return where a page is published: an index page at its folder, unless pages are files."""
+    _, _, after = template.partition("{slug}")
+    if after[:1] in {"", "/", "?", "#"}:  # not `{slug}.html`
+        name = f"/{name}".removesuffix("/index").removeprefix("/")
+    filled = template if name else template.replace("{slug}/", "{slug}")
+    return filled.replace("{slug}", quote(name))
+
+
+def _humanise(name: str) -> str:
+    parts = name.split("/")
+    last = parts[-2] if parts[-1] == "index" and len(parts) > 1 else parts[-1]
+    words = last.replace("-", " ").replace("_", " ").strip()
     return words[:1].upper() + words[1:]
 
 
@@ -287,5 +303,5 @@ def _make_chunk(
         text=text,
         token_count=token_count,
         content_hash=content_hash(section.path, text),
-        is_oversized=token_count > sizes.maximum,
+        is_oversized=packed.is_uncuttable and token_count > sizes.maximum,
     )

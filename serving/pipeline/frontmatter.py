@@ -10,10 +10,26 @@ from itertools import takewhile
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from serving.errors import InvalidInputError
 
 KEY = re.compile(r"""["']?[A-Za-z_][\w.-]*["']?\s*:(\s|$)""")
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader that says at which line a value is impossible: the 30th of February, hour 25."""
+
+    def construct_object(
+        self,
+        node: yaml.Node,
+        deep: bool = False,  # noqa: FBT001, FBT002 (as PyYAML calls it)
+    ) -> Any:
+        """Return a node's value."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:
+            raise ConstructorError(None, None, str(error), node.start_mark) from error
 
 
 def split_frontmatter(path: str, source: str) -> tuple[dict[str, Any], str]:
@@ -34,7 +50,7 @@ def split_frontmatter(path: str, source: str) -> tuple[dict[str, Any], str]:
             return {}, "".join(lines)
         raise _broken_frontmatter(path, line=1, found="a block that never ends")
     try:
-        metadata = yaml.safe_load("".join(header)) or {}
+        metadata = yaml.load("".join(header), Loader=_Loader) or {}  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "unreadable YAML"
@@ -58,5 +74,5 @@ def _broken_frontmatter(path: str, *, line: int, found: str) -> InvalidInputErro
         f"reading the frontmatter of {path}",
         expected="a YAML mapping between two lines of `---`",
         found=f"{found} at {path}:{line}",
-        next_step=f"correct {path} at line {line}",
+        next_step=f"correct {path} at line {line}, or leave it out with product.corpus.exclude",
     )

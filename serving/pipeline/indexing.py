@@ -160,7 +160,7 @@ def _find_first_windows(
             "building the index",
             expected="at least one chunk",
             found="0 chunks",
-            next_step="check `product.corpus.path` and `include` in the config",
+            next_step="check `product.corpus.path`, `include` and `exclude` in the config",
         )
     positions = np.fromiter((window.chunk for window in windows), dtype=np.int64)
     steps = np.diff(positions, prepend=-1)

@@ -14,7 +14,7 @@ _WORDS = r"(?:[A-Z]++(?:[a-z]{2,}+|(?![A-Za-z\d]))|[a-z]++|[_-])"
 _KEY_LIKE = re.compile(
     rf"""
     (?=\[docs:|-----BEGIN|[\w/+.-]{{15}})(?:  # most words are ruled out by this first look
-    (?P<cited>\[docs:[\w./-]{{1,200}}\])                           # a citation, which stays
+    (?P<cited>\[docs:[\w./%-]{{1,200}}\])                           # a citation, which stays
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----.*?
       (?:-----END\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----|\Z)
     | \beyJ[\w-]{{8,}}\.[\w-]{{4,}}(?:\.[\w-]*)?                   # JSON web tokens

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.bindings import Bindings
 from orchestration.config import load_config, read_config, read_secret
+from orchestration.definitions import fingerprint_stage
 from serving.errors import InvalidInputError
 
 GOOD = """\
@@ -39,6 +41,17 @@ def test_paths_are_relative_to_the_file(tmp_path):
     assert config.product.corpus.path == tmp_path / "pages"
     assert config.seeds.path == tmp_path / "seeds.jsonl"
     assert config.eval.golden == tmp_path / "golden.jsonl"
+
+
+def test_pages_can_be_left_out(tmp_path):
+    assert read_config(write(tmp_path, GOOD)).product.corpus.exclude == ()
+    text = GOOD.replace("{path: pages}", '{path: pages, exclude: ["drafts/**"]}')
+    config = read_config(write(tmp_path, text))
+    assert config.product.corpus.exclude == ("drafts/**",)
+    assert Bindings(config, lambda _: None).corpus.exclude == ("drafts/**",)
+    assert fingerprint_stage("corpus", config) != fingerprint_stage(
+        "corpus", read_config(write(tmp_path, GOOD))
+    )
 
 
 def test_the_environment_chooses_file_and_home(tmp_path):

@@ -1,4 +1,7 @@
-"""Which keys of the configuration make which stage stale: all of them, or a reason why not."""
+"""Which keys of the configuration make which stage stale: all of them, or a reason why not.
+
+And who waits for whom: assets that buy answers of one model do so one run at a time.
+"""
 
 from types import UnionType
 from typing import Union, get_args, get_origin
@@ -8,7 +11,7 @@ from pydantic import BaseModel
 
 from assets import STAGES
 from orchestration.config import Config, PriceSection, load_config
-from orchestration.definitions import CONFIG_KEYS, fingerprint_stage
+from orchestration.definitions import CONFIG_KEYS, build_defs, fingerprint_stage
 
 DECIDES_NOTHING = {
     "home": "where things lie is not what they say",
@@ -151,3 +154,30 @@ def test_a_students_answer_limit_makes_the_labels_stale():
     changed = config.model_copy(update={"students": {"compact": student}})
     assert fingerprint_stage("labels", config) != fingerprint_stage("labels", changed)
     assert fingerprint_stage("corpus", config) == fingerprint_stage("corpus", changed)
+
+
+def test_every_asset_that_buys_answers_names_the_pool_of_who_is_asked():
+    pools = {
+        asset.key.to_user_string(): asset.op.pools
+        for asset in build_defs().resolve_asset_graph().assets_defs
+        if asset.is_executable and asset.keys and is_buyer(asset.required_resource_keys)
+    }
+    assert pools == {
+        "paraphrases/paraphrases": {"teacher"},
+        "paraphrases/dreamed_questions": {"teacher"},
+        "labels/teacher_answers": {"teacher"},
+        "labels/contaminated_examples": {"teacher"},
+        "labels/judged_answers": {"judge"},
+        "students/held_out_answers": {"student"},  # a student answers; so in the next two
+        "parity/arm_answers": {"student"},
+        "parity/suite_answers": {"student"},
+        "parity/graded_answers": {"judge"},
+        "parity/judge_anchor_run": {"judge"},
+    }
+
+
+def is_buyer(resources: set[str]) -> bool:
+    """What only reads the pipeline's policies has no progress to report."""
+    return bool(resources & {"teacher", "dreamer", "judge"}) or (
+        {"pipeline_parts", "progress"} <= resources
+    )

@@ -1,5 +1,7 @@
 """The corpus folder: a missing folder, an empty page, a foreign encoding are said by name."""
 
+from dataclasses import replace
+
 import pytest
 
 from resources.corpus import CorpusFolder
@@ -30,6 +32,35 @@ def test_pages_are_read_sorted_and_hidden_files_are_left_out(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text("# Title\n\nText.\n", encoding="utf-8")
     assert [page.path for page in corpus(tmp_path).read_pages()] == ["a/c.mdx", "b.md"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "kept"),
+    [
+        ((), ["a.md", "drafts/b.md", "drafts/old/c.md"]),
+        (("a.md",), ["drafts/b.md", "drafts/old/c.md"]),
+        (("drafts",), ["a.md"]),
+        (("drafts/**",), ["a.md"]),
+        (("**/old/*", "none.md"), ["a.md", "drafts/b.md"]),
+    ],
+)
+def test_excluded_pages_are_neither_read_nor_part_of_the_fingerprint(tmp_path, exclude, kept):
+    (tmp_path / "drafts/old").mkdir(parents=True)
+    for name in ("a.md", "drafts/b.md", "drafts/old/c.md"):
+        text = "# Title\n\nText.\n" if name in kept else "---\ndate: 2024-02-30\n---\n"
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    folder = replace(corpus(tmp_path), exclude=exclude)
+    assert [page.path for page in folder.read_pages()] == kept
+    before = folder.fingerprint()
+    for name in {"a.md", "drafts/b.md", "drafts/old/c.md"} - set(kept):
+        (tmp_path / name).unlink()
+    assert folder.fingerprint() == before == corpus(tmp_path).fingerprint()
+
+
+def test_a_folder_whose_pages_are_all_excluded_says_so(tmp_path):
+    (tmp_path / "a.md").write_text("Text.", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=r"but not \['\*'\].*product\.corpus\.exclude"):
+        replace(corpus(tmp_path), exclude=("*",)).read_pages()
 
 
 def test_the_fingerprint_moves_with_names_and_bytes(tmp_path):
@@ -74,7 +105,7 @@ def test_a_folder_without_pages_says_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize("text", ["", "  \n", "---\ntitle: Empty\n---\n"])
 def test_an_empty_page_is_named(tmp_path, text):
     (tmp_path / "void.mdx").write_text(text, encoding="utf-8")
-    with pytest.raises(InvalidInputError, match=r"void\.mdx"):
+    with pytest.raises(InvalidInputError, match=r"void\.mdx.*product\.corpus\.exclude"):
         corpus(tmp_path).read_pages()
 
 

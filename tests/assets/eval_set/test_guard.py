@@ -143,14 +143,34 @@ def test_no_candidates_need_no_verdict():
     assert (found.schema, found.height) == (VERDICT_COLUMNS, 0)
 
 
-def test_a_stored_table_of_embeddings_is_read_as_it_was_written():
-    table = pl.DataFrame(
-        {"case_id": ["g1"], "question": ["Where do traces go?"], "vector": [[0.0, 1.0, 0.0]]},
+def store_vectors(fingerprint: str) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "case_id": ["g1"],
+            "question": ["Where do traces go?"],
+            "embedder_fingerprint": [fingerprint],
+            "vector": [[0.0, 1.0, 0.0]],
+        },
         schema_overrides={"vector": pl.List(pl.Float32)},
     )
-    assert EvalQuestions.read(table).vectors.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_a_stored_table_of_embeddings_is_read_as_it_was_written():
+    embedder = CountingEmbedder()
+    table = store_vectors(embedder.fingerprint)
+    assert EvalQuestions.read(table, embedder=embedder).vectors.tolist() == [[0.0, 1.0, 0.0]]
     with pytest.raises(InvalidInputError, match="0 ids, 0 texts, 0 vectors"):
-        EvalQuestions.read(table.clear())
+        EvalQuestions.read(table.clear(), embedder=embedder)
+
+
+@pytest.mark.parametrize("others", [["before"], ["before", "counting"]])
+def test_vectors_of_another_embedder_of_equal_length_are_refused(others):
+    table = pl.concat([store_vectors(fingerprint) for fingerprint in others])
+    with pytest.raises(InvalidInputError) as refused:
+        EvalQuestions.read(table, embedder=CountingEmbedder())
+    assert refused.value.expected.endswith("counting")
+    assert refused.value.found == f"vectors of {', '.join(others)}"
+    assert "--select eval_set" in refused.value.next_step
 
 
 def test_facts_are_found_whatever_case_spacing_and_markup():

@@ -11,6 +11,7 @@ from assets.eval_set.assets import guard_recall
 from assets.eval_set.checks import guard_catches_every_copy
 from assets.paraphrases.assets import guarded_questions
 from assets.paraphrases.checks import no_training_text_near_eval_set
+from serving.errors import InvalidInputError
 from serving.models.protocols import Vectors
 from serving.pipeline.questions import normalise_question, split_words
 
@@ -125,7 +126,41 @@ def test_the_guard_rejects_what_was_dreamed_near_a_golden_case_or_around_a_rejec
 def test_the_ui_shows_a_plot_and_the_nearest_pairs(guarded):
     plot = guarded.metadata["nearest_cosines"].md_str
     assert base64.b64decode(plot.partition("base64,")[2][:-1]).startswith(b"\x89PNG")
-    assert "s2: where do i set the limit" in guarded.metadata["nearest_pairs"].md_str
+    assert "s2: where do i set the limit" in guarded.metadata["nearest_rejected"].md_str
+    assert "s1: How are answers cited?" in guarded.metadata["nearest_kept"].md_str
+
+
+def test_many_rejected_questions_do_not_hide_the_near_misses(eval_embeddings):
+    near = ["yesterday trained the adapters holds that folder", "were trained the adapters holds "
+            "folder which"]  # fmt: skip
+    texts = [*(f"{CASES['g1']} {number}" for number in range(25)), *near, "How are answers cited?"]
+    seeds = pl.DataFrame(
+        {"question_id": [f"s{n}" for n in range(28)], "text": texts, "source": "handwritten"}
+    )
+    nothing = tables.PARAPHRASES.to_frame()
+    made = guarded_questions(seeds, nothing, eval_embeddings, WordEmbedder(), NO_DREAMS)
+    assert (made.metadata["rejected_count"], made.metadata["near_miss_count"]) == (25, 2)
+    rejected = made.metadata["nearest_rejected"].md_str.splitlines()[2:]
+    assert len(rejected) == 20
+    assert all("| rejected |" in line for line in rejected)
+    kept = made.metadata["nearest_kept"].md_str.splitlines()[2:]
+    assert len(kept) == 3
+    assert all("| kept |" in line for line in kept)
+    assert [text in line for text, line in zip(near, kept, strict=False)] == [True, True]
+
+
+def test_vectors_of_another_embedder_are_compared_nowhere(guarded, seed_questions, eval_embeddings):
+    after = WordEmbedder()
+    after.fingerprint = "words of another model"
+    for compare in (
+        lambda: guarded_questions(
+            seed_questions, tables.PARAPHRASES.to_frame(), eval_embeddings, after, NO_DREAMS
+        ),
+        lambda: no_training_text_near_eval_set(guarded.value, eval_embeddings, after),
+        lambda: guard_recall(eval_embeddings, seed_questions, after),
+    ):
+        with pytest.raises(InvalidInputError, match="words of another model, found vectors of wor"):
+            compare()
 
 
 def test_what_is_judged_and_kept_is_the_text_that_training_will_see(eval_embeddings):
@@ -143,7 +178,7 @@ def test_a_users_words_are_not_shown_with_the_nearest_pairs(eval_embeddings):
     made = guarded_questions(
         seeds, tables.PARAPHRASES.to_frame(), eval_embeddings, WordEmbedder(), NO_DREAMS
     )
-    shown = made.metadata["nearest_pairs"].md_str
+    shown = "".join(made.metadata[f"nearest_{side}"].md_str for side in ("rejected", "kept"))
     assert "s1: a user's" in shown
     assert "ada@" not in shown
     assert made.value["text"].to_list() == [text]

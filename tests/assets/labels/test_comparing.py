@@ -92,5 +92,6 @@ def test_a_reply_is_read_with_and_without_a_fence(wrap):
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "first", reply("third"), '{"better": null}'])
 def test_what_names_no_place_is_no_preference(text):
-    with pytest.raises(InvalidInputError, match="reading a comparison"):
+    with pytest.raises(InvalidInputError, match="reading a comparison") as refused:
         read_comparison(text)
+    assert "does not reason before it answers" in refused.value.next_step

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -12,14 +13,19 @@ import pytest
 
 from assets import keys, tables
 from assets.labels import answering, rating
-from assets.labels.assets import LabellingPlan, judged_answers, teacher_answers
+from assets.labels.assets import (
+    LabellingPlan,
+    contaminated_examples,
+    judged_answers,
+    teacher_answers,
+)
 from assets.labels.judging import AXES, Ruler
 from assets.labels.selection import TeacherTerms
 from resources.chat_models import CachedChatModel
 from resources.last_tables import LastTables, NoTables
-from serving.errors import UpstreamError, UpstreamRejectedError
+from serving.errors import InvalidInputError, UpstreamError, UpstreamRejectedError
 from serving.home import Home
-from serving.models.protocols import ChatRequest, NoProgress, Price
+from serving.models.protocols import ChatRequest, Completion, NoProgress, Price
 from serving.pipeline import assembly
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
@@ -29,6 +35,7 @@ from serving.pipeline.validator import ValidatorPolicy
 from tests.counting_embedder import CountingEmbedder
 from tests.serving.fakes import Answer, CannedChatModel
 
+GUARDED = ("question_id", "seed_id", "text", "verdict")
 TOPICS = ("kiln", "glaze", "shelf", "brush", "thermocouple")
 PRICE = Price(input_usd_per_mtok=3.0, output_usd_per_mtok=15.0)
 RULER = Ruler(rater_id="judge-1", epoch="2026-11")
@@ -61,6 +68,15 @@ def quote(request: ChatRequest) -> str:
     return source.partition(": ")[2]
 
 
+class TalkativeModel(CannedChatModel):
+    """Says what a canned model says; where the kiln is asked about, it was not done."""
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        completion = await super().complete(request)
+        is_cut_off = "kiln" in request.messages[-1]["content"]
+        return replace(completion, finish_reason="length") if is_cut_off else completion
+
+
 @dataclass
 class Factory:
     """The labels of one home, made run by run; every run opens its resources as a process would."""
@@ -89,6 +105,10 @@ class Factory:
         windows = plan_windows(chunks, maximum_tokens=64, count_tokens=self.embedder.count_tokens)
         vectors = self.embedder.embed([window.text for window in windows])
         return build_index(self.home.index, chunks, windows, vectors, self.embedder.fingerprint)
+
+    def tabulate_index(self) -> pl.DataFrame:
+        index, embedder = self.build_index(), self.embedder.fingerprint
+        return pl.DataFrame({"index_fingerprint": [index], "embedder_fingerprint": [embedder]})
 
     def open_parts(self, answer: Answer = quote, **changes: Any) -> PipelineParts:
         name = changes.pop("teacher_name", "teacher-1")
@@ -123,7 +143,7 @@ class Factory:
                 "verdict": ["kept"] * len(texts),
             }
         )
-        index = pl.DataFrame({"index_fingerprint": [self.build_index()]})
+        index = self.tabulate_index()
         make = teacher_answers.op.compute_fn.decorated_fn
         parts = self.open_parts(**changes)
         self.embedder.embedded.clear()
@@ -191,6 +211,37 @@ def test_a_second_run_asks_nobody_and_repeats_the_table(factory):
     assert factory.embedder.embedded == []  # nothing was retrieved
 
 
+def test_answers_cut_off_by_the_limit_are_counted_when_they_are_made(factory):
+    def label(**changes: Any) -> int:
+        teacher = CachedChatModel(
+            TalkativeModel("teacher-1", quote, price=PRICE),
+            factory.home.answer_cache,
+            budget_usd=10.0,
+            identity="server-1",
+        )
+        return factory.label(QUESTIONS, teacher=teacher, **changes).metadata["cut_off_count"]
+
+    assert label() == 1
+    assert label() == 0  # every row is kept
+    assert label(is_fresh=True) == 1  # made anew, of cached answers
+
+
+def test_the_contaminated_examples_say_what_they_cost(factory):
+    cases = pl.DataFrame({"case_id": ["g1", "g2"], "question": QUESTIONS[:2]})
+    index, context = factory.tabulate_index(), SimpleNamespace(run=SimpleNamespace(run_id="r"))
+    make = contaminated_examples.op.compute_fn.decorated_fn
+
+    def run() -> dict[str, Any]:
+        parts = factory.open_parts()
+        return make(context, cases, index, parts, plan(RULER), factory.home, NoProgress()).metadata
+
+    first, again = run(), run()
+    assert (first["example_count"], first["case_count"]) == (2, 2)
+    assert (first["bought_count"], first["reused_count"], first["lost_usd"]) == (2, 0, 0)
+    assert first["spent_usd"] == pytest.approx(2 * PRICE.cost_usd(100, 20))
+    assert (again["bought_count"], again["reused_count"], again["spent_usd"]) == (0, 2, 0)
+
+
 def test_after_an_edit_the_table_is_what_a_fresh_run_makes_bit_by_bit(factory):
     factory.label(QUESTIONS)
     edited = ["how hot is the shelf today?", *reversed(QUESTIONS[1:]), "  how hot is the brush? "]
@@ -254,6 +305,18 @@ def test_another_embedder_keeps_nothing(factory):
     factory.label(QUESTIONS)
     factory.embedder = CountingEmbedder("other")
     assert factory.label(QUESTIONS).metadata["kept_count"] == 0
+
+
+def test_questions_are_not_looked_up_in_an_index_of_another_embedder(factory):
+    index = factory.tabulate_index()
+    factory.embedder = CountingEmbedder("other")  # its vectors are as long
+    parts = factory.open_parts()
+    empty = pl.DataFrame(schema={name: pl.String for name in GUARDED})
+    label = teacher_answers.op.compute_fn.decorated_fn
+    rest = (index, parts, plan(RULER), factory.tables(is_fresh=True), NoProgress())
+    with pytest.raises(InvalidInputError, match="other, found vectors of counting") as refused:
+        label(empty, *rest)
+    assert "--select corpus" in refused.value.next_step
 
 
 @pytest.mark.parametrize(

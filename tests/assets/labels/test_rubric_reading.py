@@ -51,5 +51,6 @@ def test_a_reply_is_read_with_and_without_a_fence(wrap):
      json.dumps({axis: 5 for axis in AXES[:-1]})],
 )  # fmt: skip
 def test_what_cannot_be_read_raises_and_is_never_a_score(text):
-    with pytest.raises(InvalidInputError, match="reading a judgement"):
+    with pytest.raises(InvalidInputError, match="reading a judgement") as refused:
         read_judgement(text)
+    assert "does not reason before it answers" in refused.value.next_step

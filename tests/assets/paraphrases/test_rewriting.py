@@ -79,5 +79,6 @@ def test_what_the_question_wears_itself_stays():
      '{"paraphrases": ["cut off'],
 )  # fmt: skip
 def test_anything_else_is_refused_with_the_text_found(text):
-    with pytest.raises(InvalidInputError, match="reading paraphrases"):
+    with pytest.raises(InvalidInputError, match="reading paraphrases") as refused:
         read_paraphrases(text, original="why")
+    assert "does not reason before it answers" in refused.value.next_step

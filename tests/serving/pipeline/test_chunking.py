@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from serving.errors import InvalidInputError
+from serving.models.protocols import Hit
 from serving.pipeline.chunking import Chunk, Page, chunk_page, parse_page, visible_text
+from serving.pipeline.prompt import CitationIds, PromptFormat, read_answer, read_sources_text
+from serving.pipeline.validator import ValidatorPolicy, validate
 
 ROOT = Path(__file__).parents[3]
 CORPORA = Path(os.environ.get("UNDERSTUDY_TEST_CORPORA", str(ROOT / "../shared/corpora")))
@@ -70,7 +73,64 @@ def assert_sound(page: Page, chunks: Sequence[Chunk], maximum: int) -> None:
 def test_a_page_knows_its_slug_url_and_title() -> None:
     page = read("---\ntitle: Set up\n---\nText.", "guides/setup/index.mdx")
     assert (page.slug, page.title) == ("guides/setup/index", "Set up")
-    assert page.url == "https://docs.example/guides/setup/index/"
+    assert page.url == "https://docs.example/guides/setup/"
+
+
+@pytest.mark.parametrize(
+    ("path", "template", "url"),
+    [
+        ("index.mdx", "https://docs.example/{slug}/", "https://docs.example/"),
+        ("index.mdx", "https://docs.example/{slug}", "https://docs.example/"),
+        ("index.mdx", "/{slug}/", "/"),
+        ("guides/index.mdx", "https://docs.example/{slug}", "https://docs.example/guides"),
+        ("guides/the-index.mdx", URL, "https://docs.example/guides/the-index/"),
+        ("index/index.mdx", URL, "https://docs.example/index/"),
+        ("guides/index.md", "https://x/{slug}.html", "https://x/guides/index.html"),
+        ("Getting Started.mdx", URL, "https://docs.example/Getting%20Started/"),
+        ("c#/what?.mdx", URL, "https://docs.example/c%23/what%3F/"),
+        ("größe/100%.md", URL, "https://docs.example/gr%C3%B6%C3%9Fe/100%25/"),
+    ],
+)
+def test_a_page_is_linked_where_it_is_published(path: str, template: str, url: str) -> None:
+    assert parse_page(path, "Text.", url_template=template).url == url
+
+
+@pytest.mark.parametrize(
+    ("path", "slug"),
+    [
+        ("how-to/c#_(v1.2)+größe@100%.mdx", "how-to/c#_(v1.2)+größe@100%"),
+        ("Getting Started.mdx", "Getting%20Started"),
+        ("a\u3000b\u00a0c.mdx", "a%E3%80%80b%C2%A0c"),
+        ("blog/[slug].mdx", "blog/%5Bslug%5D"),
+        ("blog/%5Bslug%5D.mdx", "blog/%255Bslug%255D"),
+        ("100% sure.mdx", "100%%20sure"),
+        ("100%%20sure.mdx", "100%%2520sure"),
+    ],
+)
+def test_a_slug_is_the_path_save_for_what_a_citation_cannot_hold(path: str, slug: str) -> None:
+    assert read("Text.", path).slug == slug
+
+
+@pytest.mark.parametrize("path", ["Getting Started.mdx", "blog/[slug].mdx", "a\u2028b/50%5D.md"])
+@pytest.mark.parametrize("citation_ids", ["local", "full"])
+def test_a_page_of_any_name_can_be_cited(path: str, citation_ids: CitationIds) -> None:
+    page = read("## Heat\n\nThe kiln fires at 1300 degrees.", path)
+    (found,) = chunk(page)
+    hit = Hit(
+        chunk_id=found.chunk_id,
+        content_hash=found.content_hash,
+        text=found.text,
+        title=page.title,
+        url=found.url,
+        heading_path=found.heading_path,
+    )
+    prompt = PromptFormat(citation_ids=citation_ids)
+    sources = read_sources_text(prompt.write_request("How hot?", [hit]).messages)
+    quoted = sources.partition("> Heat: ")[2]
+    draft = read_answer(quoted, [hit], prompt)
+    assert draft.text == f"The kiln fires at 1300 degrees. [{found.chunk_id}]"
+    assert (draft.cited, draft.unknown_ids) == ((hit,), ())
+    assert validate(draft, [hit], ValidatorPolicy()).is_valid
 
 
 @pytest.mark.parametrize(
@@ -79,6 +139,7 @@ def test_a_page_knows_its_slug_url_and_title() -> None:
         ("# First `one`\n\nText.", "a.md", "First one"),
         ("Text.", "guides/get-started.mdx", "Get started"),
         ("Text.", "guides/index.mdx", "Guides"),
+        ("Text.", "guides/Getting Started.mdx", "Getting Started"),
     ],
 )
 def test_a_page_without_a_title_is_named_by_its_h1_or_its_slug(
@@ -101,6 +162,8 @@ def test_frontmatter_is_no_text_and_its_comment_no_heading() -> None:
     [
         ("---\ntitle: T\nkey: [1, 2\n---\nText.", r"broken\.mdx:4"),
         ("---\n- a\n- b\n---\nText.", r"broken\.mdx:2"),
+        ("---\ntitle: T\ndate: 2024-02-30\n---\nText.", r"day is out of range.*broken\.mdx:3"),
+        ("---\na: {b: [1, 2024-01-01 25:00:00]}\n---\nText.", r"hour must be.*broken\.mdx:2"),
         ("---\ntitle: T\n\nText.", r"broken\.mdx:1"),
         ("---\n\n# comment\n'title' : T\nText.", r"broken\.mdx:1"),
         ("---\nsidebar:\n  order: 1\n# Text", r"broken\.mdx:1"),
