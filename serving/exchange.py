@@ -118,7 +118,7 @@ class Exchange:
                 progress=progress,
                 **common,
             )
-            self._metrics.count_problem(problem.name, progress.attempts)
+            self._metrics.count_problem(problem.name, progress.attempts, seconds=total_ms / 1000)
             is_persisted = await self._persist(failure, progress.attempts)
             problem.headers |= trace_headers(inquiry.trace_id, is_persisted=is_persisted)
             raise

@@ -50,7 +50,7 @@ class ServerMetrics:
         )
         self._seconds = Histogram(
             "understudy_ask_seconds",
-            "Time from the question's arrival to its answer.",
+            "Time from the question's arrival to its answer, or to its problem (`none`).",
             ("served_by",),
             buckets=LATENCY_BUCKETS,
             registry=self._registry,
@@ -84,6 +84,11 @@ class ServerMetrics:
         self.is_ready = Gauge(
             "understudy_ready", "1 while /ask takes questions.", registry=self._registry
         )
+        self.keys_stale = Gauge(
+            "understudy_keys_stale",
+            "1 while the key file cannot be read: a key revoked since then is still taken.",
+            registry=self._registry,
+        )
         Gauge(
             "understudy_release_refused",
             "1 while CURRENT names a release that cannot be loaded.",
@@ -115,9 +120,16 @@ class ServerMetrics:
             self._cost.labels("shadow").inc(cost_usd)
             self._shadow_answered_at.set(now)
 
-    def count_problem(self, name: str, attempts: Sequence[Attempt] = ()) -> None:
-        """Count a question that ended in a problem document, and what its attempts cost."""
+    def count_problem(
+        self, name: str, attempts: Sequence[Attempt] = (), *, seconds: float | None = None
+    ) -> None:
+        """Count a question that ended in a problem document, and what its attempts cost.
+
+        `seconds` is how long its reader waited: without it, answers that only time out look fast.
+        """
         self._asked.labels(name).inc()
+        if seconds is not None:
+            self._seconds.labels("none").observe(seconds)
         self._count_costs(attempts)
 
     def _count_costs(self, attempts: Sequence[Attempt]) -> None:

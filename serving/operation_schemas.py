@@ -24,7 +24,11 @@ class Health(BaseModel):
     """The process is alive."""
 
     status: Literal["ok", "degraded"] = Field(
-        description="`degraded`: it answers, but loses traces or cannot load the newest release."
+        description="`degraded`: it answers, but `degraded_because` says what has to be mended."
+    )
+    degraded_because: list[str] = Field(
+        description="Why, a sentence each: traces are lost, the newest release cannot be loaded, "
+        "or the key file cannot be read, so that revoking a key has no effect. The log says more."
     )
     release: str = Field(description="The release in force.", examples=["a1b2c3d4e5f6"])
     is_new_release_refused: bool = Field(
@@ -90,7 +94,11 @@ class ReleaseInfo(BaseModel):
     prompt_version: str = Field(description="The hash of the prompt's wording.")
     index_fingerprint: str = Field(description="The hash of the documents, as they were indexed.")
     embedder_fingerprint: str = Field(description="The hash of the model that finds chunks.")
-    snapshot_hash: str = Field(description="The hash of all that decides an answer.")
+    snapshot_hash: str = Field(
+        description="The hash of prompt, index, retrieval settings, validator, router, tiers, "
+        "skills, and the students' adapters, engines and calibrations. It leaves out the teacher, "
+        "base models and phase: `release` is the hash of everything."
+    )
     distillation_loss_statement: str = Field(
         description="What the student is worse at than the teacher, in words and numbers."
     )

@@ -36,6 +36,7 @@ class Operations:
         *,
         traces: SegmentWriter,
         metrics: ServerMetrics,
+        are_keys_stale: Callable[[], bool],
         admit: Callable[[Request, Scope], Awaitable[Principal]],
         require_ready: Callable[[], None],
     ) -> None:
@@ -46,6 +47,8 @@ class Operations:
         self._metrics = metrics
         self._admit = admit
         self._require_ready = require_ready
+        self._are_keys_stale = are_keys_stale
+        metrics.keys_stale.set_function(lambda: float(are_keys_stale()))
 
     async def report_metrics(self, request: Request) -> Response:
         """Count questions, answers, fallbacks, cost and traces. Scope: `metrics:read`."""
@@ -60,16 +63,27 @@ class Operations:
         return JSONResponse(complete_reference(request.app.openapi()))
 
     async def report_health(self) -> Health:
-        """Alive; `degraded` when traces are being lost or a new release cannot be loaded."""
-        is_degraded = self._traces.is_losing or self._live.failure is not None
+        """Alive; `degraded` when something an operator has to mend does not stop the answers."""
+        reasons = self._list_reasons()
         return Health(
-            status="degraded" if is_degraded else "ok",
+            status="degraded" if reasons else "ok",
+            degraded_because=reasons,
             release=self._live.engine.release_id,
             is_new_release_refused=self._live.failure is not None,
             traces=TraceHealth(
                 stored_count=self._traces.stored_count, lost_count=self._traces.lost_count
             ),
         )
+
+    def _list_reasons(self) -> list[str]:
+        """Say what is wrong, in words that anybody may read: no path, nothing of a release."""
+        is_wrong = {
+            "traces are being lost": self._traces.is_losing,
+            "the newest release cannot be loaded": self._live.failure is not None,
+            "the key file cannot be read: the last good keys stay valid, and a key revoked since "
+            "then still opens the server": self._are_keys_stale(),
+        }
+        return [reason for reason, holds in is_wrong.items() if holds]
 
     async def report_readiness(self) -> Readiness:
         """Answer 200 once questions are taken, a 503 problem that says why before."""

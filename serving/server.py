@@ -78,6 +78,7 @@ class Server:
             settings,
             traces=traces,
             metrics=self._metrics,
+            are_keys_stale=lambda: admission.is_stale,
             admit=self.admit,
             require_ready=self._require_ready,
         )

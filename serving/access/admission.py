@@ -61,6 +61,11 @@ class Admission:
         """Whether requests need no key now."""
         return self._mode == "open" or (self._mode == "auto" and self._ring.is_empty)
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the key file cannot be read: the last good keys are in force."""
+        return self._ring.is_stale
+
     def identify(self, authorization: str | None) -> Principal:
         """Return who sends this `Authorization` header.
 

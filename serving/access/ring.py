@@ -32,7 +32,13 @@ class KeyRing:
         self._stamp = self._read_stamp()
         self._keys = _by_id(read_keys(folder))
         self._looked_at = clock()
-        self.is_stale = False
+        self._is_stale = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the file cannot be read: a key revoked since then still opens the server."""
+        self._refresh()
+        return self._is_stale
 
     @property
     def is_empty(self) -> bool:
@@ -51,16 +57,16 @@ class KeyRing:
             return
         self._looked_at = now
         stamp = self._read_stamp()
-        if stamp == self._stamp and not self.is_stale:
+        if stamp == self._stamp and not self._is_stale:
             return
         try:
             self._keys = self._read_again()
         except InvalidInputError as error:
-            if not self.is_stale:
+            if not self._is_stale:
                 _LOG.error("%s", error)
-            self.is_stale = True
+            self._is_stale = True
         else:
-            self._stamp, self.is_stale = stamp, False
+            self._stamp, self._is_stale = stamp, False
 
     def _read_again(self) -> Mapping[str, ApiKey]:
         """Read the file; one that is gone does not open the server to everybody."""

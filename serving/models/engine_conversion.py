@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import ReleaseError
-from serving.files import atomic_folder
 from serving.hashing import content_hash, folder_sha256
 from serving.models.causal_lm import (
     PrefixStates,
@@ -27,7 +26,7 @@ from serving.models.causal_lm import (
     read_prefix,
     run_decoder,
 )
-from serving.models.embedded import RECEIPT, verify_prepared, write_receipt
+from serving.models.embedded import RECEIPT, preparing, verify_prepared, write_receipt
 from serving.models.engines import LocalEngine, TransformersEngine, list_stop_ids
 from serving.models.openvino_engine import (
     PREFIX_GRAPH,
@@ -65,6 +64,7 @@ def prepare_engine(
     Raises:
         ReleaseError: openvino is missing, or computes something else than transformers does.
         HashMismatchError: a file of a prepared folder is not what was prepared.
+        InvalidInputError: there is nowhere to write what is prepared.
     """
     base_hash = hash_base_model(base_folder)
     adapter_hash = "" if adapter_folder is None else folder_sha256(adapter_folder)
@@ -86,6 +86,7 @@ def prepare_prefix_graph(base_folder: Path, models_folder: Path) -> PrefixGraph:
     Raises:
         ReleaseError: openvino is missing, or computes something else than transformers does.
         HashMismatchError: a file of a prepared folder is not what was prepared.
+        InvalidInputError: there is nowhere to write what is prepared.
     """
     base_hash = hash_base_model(base_folder)
     folder = _prefix_folder(base_folder, base_hash, "openvino", models_folder)
@@ -107,7 +108,7 @@ def _convert_prefix(
     base: Any, base_folder: Path, local_engine: LocalEngine, prefixes: Path
 ) -> None:
     _refuse_unknown_attention(base, base_folder)
-    with atomic_folder(prefixes) as staging:
+    with preparing(base_folder.name, prefixes) as staging:
         _save(convert_prefix(base), staging / PREFIX_GRAPH, local_engine)
         if local_engine == "openvino":
             _refuse_other_states(base, PrefixGraph(staging))
@@ -127,7 +128,7 @@ def _convert_both(
     if not (prefixes / RECEIPT).exists():
         _convert_prefix(original.base, base_folder, local_engine, prefixes)
     if not (steps / RECEIPT).exists():
-        with atomic_folder(steps) as staging:
+        with preparing((adapter_folder or base_folder).name, steps) as staging:
             plan_engine(original.adapted, local_engine).write(staging)
             _save(convert_step(original.adapted), staging / STEP_GRAPH, local_engine)
             agreement = compare(original, OpenVinoEngine(prefixes, staging))

@@ -57,12 +57,13 @@ def validate(draft: DraftAnswer, hits: Sequence[Hit], policy: ValidatorPolicy) -
     """Check one draft against the policy. A refusal is always valid: it claims nothing."""
     if draft.refused:
         return Verdict()
+    if len(draft.text) > policy.maximum_answer_chars:
+        # Before anything is read: a model may write megabytes, and other users wait meanwhile.
+        return Verdict(violations=("too_long",))
     statements = split_statements(draft.text)
     if not statements:
         return Verdict(violations=("empty",))
     violations: list[Violation] = []
-    if len(draft.text) > policy.maximum_answer_chars:
-        violations.append("too_long")
     if draft.unknown_ids:
         violations.append("unknown_citation")
     if _BARE_REFUSAL.search(draft.text):

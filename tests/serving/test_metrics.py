@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.metrics import ServerMetrics
 from serving.models.breaker import CircuitBreaker
 from serving.models.guarded import GuardedChatModel
+from serving.tracing.segments import SegmentWriter
 from tests.serving.fakes import INVALID, CannedChatModel, make_engine
 from tests.serving.running import run_app
 
@@ -39,3 +42,13 @@ async def test_the_reference_names_every_series_its_type_and_its_labels(tmp_path
     seen = labels.keys() & told.keys()
     assert {name: told[name][1] for name in seen} == {name: labels[name] for name in seen}
     assert len(told) - len(seen) == 1  # only a release with skills has series of skills
+
+
+def test_questions_that_end_in_a_problem_are_timed_too(tmp_path: Path) -> None:
+    live = SimpleNamespace(engine=make_engine(), failure=None, swap_count=0)
+    metrics = ServerMetrics(SegmentWriter(tmp_path), live)  # type: ignore[arg-type]  (of its shape)
+    metrics.count_problem("deadline-exceeded", seconds=31.0)
+    text = metrics.render().decode()
+    assert 'understudy_ask_seconds_bucket{le="30.0",served_by="none"} 0.0' in text
+    assert 'understudy_ask_seconds_count{served_by="none"} 1.0' in text
+    assert 'understudy_asks_total{outcome="deadline-exceeded"} 1.0' in text

@@ -1,12 +1,17 @@
 """Embedded models: the pinned bytes or an error that names both hashes."""
 
+import errno
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from serving.errors import HashMismatchError, InvalidInputError
 from serving.models import embedded
 from serving.models.embedded import EMBEDDED_MODELS, resolve_model
+from serving.models.engine_conversion import prepare_engine, prepare_prefix_graph
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -92,3 +97,46 @@ def test_what_the_hub_does_not_hand_out_is_told_with_name_and_revision(
         resolve_model("some/model", "0123abc", tmp_path)
     assert "0123abc" in error.value.attempted
     assert error.value.found in {"no route", "bad repo", "OSError"}
+
+
+def _fail(number):
+    def fail(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda _base, models: resolve_model(MINILM, "embedded", models),
+        prepare_prefix_graph,
+        lambda base, models: prepare_engine(base, None, "openvino", models),
+    ],
+)
+def test_a_home_that_cannot_be_written_is_told_with_model_and_folder(
+    tmp_path, tiny_base, monkeypatch, prepare
+):
+    monkeypatch.setattr(Path, "mkdir", _fail(errno.EROFS))
+    with pytest.raises(InvalidInputError, match="Read-only file system") as error:
+        prepare(tiny_base, tmp_path / "models")
+    assert error.value.attempted.startswith("preparing ")
+    assert str(tmp_path / "models") in error.value.attempted
+    assert "copy `models/`" in error.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, InvalidInputError),
+        (errno.EACCES, InvalidInputError),
+        (errno.EPERM, InvalidInputError),
+        (errno.EIO, OSError),  # a broken disk is no matter of permissions or room
+    ],
+)
+def test_what_ends_a_preparation_half_way_leaves_nothing(tmp_path, monkeypatch, number, kind):
+    failing = replace(EMBEDDED_MODELS[MINILM], prepare=_fail(number))
+    monkeypatch.setitem(embedded.EMBEDDED_MODELS, MINILM, failing)
+    with pytest.raises(kind, match=os.strerror(number)):
+        resolve_model(MINILM, "embedded", tmp_path)
+    assert not any(tmp_path.iterdir())
