@@ -92,7 +92,12 @@ class CircuitOpenError(UpstreamError):
 
 
 class BudgetExceededError(ModelError):
-    """The next call could spend past the budget, so it was not made."""
+    """The next call could spend past the budget, so it was not made.
+
+    `retry_after_seconds` is when there may be room again, None where nobody knows.
+    """
+
+    retry_after_seconds: int | None = None
 
 
 class DeadlineExceededError(ModelError):

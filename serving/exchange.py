@@ -208,6 +208,7 @@ class Exchange:
             allow_teacher=self._admission.allow_teacher(
                 principal, is_granted=inquiry.escalation.granted
             ),
+            insists_on_teacher=inquiry.escalation.insists,
             reader=reader,
         )
 

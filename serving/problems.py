@@ -100,7 +100,7 @@ def explain_model_error(error: ModelError) -> ProblemError:
             expected="a question within the budget of the expensive model",
             found="a budget that is used up",
             next_step="Ask again later, or ask the operator for a larger budget.",
-            headers={"Retry-After": "60"},
+            headers={"Retry-After": str(error.retry_after_seconds or 60)},
         )
     wait = getattr(error, "retry_after_seconds", None)
     is_retryable = getattr(error, "is_retryable", True)

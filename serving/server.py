@@ -267,7 +267,9 @@ class Server:
         elif has_prefix and self._settings.admin_prefix:
             is_granted = await self._admission.may_have_quality(principal)
         settled = body.model_copy(update={"question": question, "prefer_quality": is_granted})
-        return settled, Escalation(requested=insists or has_prefix, granted=is_granted)
+        return settled, Escalation(
+            requested=insists or has_prefix, granted=is_granted, insists=insists
+        )
 
     def _require_room(self) -> None:
         # Nothing waits for a place: a queue that grows answers everybody too late.

@@ -126,12 +126,12 @@ class Admission:
         the canary's control) and quality granted, which was counted then, is on the house.
         """
 
-        async def allow(reason: RouteReason) -> bool:
+        async def allow(reason: RouteReason) -> int | None:
             is_paid = is_granted or reason in _BY_OPERATOR
-            if not is_paid and await self.count_teacher_call(principal) is not None:
-                return False
-            per_day = self._teacher_calls_per_day
-            return per_day is None or await self._quotas.count_daily("teacher", per_day) is None
+            spent = None if is_paid else await self.count_teacher_call(principal)
+            if spent is None and self._teacher_calls_per_day is not None:
+                spent = await self._quotas.count_daily("teacher", self._teacher_calls_per_day)
+            return None if spent is None else spent.retry_after_seconds
 
         return allow
 

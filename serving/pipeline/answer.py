@@ -195,7 +195,8 @@ class AnswerPipeline:
     async def _ask_along(self, route: Route, asked: Asked) -> Answered:
         """Ask the model of the route, and the next ones while no answer may be shown."""
         obstacle = await self._find_obstacle(route, asked)
-        settled = detour(route, obstacle, has_student=self.student is not None)
+        may_detour = self.student is not None and not asked.around.insists_on_teacher
+        settled = detour(route, obstacle, has_student=may_detour)
         asked.progress.route = settled
         if settled.to == "teacher":
             # Around a student that is stopped lies the teacher, whose own share is counted then.
@@ -235,12 +236,15 @@ class AnswerPipeline:
             return "breaker" if is_closed else None
         if is_stopped(self.teacher):
             return "breaker"
-        return None if await asked.around.allow_teacher(route.reason) else "budget"
+        wait = await asked.around.allow_teacher(route.reason)
+        asked.progress.budget_wait_seconds = wait or 0
+        return None if wait is None else "budget"
 
     async def _ask_teacher(self, asked: Asked, obstacle: Obstacle | None) -> Attempt:
         """Ask the teacher; a spent budget is an attempt that made no call."""
         if obstacle == "budget":
-            failed = Attempt.failed("teacher", self.teacher.name, _out_of_budget(), asked)
+            spent = _out_of_budget(asked.progress.budget_wait_seconds)
+            failed = Attempt.failed("teacher", self.teacher.name, spent, asked)
             asked.progress.attempts.append(failed)
             return failed
         return await self._attempt(Tier(model=self.teacher), "teacher", asked)
@@ -313,10 +317,12 @@ class AnswerPipeline:
         )
 
 
-def _out_of_budget() -> BudgetExceededError:
-    return BudgetExceededError(
+def _out_of_budget(wait_seconds: int) -> BudgetExceededError:
+    spent = BudgetExceededError(
         "asking the teacher",
         expected="a call within the teacher's budget",
         found="a budget that is used up",
         next_step="wait until it has room again, or ask the operator for a larger one",
     )
+    spent.retry_after_seconds = wait_seconds
+    return spent

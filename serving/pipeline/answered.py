@@ -23,6 +23,8 @@ class Progress:
     asked: "Asked | None" = None
     route: Route | None = None
     attempts: "list[Attempt]" = field(default_factory=list)
+    budget_wait_seconds: int = 0
+    """After which the teacher's budget may have room again; 0: it has, or nobody looked."""
 
 
 @dataclass(frozen=True, kw_only=True)

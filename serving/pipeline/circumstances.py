@@ -10,8 +10,9 @@ from typing import Protocol
 
 from serving.pipeline.router import RouteReason
 
-AllowTeacher = Callable[[RouteReason], Awaitable[bool]]
-"""Counts a call of the teacher for this reason; False: it may not be made."""
+AllowTeacher = Callable[[RouteReason], Awaitable[int | None]]
+"""Counts a call of the teacher for this reason. Where it may not be made: after how many seconds
+there may be room for it again."""
 
 
 class DraftReader(Protocol):
@@ -26,17 +27,22 @@ class DraftReader(Protocol):
         ...
 
 
-async def _allow(_reason: RouteReason) -> bool:
-    return True
+async def _allow(_reason: RouteReason) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Circumstances:
-    """Of one request. The draws are in [0, 1); None: chance has no part in the route."""
+    """Of one request. The draws are in [0, 1); None: chance has no part in the route.
+
+    `insists_on_teacher`: who was granted the teacher is told where it cannot answer, and gets no
+    answer of the student instead.
+    """
 
     explore_draw: float | None = None
     canary_draw: float | None = None
     allow_teacher: AllowTeacher = _allow
+    insists_on_teacher: bool = False
     reader: DraftReader | None = None
 
 

@@ -54,10 +54,14 @@ class TracedAttempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Escalation:
-    """Whether the caller asked for the expensive model, by field or by prefix, and got it."""
+    """Whether the caller asked for the expensive model, by field or by prefix, and got it.
+
+    `insists`: by a field, so that no other model will do. It is not stored.
+    """
 
     requested: bool = False
     granted: bool = False
+    insists: bool = False
 
 
 NO_ESCALATION = Escalation()

@@ -209,6 +209,19 @@ async def test_quality_needs_its_scope_and_its_quota(tmp_path: Path) -> None:
         assert (await _ask(client, granted)).json()["served_by"] == "student"
 
 
+async def test_quality_past_the_servers_own_budget_is_refused_until_there_is_room(
+    tmp_path: Path,
+) -> None:
+    key = create_key(tmp_path / "keys", tenant="docs", scopes=["ask", "ask:prefer_quality"]).text
+    async with _serve(tmp_path, teacher_calls_per_day=1) as client:
+        first = await _ask(client, key, prefer_quality=True)
+        assert first.json()["served_by"] == "teacher"
+        past = await _ask(client, key, prefer_quality=True)
+        assert (past.status_code, _problem(past)) == (429, "over-quota")
+        assert int(past.headers["retry-after"]) > 3600
+        assert (await _ask(client, key)).json()["served_by"] == "student"
+
+
 async def test_who_finds_no_place_has_spent_no_call_of_the_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,7 +164,7 @@ async def test_with_nobody_to_stand_in_a_spent_budget_is_a_problem(tmp_path: Pat
         first, second = [await running.ask() for _ in range(2)]
     assert (first.status_code, second.status_code) == (200, 429)
     assert second.json()["type"].endswith(":over-quota")
-    assert second.headers["retry-after"] == "60"
+    assert int(second.headers["retry-after"]) > 3600, "it is a day's budget"
 
 
 @pytest.mark.parametrize("phase", ["switch", "dreamer"])

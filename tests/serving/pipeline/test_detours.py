@@ -20,6 +20,7 @@ from serving.pipeline.validator import ValidatorPolicy
 from serving.tracing.record import build_record, new_trace_id
 from tests.serving.fakes import HITS, INVALID, CannedChatModel, CannedRetriever, make_engine
 
+WAIT_SECONDS = 4321
 DEFAULT = Route(to="student", reason="default")
 DOWN = UpstreamError("asking t", expected="an answer", found="none", next_step="wait")
 
@@ -44,10 +45,10 @@ class Purse:
         self.left = calls
         self.reasons: list[str] = []
 
-    async def __call__(self, reason: str) -> bool:
+    async def __call__(self, reason: str) -> int | None:
         self.reasons.append(reason)
         self.left -= 1
-        return self.left >= 0
+        return None if self.left >= 0 else WAIT_SECONDS
 
 
 def stopped(name: str) -> GuardedChatModel:
@@ -81,10 +82,23 @@ async def test_marked_topics_go_to_the_teacher(question, policy, expected):
 
 async def test_high_stakes_are_refused_rather_than_left_to_the_student():
     router = RouterPolicy(high_stakes_pages=("guides",))
-    with pytest.raises(BudgetExceededError):
+    with pytest.raises(BudgetExceededError) as spent:
         await pipeline(router=router).answer("Where?", around=Circumstances(allow_teacher=Purse(0)))
+    assert spent.value.retry_after_seconds == WAIT_SECONDS
     with pytest.raises(CircuitOpenError):
         await pipeline(router=router, teacher=stopped("t")).answer("Where?")
+
+
+async def test_who_insists_on_the_teacher_gets_no_answer_of_the_student_instead():
+    around = Circumstances(allow_teacher=Purse(0), insists_on_teacher=True)
+    with pytest.raises(BudgetExceededError):
+        await pipeline().answer("Where?", prefer_quality=True, around=around)
+    around = Circumstances(insists_on_teacher=True)
+    with pytest.raises(CircuitOpenError):
+        await pipeline(teacher=stopped("t")).answer("Where?", prefer_quality=True, around=around)
+    asks_for_it = Circumstances(allow_teacher=Purse(0))  # by a prefix, which insists on nothing
+    answered = await pipeline().answer("Where?", prefer_quality=True, around=asks_for_it)
+    assert (answered.served_by, answered.route.reason) == ("student", "budget")
 
 
 async def test_past_the_budget_the_student_answers_and_says_so():
