@@ -27,6 +27,7 @@ from assets.parity.arms import DEFAULT_ARMS, refuse_unfit_arms
 from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.models.concessions import StructuredOutput
+from serving.models.embedded import EMBEDDED_REVISION
 from serving.models.engines import LocalEngine
 from serving.models.remote import NEEDS_BASE_URL, OFFERS_LOGPROBS, Provider, RemoteProvider
 from serving.releases.manifest import FolderName
@@ -850,6 +851,8 @@ def _locate_model(section: Any, key: str, absolute: Callable[[Path], Path]) -> A
     if section is None or getattr(section, "provider", "local") != "local":
         return section
     name: str = getattr(section, key)
+    if section.revision == EMBEDDED_REVISION:
+        return section
     if not (name.startswith((".", "~")) or absolute(Path(name)).is_dir()):
         return section  # a name on a hub, or an embedded model
     return section.model_copy(update={key: str(absolute(Path(name)))})

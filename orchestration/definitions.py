@@ -3,8 +3,10 @@
 Belongs here: composition. Does not belong here: what an asset computes, how a resource works.
 """
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
@@ -213,10 +215,21 @@ def _apply_policy(spec: dg.AssetSpec, config: Config) -> dg.AssetSpec:
 
 
 def fingerprint_stage(stage: str, config: Config) -> str:
-    """Return the identity of the configuration that decides a stage's output (8 hex digits)."""
+    """Return the identity of the configuration that decides a stage's output (8 hex digits).
+
+    Where a model's folder lies is not what it holds: it counts as it is seen from the file.
+    """
     values = config.model_dump(mode="json")
     parts = {path: _pick(values, path.split(".")) for path in CONFIG_KEYS[stage]}
-    return content_hash(parts, digits=8)
+    return content_hash(_see_from(config.source, parts), digits=8)
+
+
+def _see_from(source: Path | None, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _see_from(source, entry) for name, entry in value.items()}
+    if source is None or not isinstance(value, str) or not value.startswith("/"):
+        return value
+    return os.path.relpath(value, source.parent)
 
 
 def _pick(values: Any, path: Sequence[str]) -> Any:

@@ -22,6 +22,9 @@ NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # Python's own wording, and that of libraries written in Rust (polars, lance).
 SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?|\(os error (\d+)\)")
 
+OUR_MESSAGE = re.compile(r"(\S+: )While .*: expected .*, found .*\. Next: ", re.DOTALL)
+"""An `UnderstudyError` as Dagster keeps it: the name of its class, and its message."""
+
 
 def explain_os_error(error: OSError, home: Path) -> UnderstudyError:
     """Return an error of the operating system with what to do about it.
@@ -78,10 +81,11 @@ def describe_failure(result: dg.ExecuteInProcessResult, home: Path) -> str:
         if error is None:
             continue
         cause = _find_first_cause(error)
-        known = _read_os_error(cause.message)
+        ours = OUR_MESSAGE.match(cause.message)
+        known = None if ours else _read_os_error(cause.message)
         message = str(explain_os_error(known, home)) if known else cause.message.strip()
         # Python names the class before the message; ours says all in the message.
-        message = re.sub(r"^serving\.errors\.\w+: ", "", message)
+        message = message.removeprefix(ours[1]) if ours else message
         return f"{(event.step_key or 'run').replace('__', '/', 1)}: {message}"
     return ""
 
@@ -103,7 +107,8 @@ def _find_error(event: dg.DagsterEvent) -> Any:
 
 
 def _find_first_cause(error: Any) -> Any:
-    while error.cause is not None:
+    """Follow the causes to the first, or to the first of ours, which says what to do about it."""
+    while error.cause is not None and not OUR_MESSAGE.match(error.message):
         error = error.cause
     return error
 

@@ -28,7 +28,7 @@ from serving.pipeline.answer import Answered, AnswerPipeline
 from serving.pipeline.assembly import PipelineParts
 from serving.pipeline.questions import normalise_question
 
-ANSWERING_VERSION = "2"
+ANSWERING_VERSION = "3"
 """Raised with every change to how an answer becomes a row: rows that were kept are made anew."""
 
 WITHOUT_ANSWER = (REJECTED_BY_TEACHER, UNANSWERED)

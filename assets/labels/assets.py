@@ -380,7 +380,7 @@ def refusal_rule(
         "seed_questions": dg.AssetIn(key=keys.SEED_QUESTIONS),
     },
     kinds={"pytorch", "polars"},
-    code_version="3",
+    code_version="4",
 )
 def teacher_logprobs(
     labelled_examples: pl.DataFrame,

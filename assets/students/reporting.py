@@ -17,6 +17,7 @@ from typing import Any
 
 from assets.students.progress import OnStep, StepReport
 from serving.errors import UnderstudyError
+from serving.files import write_text_atomically
 
 logger = logging.getLogger("understudy.train")
 
@@ -62,9 +63,13 @@ def report_to_file(path: Path) -> OnStep:
 
 
 def report_failure(spec: Path, error: UnderstudyError) -> None:
-    """Leave beside a training's spec why it failed, for `raise_failure` in the process above."""
+    """Leave beside a training's spec why it failed, for `raise_failure` in the process above.
+
+    Where even that finds no room, the exit status has to do.
+    """
     parts = {name: getattr(error, name) for name in FAILURE_PARTS}
-    (spec.parent / FAILURE).write_text(json.dumps(parts), encoding="utf-8")
+    with contextlib.suppress(OSError):
+        write_text_atomically(spec.parent / FAILURE, json.dumps(parts))
 
 
 @contextlib.contextmanager

@@ -155,13 +155,17 @@ def preparing(name: str, target: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
-        raise InvalidInputError(
-            f"preparing {name} in {target.parent}",
-            expected="a folder that can be written, with room for the model",
-            found=str(error),
-            next_step="copy `models/` from the platform's home, or start the server once with a "
-            "home it may write",
-        ) from error
+        raise _unwritable(name, target.parent, error) from error
+
+
+def _unwritable(name: str, folder: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        f"preparing {name} in {folder}",
+        expected="a folder that can be written, with room for the model",
+        found=str(error),
+        next_step="free some gigabytes, copy `models/` from the platform's home, or start the "
+        "server once with a home it may write",
+    )
 
 
 def write_receipt(folder: Path, *, source_sha256: str) -> None:
@@ -202,6 +206,8 @@ def _download(name: str, revision: str, models_folder: Path) -> ResolvedModel:
             ignore_patterns=["*.bin", "*.pt", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx"],
         )
     except (OSError, ValueError) as error:  # what the hub's client raises is one of the two
+        if getattr(error, "errno", None) in NOT_WRITABLE:
+            raise _unwritable(name, models_folder, error) from error
         said = str(error).strip() or type(error).__name__
         raise InvalidInputError(
             f"fetching the model {name!r} at revision {revision!r}",

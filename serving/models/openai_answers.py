@@ -48,9 +48,10 @@ def read_completion(
         )
         rejection.may_be_billed = True  # the prompt was read
         raise rejection
-    tokens = _read_logprobs(_get(_get(choice, "logprobs"), "content"))
-    if top_logprobs and text and not tokens:
+    said = _get(_get(choice, "logprobs"), "content")
+    if top_logprobs and text and not said:
         raise _no_logprobs(name, top_logprobs)
+    tokens = _read_logprobs(said)
     return Completion(
         text=text,
         model=name,
@@ -143,7 +144,8 @@ def _mean_logprob(tokens: "list[TokenLogprob] | None") -> float | None:
 def _read_logprobs(said: object) -> "list[TokenLogprob] | None":
     """Return the logprobs of an answer; None where one is missing or no number.
 
-    Nobody asked for them of a student, so what cannot be read is no reason to lose its answer.
+    An answer without them is still an answer: a student's is served, and a teacher's, which was
+    paid for, is learned from without soft targets.
     """
     try:
         return _keep_logprobs(said) if isinstance(said, list) else None
@@ -153,9 +155,17 @@ def _read_logprobs(said: object) -> "list[TokenLogprob] | None":
 
 def _keep_logprobs(tokens: "list[Any]") -> list[TokenLogprob]:
     return [
-        {**_read_token(token), "top": [_read_token(t) for t in token.get("top_logprobs") or ()]}
+        {
+            **_read_token(token),
+            # Minus infinity of a candidate is no candidate.
+            "top": [_read_token(t) for t in token.get("top_logprobs") or () if _is_likely(t)],
+        }
         for token in tokens
     ]
+
+
+def _is_likely(said: Mapping[str, Any]) -> bool:
+    return bool(said["logprob"] != -math.inf)
 
 
 def _read_token(said: Mapping[str, Any]) -> TopLogprob:

@@ -12,6 +12,7 @@ from orchestration.failures import (
     explain_os_error,
     is_interrupted,
 )
+from serving.errors import UnderstudyError
 
 
 def run_one(tmp_path, body, check=None):
@@ -51,6 +52,24 @@ def test_a_full_disk_says_how_much_is_free_and_where(tmp_path):
 )
 def test_other_errors_of_the_system_have_a_next_step(tmp_path, number, word):
     assert word in explain_os_error(OSError(number, "it failed"), tmp_path).next_step
+
+
+def test_of_a_chain_our_own_error_is_told_and_not_what_lies_below_it(tmp_path):
+    """What a library says below it names neither the page nor what to do."""
+
+    class OddError(UnderstudyError):
+        pass
+
+    def body():
+        full = OSError(errno.ENOSPC, "No space left on device", "/nowhere")
+        raise OddError(
+            "reading the page a.mdx", expected="a date", found="day 30", next_step="mend it"
+        ) from full
+
+    told = describe_failure(run_one(tmp_path, body), tmp_path)
+    assert told == (
+        "thing: While reading the page a.mdx: expected a date, found day 30. Next: mend it"
+    )
 
 
 @pytest.mark.parametrize(

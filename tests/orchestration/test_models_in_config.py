@@ -1,10 +1,13 @@
 """Models in the config: which providers there are, which names are pinned."""
 
+import shutil
+
 import pytest
 
 from assets.releases.bundling import AdapterServer
 from orchestration.bindings import Bindings
 from orchestration.config import read_config
+from orchestration.definitions import fingerprint_stage
 from serving.errors import InvalidInputError
 from serving.models.protocols import NoProgress
 from serving.models.remote import hash_remote_model
@@ -49,6 +52,11 @@ def test_a_model_in_a_folder_is_relative_to_the_file_and_a_hubs_name_stays(tmp_p
     assert config.students["compact"].base_model == "some/base"
     assert config.scorer.model == str(tmp_path / "gone")
     assert config.embedder.model == "sentence-transformers/all-MiniLM-L6-v2"
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path, moved, ignore=shutil.ignore_patterns("elsewhere"))
+    again = read_config(moved / "product.yaml")
+    assert again.scorer.model == str(moved / "gone")
+    assert fingerprint_stage("labels", again) == fingerprint_stage("labels", config)
 
 
 @pytest.mark.parametrize(

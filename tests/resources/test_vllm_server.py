@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -81,11 +81,10 @@ def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         assert server.poll() is None, log.read_text(encoding="utf-8")[-4000:]
-        try:
+        with suppress(httpx2.TransportError):
             if httpx2.get(f"{url}/models", timeout=5).is_success:
                 return
-        except httpx2.TransportError:
-            time.sleep(1)
+        time.sleep(1)
     raise TimeoutError(log.read_text(encoding="utf-8")[-4000:])
 
 

@@ -1,5 +1,6 @@
 """What is told of a training that fails, or has nothing to train on: the reason, not its status."""
 
+import errno
 import math
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from assets import tables
 from assets.students.adapters import REQUIRED_FACTS
 from assets.students.checks import loss_went_down, no_training_example_is_cut
 from assets.students.recipe import Recipe
-from assets.students.reporting import raise_failure
+from assets.students.reporting import raise_failure, report_failure
 from assets.students.spec import TrainingSpec
 from assets.students.training_set import build_training_set, refuse_empty
 from orchestration.failures import describe_failure
@@ -76,6 +77,17 @@ def test_a_loss_that_is_no_number_is_told_with_its_batch(spec, tmp_path):
 
 def test_a_training_that_left_no_reason_fails_as_it_failed(tmp_path):
     with pytest.raises(ZeroDivisionError), raise_failure(tmp_path / "spec.json"):
+        _ = 1 / 0
+
+
+def test_a_reason_that_could_not_be_written_hides_nothing(tmp_path, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("assets.students.reporting.write_text_atomically", fill)
+    spec = tmp_path / "spec.json"
+    report_failure(spec, InvalidInputError("trying", expected="a", found="b", next_step="c"))
+    with pytest.raises(ZeroDivisionError), raise_failure(spec):
         _ = 1 / 0
 
 

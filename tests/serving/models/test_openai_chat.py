@@ -206,6 +206,25 @@ async def test_logprobs_nobody_asked_for_cost_no_answer_whatever_they_are(conten
     assert (completion.text, completion.mean_logprob) == ("hi", None)
 
 
+async def test_a_paid_answer_whose_logprobs_cannot_be_read_is_kept_without_them():
+    def say(*top: float) -> Upstream:
+        tops = [{"token": "x", "logprob": value} for value in top]
+        token = {"token": "hi", "logprob": -1.0, "top_logprobs": tops}
+        choice = make_answer()["choices"][0] | {"logprobs": {"content": [token]}}
+        document = json.dumps(make_answer(choices=[choice]))
+        return Upstream(Response(document, media_type="application/json"))
+
+    def ask(upstream: Upstream) -> OpenAIChatModel:
+        return replace(model_over(upstream), top_logprobs=2)
+
+    unread = await ask(say(-1.0, float("nan"))).complete(REQUEST)
+    assert (unread.text, unread.logprobs, unread.mean_logprob) == ("hi", None, None)
+    found = await ask(say(-1.0, float("-inf"))).complete(REQUEST)
+    assert [entry["logprob"] for entry in found.logprobs[0]["top"]] == [-1.0]
+    with pytest.raises(InvalidInputError, match="no logprobs"):
+        await ask(Upstream()).complete(REQUEST)
+
+
 @pytest.mark.parametrize(
     ("content", "media_type"),
     [
