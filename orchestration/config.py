@@ -850,9 +850,9 @@ def _locate_model(section: Any, key: str, absolute: Callable[[Path], Path]) -> A
     """Return the section of a model: the path of one that lies here is relative to the file."""
     if section is None or getattr(section, "provider", "local") != "local":
         return section
-    name: str = getattr(section, key)
     if section.revision == EMBEDDED_REVISION:
         return section
+    name: str = getattr(section, key)
     if not (name.startswith((".", "~")) or absolute(Path(name)).is_dir()):
-        return section  # a name on a hub, or an embedded model
+        return section  # a name on a hub
     return section.model_copy(update={key: str(absolute(Path(name)))})

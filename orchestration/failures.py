@@ -14,11 +14,10 @@ from typing import Any
 import dagster as dg
 
 from serving.errors import InvalidInputError, UnderstudyError
+from serving.files import FULL, NOT_WRITABLE
 
 INTERRUPTS = frozenset({"KeyboardInterrupt", "DagsterExecutionInterruptedError"})
 SHOWN_OFFENDERS = 5
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # Python's own wording, and that of libraries written in Rust (polars, lance).
 SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?|\(os error (\d+)\)")
 

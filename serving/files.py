@@ -5,11 +5,16 @@ formats.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""What the system says of a place with no room, and of one that this user may not write."""
 
 STAGING = ".tmp"
 STAGING_ATTEMPTS = 100

@@ -120,16 +120,13 @@ class ServerMetrics:
             self._cost.labels("shadow").inc(cost_usd)
             self._shadow_answered_at.set(now)
 
-    def count_problem(
-        self, name: str, attempts: Sequence[Attempt] = (), *, seconds: float | None = None
-    ) -> None:
+    def count_problem(self, name: str, attempts: Sequence[Attempt] = (), *, seconds: float) -> None:
         """Count a question that ended in a problem document, and what its attempts cost.
 
         `seconds` is how long its reader waited: without it, answers that only time out look fast.
         """
         self._asked.labels(name).inc()
-        if seconds is not None:
-            self._seconds.labels("none").observe(seconds)
+        self._seconds.labels("none").observe(seconds)
         self._count_costs(attempts)
 
     def _count_costs(self, attempts: Sequence[Attempt]) -> None:

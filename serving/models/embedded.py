@@ -7,7 +7,6 @@ loading a model for use (`embedder`, `local_student`).
 """
 
 import contextlib
-import errno
 import importlib.metadata
 import json
 import re
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import HashMismatchError, InvalidInputError
-from serving.files import atomic_folder
+from serving.files import FULL, NOT_WRITABLE, atomic_folder
 from serving.hashing import content_hash, file_sha256, folder_sha256
 from serving.models.protocols import NoProgress, Progress
 
@@ -25,7 +24,6 @@ EMBEDDED_REVISION = "embedded"
 RECEIPT = "prepared.json"
 MUTABLE_REVISIONS = frozenset({"", "main", "master", "latest", "head"})
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +151,7 @@ def preparing(name: str, target: Path) -> Iterator[Path]:
         with atomic_folder(target) as staging:
             yield staging
     except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+        if error.errno not in FULL | NOT_WRITABLE:
             raise
         raise _unwritable(name, target.parent, error) from error
 
@@ -206,7 +204,7 @@ def _download(name: str, revision: str, models_folder: Path) -> ResolvedModel:
             ignore_patterns=["*.bin", "*.pt", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx"],
         )
     except (OSError, ValueError) as error:  # what the hub's client raises is one of the two
-        if getattr(error, "errno", None) in NOT_WRITABLE:
+        if getattr(error, "errno", None) in FULL | NOT_WRITABLE:
             raise _unwritable(name, models_folder, error) from error
         said = str(error).strip() or type(error).__name__
         raise InvalidInputError(

@@ -16,8 +16,11 @@ from tests.tiny_student import make_base, make_labelled
 SOFT = {"alpha": 0.3}
 
 
-def write_soft_table(folder: Path) -> Path:
-    """Write the targets of 20 training examples: 4 scored, 10 in the teacher's words, 6 hard."""
+def make_soft_table(folder: Path) -> pl.DataFrame:
+    """Return the targets of 20 training examples: 4 scored, 10 in the teacher's words, 6 hard.
+
+    The scorer and what the teacher said are kept in the folder.
+    """
     other = LocalScorer.load(make_base(folder / "base", seed=1), scorer_id="o", dtype="float32")
     examples = make_labelled(24, splits=SPLITS).filter(pl.col("split") == "train")
     keys = [
@@ -29,6 +32,11 @@ def write_soft_table(folder: Path) -> Path:
     frame = gather(other, examples, kept, scorer=other, maximum_examples=4).frame
     if set(frame["alignment"]) != {"exact", "bytes", "none"}:
         raise AssertionError(f"a kind is missing: {frame['alignment'].value_counts().rows()}")
+    return frame
+
+
+def write_soft_table(folder: Path) -> Path:
+    """Write that table where a training reads it."""
     path = folder / "teacher_logprobs.parquet"
-    frame.write_parquet(path)
+    make_soft_table(folder).write_parquet(path)
     return path

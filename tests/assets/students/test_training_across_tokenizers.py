@@ -1,32 +1,19 @@
 """A training with soft targets of a scorer, of a teacher with other tokens, and without any."""
 
-import polars as pl
 import pytest
 
-from assets.labels.local_scoring import LocalScorer
 from assets.students.soft_rows import find_byte_order
 from serving.errors import InvalidInputError
-from serving.models.protocols import ChatRequest
-from tests.assets.labels.test_soft_targets import LIMIT, Teacher, buy, gather, in_words
-from tests.assets.students.training_cases import SPLITS, train
-from tests.tiny_student import make_base, make_labelled, make_tokenizer
+from tests.assets.students.soft_table import make_soft_table
+from tests.assets.students.training_cases import train
+from tests.tiny_student import make_tokenizer
 
 SOFT = {"alpha": 0.0, "citation_boost": 1.0, "epochs": 6}  # all weight on what is tested here
 
 
 @pytest.fixture(scope="module")
 def soft(tmp_path_factory):
-    """Four scored answers, ten in the teacher's words, the rest not kept."""
-    folder = tmp_path_factory.mktemp("other")
-    other = LocalScorer.load(make_base(folder / "base", seed=1), scorer_id="o", dtype="float32")
-    examples = make_labelled(24, splits=SPLITS).filter(pl.col("split") == "train")
-    keys = [
-        ChatRequest(messages=tuple(m), max_tokens=LIMIT).content_key("m")
-        for m in examples["messages"].to_list()
-    ]
-    examples = examples.with_columns(pl.Series("content_key", keys))
-    kept = buy(folder, Teacher(other, examples, in_words, top_k=150), examples.head(14))
-    return gather(other, examples, kept, scorer=other, maximum_examples=4).frame
+    return make_soft_table(tmp_path_factory.mktemp("other"))
 
 
 def test_all_sources_train_together(tiny_base, soft):
