@@ -37,6 +37,7 @@ from typing import Any
 import yaml
 
 from orchestration.config import DEFAULT_CONFIG, Config, prepare_environment, read_config
+from resources.corpus import CorpusFolder
 
 SELECTION = (
     "corpus", "seeds", "eval_set", "paraphrases",
@@ -137,9 +138,12 @@ def compare(path: Path, *, share: float, rounds: int, latency: float) -> dict[st
 
 
 def list_pages(config: Config) -> list[Path]:
-    """Return the documentation pages, sorted."""
+    """Return the pages that the product reads, as it lists them."""
     corpus = config.product.corpus
-    return sorted({path for pattern in corpus.include for path in corpus.path.glob(pattern)})
+    folder = CorpusFolder(
+        path=corpus.path, include=corpus.include, exclude=corpus.exclude, url=corpus.url
+    )
+    return folder.list_files()
 
 
 def edit_seeds(path: Path, count: int, number: int) -> None:

@@ -492,6 +492,8 @@ class Bindings:
                 self.home.lake, tables.BY_KEY, private_stages=tables.PRIVATE_STAGES
             ),
             "last_tables": LastTables(self.home, tables.BY_KEY),
+            # --force empties `last_tables`; what was recorded cannot be made anew, and stays here.
+            "recorded_tables": LastTables(self.home, tables.BY_KEY),
             "home": self.home,
             "corpus": self.corpus,
             "traces": self.traces,

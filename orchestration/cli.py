@@ -21,6 +21,7 @@ from orchestration.curate_cli import curate_app
 from orchestration.eval_cli import eval_app
 from orchestration.experiments_cli import experiment_app
 from orchestration.explaining import explain_errors
+from orchestration.index_cli import index_app
 from orchestration.keys_cli import keys_app
 from orchestration.launching import launch
 from orchestration.options import Json, Port
@@ -46,6 +47,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(router_app, name="router")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(releases_app, name="releases")
+app.add_typer(index_app, name="index")
 app.add_typer(curate_app, name="curate")
 app.command(epilog="Example: understudy traffic --days 2 --asks-per-day 300 --seed 7")(traffic)
 app.command(epilog="Example: understudy status --json | jq .retraining")(status)

@@ -4,6 +4,7 @@ Belongs here: finding and reading documentation files. Does not belong here: par
 (`serving/pipeline/chunking`).
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ class CorpusFolder:
         A pattern of `exclude` that matches a folder leaves out everything below it.
 
         Raises:
-            InvalidInputError: the folder is missing or nothing in it matches.
+            InvalidInputError: the folder is missing, nothing in it matches, or the name of what
+                does is not UTF-8: no table, URL or citation can hold it.
         """
         if not self.path.is_dir():
             raise InvalidInputError(
@@ -51,6 +53,8 @@ class CorpusFolder:
                 found="0 files",
                 next_step="set product.corpus.include or product.corpus.exclude in the config",
             )
+        for file in files:
+            _check_name(file.relative_to(self.path))
         return files
 
     def fingerprint(self) -> str:
@@ -84,3 +88,16 @@ class CorpusFolder:
 
 def _is_ignored(relative: Path) -> bool:
     return any(part.startswith(".") or part == "node_modules" for part in relative.parts)
+
+
+def _check_name(relative: Path) -> None:
+    try:
+        relative.as_posix().encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            "listing the pages of the corpus",
+            expected="file names in UTF-8",
+            found=repr(os.fsencode(relative)),
+            next_step="rename it, or leave it out with product.corpus.exclude, where a ? in a "
+            "pattern stands for such a byte",
+        ) from error

@@ -15,6 +15,7 @@ import polars as pl
 
 from assets.eval_set.nearest import check_unit_length, find_nearest
 from assets.eval_set.overlap import EvalTexts
+from assets.eval_set.vectors import read_vectors
 from serving.errors import InvalidInputError
 from serving.models.protocols import Embedder, Vectors
 from serving.pipeline.questions import normalise_question
@@ -76,22 +77,12 @@ class EvalQuestions:
         """Index the rows of eval_embeddings, to be compared with vectors of `embedder`.
 
         Raises:
-            InvalidInputError: another embedder made them. Vectors of equal length multiply whoever
-                made them, so nothing else would tell: every cosine would be noise, and every
-                question kept.
+            InvalidInputError: there is none, or another embedder made them.
         """
-        made_by = eval_embeddings["embedder_fingerprint"].unique().sort().to_list()
-        if eval_embeddings.height and made_by != [embedder.fingerprint]:
-            raise InvalidInputError(
-                "comparing questions with eval_set/eval_embeddings",
-                expected=f"vectors of this run's embedder, {embedder.fingerprint}",
-                found=f"vectors of {', '.join(map(str, made_by))}",
-                next_step="run `understudy run --select eval_set`, then this stage again",
-            )
         return cls.prepare(
             eval_embeddings["case_id"].to_list(),
             eval_embeddings["question"].to_list(),
-            np.asarray(eval_embeddings["vector"].to_list(), dtype=np.float32),
+            read_vectors(eval_embeddings, embedder=embedder),
         )
 
 

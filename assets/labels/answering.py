@@ -105,7 +105,9 @@ def fingerprint_rows(parts: PipelineParts, index_fingerprint: str) -> str:
 def keep_answers(previous: pl.DataFrame, pipeline_fingerprint: str) -> KeptAnswers:
     """Return what a run under this fingerprint may take from the last teacher_answers table.
 
-    Questions that were left without an answer are not in it: they are asked again.
+    Questions that were left without an answer are not in it: they are asked again. So are those the
+    teacher's server rejected. An empty account is rejected in the same words as a question, by some
+    with the same status, and whoever mends it changes nothing that the fingerprint covers.
     """
     rows = previous.filter(
         pl.col("pipeline_fingerprint") == pipeline_fingerprint,

@@ -123,7 +123,7 @@ def disagreement_clusters(
     clusters = cluster_pairs(
         pair_questions(traffic.asks, traffic.shadows),
         live_embedder,
-        read_registered(eval_embeddings),
+        read_registered(eval_embeddings, embedder=live_embedder),
         agreement_ratio=monitoring_plan.minimum_agreement_ratio,
     )
     frame = tabulate_clusters(clusters, start=traffic.start, end=traffic.end)

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from assets.labels.answering import tabulate_hits
+from assets.labels.answering import read_index, tabulate_hits
 from assets.parity.arms import BY_NAME, SMALLER, ArmPlan
 from assets.parity.baselines import StudentShelf, open_untrained
 from assets.parity.tiers import TierStudent, assemble_tiers
@@ -45,6 +45,7 @@ def ask_models(
     `frames` are golden_cases, labelled_examples and vector_index.
     """
     index = frames["vector_index"].row(0, named=True)
+    index_fingerprint = read_index(frames["vector_index"], parts.embedder)
     untrained = open_untrained(
         plan.choose("untrained"),
         adapter=dict(tiers[-1].adapter),
@@ -59,7 +60,7 @@ def ask_models(
             list(frames["golden_cases"].select("case_id", "question").iter_rows()),
             plan=plan,
             parts=parts,
-            index_fingerprint=index["index_fingerprint"],
+            index_fingerprint=index_fingerprint,
             tiers=[tier.open(students) for tier in tiers],
             untrained=untrained,
             progress=progress,

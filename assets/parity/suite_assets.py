@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import polars as pl
 
 from assets import keys, tables
 from assets.eval_set.ledger import record_read
 from assets.eval_set.suites import BEHAVIOURS, RATINGS, Suites
+from assets.eval_set.vectors import read_vectors
+from assets.labels.answering import read_index
 from assets.labels.assets import LabellingPlan
 from assets.labels.rating import rate_answers
 from assets.parity.arms import BASELINE, CANDIDATE, ArmPlan
@@ -98,7 +99,7 @@ def suite_answers(
     The base model is asked where `parity.arms` names it: it talks to its limit each time.
     """
     adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
-    index = vector_index["index_fingerprint"].item()
+    index = read_index(vector_index, pipeline_parts.embedder)
     cases = pl.concat([refusal_suite, over_refusal_suite, behaviour_registry])
     before = read_spending(pipeline_parts.teacher)
     tiers = gather_tiers(home, arm_plan.released, adapter=adapter, fitted=fitted)
@@ -215,7 +216,7 @@ def _check_disagreements(
     clusters = find_disagreement_clusters(
         lost["case_id"].to_list(),
         embedder.embed([normalise_question(text) for text in lost["question"]]),
-        registered=np.asarray(registered["vector"].to_list(), dtype=np.float32),
+        registered=read_vectors(registered, embedder=embedder),
         behaviours=registered["case_id"].to_list(),
     )
     return check_no_unregistered_cluster(clusters, compared=compared, limits=limits)

@@ -13,6 +13,7 @@ import polars as pl
 from assets import keys, tables
 from assets.eval_set.golden import Golden
 from assets.eval_set.ledger import count_reads, record_read
+from assets.labels.answering import read_index
 from assets.labels.assets import LabellingPlan
 from assets.parity.arms import SMALLER, STUDENT
 from assets.parity.economics import EconomicsTerms
@@ -108,7 +109,9 @@ def gate_verdict(
         policy=gate_policy,
         suites=(
             *_choose_suites(evidence, tiers, candidate=candidate, policy=gate_policy, home=home),
-            check_shadow_clusters(*shadowed, live_embedder, read_registered(eval_embeddings)),
+            check_shadow_clusters(
+                *shadowed, live_embedder, read_registered(eval_embeddings, embedder=live_embedder)
+            ),
         ),
         agreement=check_shadow_agreement(*shadowed),
         terms=economics_terms,
@@ -206,11 +209,10 @@ def release_bundle(
     """
     adapter, fitted = student_adapter.row(0, named=True), calibration.row(0, named=True)
     index = vector_index.row(0, named=True)
+    index_fingerprint = read_index(vector_index, pipeline_parts.embedder)
     gates, recipe = gate_verdict.to_dicts(), adapter["recipe"]
     tiers = gather_tiers(home, release_terms.tiers, adapter=adapter, fitted=fitted)
-    candidate = identify_candidate(
-        pipeline_parts, index_fingerprint=index["index_fingerprint"], tiers=tiers
-    )
+    candidate = identify_candidate(pipeline_parts, index_fingerprint=index_fingerprint, tiers=tiers)
     refuse_other_verdict(gates, candidate, recipe=recipe)
     skills = _admit(adapter, gates, index, parts=pipeline_parts, terms=release_terms, home=home)
     questions = seed_questions["text"].head(GOLDEN_PROMPT_COUNT).to_list()
@@ -220,9 +222,7 @@ def release_bundle(
         losses=state_losses(parity_report, (SMALLER, STUDENT)[-len(tiers) :]),
         tiers=tiers,
         index=index,
-        golden_prompts=run_blocking(
-            sample_retrieval(pipeline_parts, index["index_fingerprint"], questions)
-        ),
+        golden_prompts=run_blocking(sample_retrieval(pipeline_parts, index_fingerprint, questions)),
         skills=skills,
     )
     served = find_skills(release_terms.skills, recipe)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from assets.eval_set.suites import BEHAVIOURS
+from assets.eval_set.vectors import read_vectors
 from assets.parity.behaviours import (
     CLUSTER_COSINE,
     DisagreementCluster,
@@ -60,12 +61,14 @@ class FoundCluster:
         return str(self.pairs.filter(is_medoid)["trace_id"][0])
 
 
-def read_registered(eval_embeddings: pl.DataFrame) -> Registry:
-    """Return the registry of the table eval_set/eval_embeddings."""
+def read_registered(eval_embeddings: pl.DataFrame, *, embedder: Embedder) -> Registry:
+    """Return the registry of the table eval_set/eval_embeddings, for questions of `embedder`.
+
+    Raises:
+        InvalidInputError: another embedder made its vectors: no cluster would be registered.
+    """
     mine = eval_embeddings.filter(suite=BEHAVIOURS)
-    if mine.is_empty():
-        return Registry(vectors=np.zeros((0, 0), dtype=np.float32), behaviours=())
-    vectors = np.asarray(mine["vector"].to_list(), dtype=np.float32)
+    vectors = read_vectors(mine, embedder=embedder)
     return Registry(vectors=vectors, behaviours=mine["case_id"].to_list())
 
 

@@ -4,14 +4,16 @@ Belongs here: declarations. Does not belong here: reading the files (`resources/
 is admitted (`harvesting`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Protocol
 
 import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.reuse import LastTables
 from assets.seeds.harvesting import harvest_seeds
 from serving.models.protocols import Embedder
 from serving.pipeline.questions import normalise_question
@@ -71,9 +73,11 @@ def seed_questions(
     seeds: dg.ResourceParam[Seeds],
     harvested: dg.ResourceParam[Harvested],
     embedder: dg.ResourceParam[Embedder],
+    recorded_tables: dg.ResourceParam[LastTables],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The questions everything that trains grows from: hand-written first, then harvested."""
-    written = tabulate_handwritten(seeds.read(), added_at=datetime.now(UTC))
+    known = read_times_added(recorded_tables.read(keys.SEED_QUESTIONS.path))
+    written = tabulate_handwritten(seeds.read(), added_at=datetime.now(UTC), known=known)
     harvest = harvest_seeds(
         harvested.read(), known_texts=written["text"].to_list(), embed=embedder.embed
     )
@@ -90,17 +94,41 @@ def seed_questions(
     )
 
 
-def tabulate_handwritten(seeds: Sequence[Seed], *, added_at: datetime) -> pl.DataFrame:
-    """Return the seed file's questions as rows of `tables.SEED_QUESTIONS`, as production asks."""
-    rows = [
-        {
-            "question_id": seed.question_id,
-            "text": normalise_question(seed.text),
-            "source": "handwritten",
-            "source_trace_id": None,
-            "tags": list(seed.tags),
-            "added_at": added_at,
-        }
-        for seed in seeds
-    ]
+def read_times_added(last: pl.DataFrame) -> dict[tuple[str, str], datetime]:
+    """Return when each hand-written question of the last table, by id and text, was added."""
+    written = last.filter(pl.col("source") == "handwritten", pl.col("added_at").is_not_null())
+    return {
+        (question_id, text): added_at
+        for question_id, text, added_at in written.select(
+            "question_id", "text", "added_at"
+        ).iter_rows()
+    }
+
+
+def tabulate_handwritten(
+    seeds: Sequence[Seed],
+    *,
+    added_at: datetime,
+    known: Mapping[tuple[str, str], datetime] = MappingProxyType({}),
+) -> pl.DataFrame:
+    """Return the seed file's questions as rows of `tables.SEED_QUESTIONS`, as production asks.
+
+    Args:
+        seeds: the questions.
+        added_at: the time of this run, at which a question that is not known was added.
+        known: when the others were, by id and text; a time after this run's was a wrong clock's.
+    """
+    rows = []
+    for seed in seeds:
+        text = normalise_question(seed.text)
+        rows.append(
+            {
+                "question_id": seed.question_id,
+                "text": text,
+                "source": "handwritten",
+                "source_trace_id": None,
+                "tags": list(seed.tags),
+                "added_at": min(added_at, known.get((seed.question_id, text), added_at)),
+            }
+        )
     return pl.DataFrame(rows, schema=tables.SEED_QUESTIONS)

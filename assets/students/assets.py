@@ -18,6 +18,7 @@ import dagster as dg
 import polars as pl
 
 from assets import keys, tables
+from assets.labels.answering import read_index
 from assets.labels.refusals import read_refusal_rule
 from assets.partitions import RECIPES
 from assets.reuse import LastTables
@@ -398,6 +399,7 @@ def held_out_answers(
     a prompt was searched on is not asked.
     """
     adapter = student_adapter.row(0, named=True)
+    index = read_index(vector_index, pipeline_parts.embedder)
     searched = read_searched(home.adapters / adapter["adapter"])
     cases = draw_cases(
         labelled_examples, teacher_answers, seed_questions, held_out_plan, searched=searched
@@ -412,9 +414,7 @@ def held_out_answers(
     async def answer_all() -> list[dict[str, Any]]:
         rows = []
         for arm, model, chosen in asked:
-            pipeline = await pipeline_parts.assemble(
-                vector_index["index_fingerprint"].item(), student=model
-            )
+            pipeline = await pipeline_parts.assemble(index, student=model)
             rows += await answer_cases(chosen, arm=arm, pipeline=pipeline, progress=progress)
         return rows
 

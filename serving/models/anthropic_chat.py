@@ -26,6 +26,7 @@ from serving.models.concessions import Concession, StructuredOutput, start_conce
 from serving.models.protocols import ChatRequest, Completion, Price
 from serving.models.retry_budget import RetryBudget
 from serving.models.transports import TransportPerLoop
+from serving.models.usage import read_token_count
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 
@@ -194,17 +195,15 @@ class AnthropicChatModel:
 def _read_counts(usage: Any) -> tuple[int, int] | None:
     """Return the tokens of prompt and answer; None where one is no whole number.
 
-    `input_tokens` leaves out what was written to or read from the provider's prompt cache.
+    `input_tokens` leaves out what was written to or read from the provider's prompt cache, which a
+    server without one does not report.
     """
-    parts: list[Any] = [
-        getattr(usage, "input_tokens", None),
-        getattr(usage, "cache_creation_input_tokens", None) or 0,
-        getattr(usage, "cache_read_input_tokens", None) or 0,
-        getattr(usage, "output_tokens", None),
-    ]
-    if not all(isinstance(part, int) and part >= 0 for part in parts):
-        return None
-    return sum(parts[:3]), parts[3]
+    cached = ("cache_creation_input_tokens", "cache_read_input_tokens")
+    said = [getattr(usage, name, None) for name in cached]
+    parts = [getattr(usage, "input_tokens", None), *(part for part in said if part is not None)]
+    prompt = [count for count in map(read_token_count, parts) if count is not None]
+    answer = read_token_count(getattr(usage, "output_tokens", None))
+    return None if answer is None or len(prompt) < len(parts) else (sum(prompt), answer)
 
 
 def connect_anthropic(

@@ -13,6 +13,7 @@ from openai import AsyncStream
 
 from serving.errors import InvalidInputError, UpstreamRejectedError
 from serving.models.protocols import Completion, Price, TokenLogprob, TopLogprob
+from serving.models.usage import read_token_count
 
 Answer = Mapping[str, Any]
 """A chat completion as its JSON says it: the SDK's types would be filled for a few fields of it."""
@@ -36,8 +37,8 @@ def read_completion(
     choice = _first(answer["choices"])
     text = _get(_get(choice, "message"), "content")
     usage = _get(answer, "usage")
-    prompt_tokens = _count(_get(usage, "prompt_tokens"))
-    completion_tokens = _count(_get(usage, "completion_tokens"))
+    prompt_tokens = read_token_count(_get(usage, "prompt_tokens"))
+    completion_tokens = read_token_count(_get(usage, "completion_tokens"))
     if not isinstance(text, str) or prompt_tokens is None or completion_tokens is None:
         missing = "text" if not isinstance(text, str) else "usage"
         rejection = UpstreamRejectedError(
@@ -128,13 +129,6 @@ def _no_logprobs(name: str, top_logprobs: int) -> InvalidInputError:
 def _first(value: object) -> Any:
     """Return the first entry of a list; None where it is empty, or no list."""
     return value[0] if isinstance(value, list) and value else None
-
-
-def _count(value: object) -> int | None:
-    """Return a number of tokens; None where a server sent something else for it."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    return None
 
 
 def _mean_logprob(tokens: "list[TokenLogprob] | None") -> float | None:

@@ -120,3 +120,18 @@ def test_a_harvest_of_another_shape_stops_the_run_and_names_the_columns(product)
     assert not outcome.succeeded
     assert "decision is missing" in outcome.failure
     assert "trace is not declared" in outcome.failure
+
+
+def test_a_forced_run_keeps_when_each_seed_was_added(product):
+    config, path = product
+    write(path)
+
+    def force() -> pl.DataFrame:
+        outcome = run_chain(
+            config, progress=NoProgress(), recipe="tiny", select=["seeds"], force=True
+        )
+        assert outcome.succeeded, outcome.failure
+        return read(config, "seeds/seed_questions")
+
+    first = force()
+    assert force().equals(first)

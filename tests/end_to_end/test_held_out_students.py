@@ -22,6 +22,7 @@ from serving.pipeline.answer import AnswerPipeline
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
+from tests.counting_embedder import CountingEmbedder
 from tests.product import write_product
 from tests.serving.fakes import GOOD, INVALID, CannedChatModel, CannedRetriever
 from tests.serving.pipeline.test_low_confidence import SayingStudent
@@ -29,6 +30,7 @@ from tests.serving.pipeline.test_low_confidence import SayingStudent
 MADE = [keys.HELD_OUT_ANSWERS, keys.VALIDATION_REPORT, keys.CALIBRATION]
 SHA = "b" * 64
 ADAPTER = {"recipe": "tiny", "student": "tiny", "adapter": "tiny@1", "adapter_sha256": SHA}
+INDEX = {"index_fingerprint": "feed", "embedder_fingerprint": "e0e0"}
 WRONG = "Deploy with the build command. [2]"
 CITED = ["docs:guides/environment-variables/2"]
 
@@ -36,6 +38,8 @@ CITED = ["docs:guides/environment-variables/2"]
 @dataclass
 class CannedParts:
     """The request path over a canned retriever."""
+
+    embedder: CountingEmbedder = field(default_factory=lambda: CountingEmbedder("e0e0"))
 
     async def assemble(self, _fingerprint: str, *, student) -> AnswerPipeline:
         return AnswerPipeline(
@@ -89,7 +93,7 @@ def write_inputs(home: Home) -> None:
         ("labels/labelled_examples", examples, tables.LABELLED_EXAMPLES),
         ("labels/teacher_answers", answers, tables.TEACHER_ANSWERS),
         ("seeds/seed_questions", seeds, tables.SEED_QUESTIONS),
-        ("corpus/vector_index", [{"index_fingerprint": "feed"}], tables.VECTOR_INDEX),
+        ("corpus/vector_index", [INDEX], tables.VECTOR_INDEX),
         ("students/student_adapter", [ADAPTER], tables.STUDENT_ADAPTER),
     ):
         path = home.table(key, "tiny" if key.startswith("students") else None)
@@ -113,9 +117,11 @@ def materialize(tmp_path):
     write_inputs(home)
     plan = HeldOutPlan(validation_cases=50, calibration_cases=50, base_cases=10)
 
-    def run(students: CannedStudents) -> dg.ExecuteInProcessResult:
+    def run(
+        students: CannedStudents, parts: CannedParts | None = None
+    ) -> dg.ExecuteInProcessResult:
         definitions = build_defs(
-            config, students=students, pipeline_parts=CannedParts(), held_out_plan=plan,
+            config, students=students, pipeline_parts=parts or CannedParts(), held_out_plan=plan,
             progress=NoProgress(),
         )  # fmt: skip
         with dg.DagsterInstance.ephemeral() as instance:
@@ -203,3 +209,13 @@ def test_a_student_that_fails_too_often_stops_the_chain(materialize):
     result = run(CannedStudents(SayingStudent("tiny@1", down)))
     assert not result.success
     assert read_checks(result) == {"held_out_questions_were_never_trained_on": (False, "")}
+
+
+def test_held_out_questions_are_not_looked_up_in_an_index_of_another_embedder(materialize):
+    """Chunks would be found at random, and the student be calibrated on what it says of them."""
+    run, _ = materialize
+    students = CannedStudents(SayingStudent("tiny@1", answer_as))
+    result = run(students, CannedParts(CountingEmbedder("other")))
+    (failed,) = result.get_step_failure_events()
+    assert "found vectors of e0e0" in str(failed.step_failure_data.error)
+    assert students.student.requests == []

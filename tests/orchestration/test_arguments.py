@@ -62,6 +62,7 @@ def test_a_recipe_nobody_wrote_is_told_the_ones_there_are(home, command, name):
         (("keys", "create", "--tenant", "a"), "--requests-per-minute", ("0", "-1")),
         (("keys", "create", "--tenant", "a"), "--teacher-calls-per-minute", ("-1",)),
         (("keys", "create", "--tenant", "a"), "--teacher-calls-per-day", ("-1",)),
+        (("index", "prune"), "--days", ("-1", "nan", "0.5", "999999999999")),
         (("curate", "list"), "--limit", ("0", "-1")),
         (("curate", "plant"), "--count", ("0",)),
         (("traffic",), "--days", ("0", "nan", "1e9")),

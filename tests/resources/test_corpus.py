@@ -1,5 +1,6 @@
 """The corpus folder: a missing folder, an empty page, a foreign encoding are said by name."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -113,3 +114,22 @@ def test_a_page_that_is_not_utf8_is_named_with_the_byte(tmp_path):
     (tmp_path / "latin.md").write_bytes("# Größe\n".encode("latin-1"))
     with pytest.raises(InvalidInputError, match=r"latin\.md.*0xf6"):
         corpus(tmp_path).read_pages()
+
+
+@pytest.mark.parametrize("name", [b"gr\xf6\xdfe.md", b"gr\xf6\xdfe/page.md"])
+def test_a_name_that_is_not_utf8_is_shown_escaped_and_can_be_excluded(tmp_path, name):
+    """Python reads such a byte as a lone surrogate, which no table and no terminal takes."""
+    try:
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("# Size\n\nText.\n", encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (tmp_path / "maße.md").write_text("# Size\n\nText.\n", encoding="utf-8")
+    for read in (corpus(tmp_path).fingerprint, corpus(tmp_path).read_pages):
+        with pytest.raises(InvalidInputError, match=r"gr\\xf6\\xdfe") as refused:
+            read()
+        str(refused.value).encode()
+        assert "product.corpus.exclude" in refused.value.next_step
+    (page,) = replace(corpus(tmp_path), exclude=("gr??e*",)).read_pages()
+    assert page.path == "maße.md"

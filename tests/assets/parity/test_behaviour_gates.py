@@ -6,6 +6,7 @@ import pytest
 
 from assets import tables
 from assets.eval_set.behaviours import tabulate_registry
+from assets.eval_set.suites import BEHAVIOURS
 from assets.parity.behaviours import (
     check_no_unregistered_cluster,
     decide_behaviour_gates,
@@ -14,6 +15,7 @@ from assets.parity.behaviours import (
 )
 from assets.parity.suite_assets import tabulate_gates
 from assets.parity.suites import SuiteLimits
+from serving.errors import InvalidInputError
 from tests.counting_embedder import CountingEmbedder
 
 
@@ -189,6 +191,27 @@ def test_a_loss_is_a_case_that_only_the_teacher_got_right():
     ],
 )
 def test_disagreements_are_evidence_of_who_was_graded(graded_of, outcome, told):
+    made = gate_graded(graded_of, tables.EVAL_EMBEDDINGS.to_frame())
+    gate = made.row(by_predicate=pl.col("name") == "unregistered_disagreements", named=True)
+    assert gate["outcome"] == outcome
+    assert told in gate["detail"]
+
+
+def test_disagreements_are_not_compared_with_a_registry_of_another_embedder():
+    vectors = pl.DataFrame(
+        {
+            "case_id": ["b1"], "suite": [BEHAVIOURS], "embedder_fingerprint": ["other"],
+            "vector": [[1.0] + [0.0] * (CountingEmbedder.dimension - 1)],
+        },
+        schema_overrides=tables.EVAL_EMBEDDINGS,
+    )  # fmt: skip
+    with pytest.raises(InvalidInputError, match="counting, found vectors of other"):
+        gate_graded("a", vectors)
+    assert gate_graded("a", vectors.with_columns(embedder_fingerprint=pl.lit("counting"))).height
+
+
+def gate_graded(graded_of: str | None, eval_embeddings: pl.DataFrame) -> pl.DataFrame:
+    """Return the gates of the candidate `a`, and of a golden case that both arms of one passed."""
     golden = pl.DataFrame({"case_id": ["g1"], "question": ["Why?"]})
     graded = pl.DataFrame(
         [
@@ -202,12 +225,9 @@ def test_disagreements_are_evidence_of_who_was_graded(graded_of, outcome, told):
         adapter_sha256=pl.lit("a"), pipeline_fingerprint=pl.lit("p")
     )
     nothing = tables.SUITE_CASES.to_frame()
-    made = tabulate_gates(
+    return tabulate_gates(
         suite_answers=answers, refusal_suite=nothing, over_refusal_suite=nothing,
-        behaviour_registry=REGISTRY, eval_embeddings=tables.EVAL_EMBEDDINGS.to_frame(),
+        behaviour_registry=REGISTRY, eval_embeddings=eval_embeddings,
         graded_answers=graded, golden_cases=golden, embedder=CountingEmbedder(),
         limits=SuiteLimits(),
     )  # fmt: skip
-    gate = made.row(by_predicate=pl.col("name") == "unregistered_disagreements", named=True)
-    assert gate["outcome"] == outcome
-    assert told in gate["detail"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from assets.parity.assets import arm_answers
 from assets.parity.cascade import describe_cascade
 from assets.parity.checks import derived_routes_equal_executed_ones
 from assets.parity.last_release import find_last_student
+from assets.parity.suite_assets import suite_answers
 from assets.parity.suite_evidence import read_candidate
 from assets.parity.tiers import TierStudent, state_fitted
 from assets.releases.checks import judged_answers_are_the_candidates
@@ -28,7 +30,7 @@ from orchestration.status import read_release
 from resources.students import Students, StudentSettings
 from serving.app import create_app
 from serving.engine import load_engine
-from serving.errors import ReleaseError
+from serving.errors import InvalidInputError, ReleaseError
 from serving.home import Home
 from serving.models.protocols import NoProgress, Price
 from serving.pipeline.confidence import ConfidenceCalibration, RiskThreshold
@@ -171,7 +173,9 @@ def test_candidates_are_compared_with_the_students_that_answer_users_in_turn(rel
     assert [tier.adapter["student"] for tier in last.tiers] == ["tinier", "tiny"]
 
 
-def answer_arms(released: Released, *, is_released: bool = True) -> pl.DataFrame:
+def answer_arms(
+    released: Released, *, is_released: bool = True, index: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """Make the asset arm_answers, over the questions that each of the three answers."""
     site = released.site
     make: Any = arm_answers.op.compute_fn
@@ -189,7 +193,7 @@ def answer_arms(released: Released, *, is_released: bool = True) -> pl.DataFrame
         home=site.home,
         progress=NoProgress(),
         golden_cases=pl.DataFrame(cases),
-        vector_index=site.index,
+        vector_index=site.index if index is None else index,
         labelled_examples=tables.LABELLED_EXAMPLES.to_frame(),
         student_adapter=site.read("students/student_adapter", "compact"),
         calibration=site.read("students/calibration", "compact"),
@@ -197,6 +201,42 @@ def answer_arms(released: Released, *, is_released: bool = True) -> pl.DataFrame
     )
     assert made.metadata["cascade_teacher_ratio"] == pytest.approx(1 / 3)
     return made.value
+
+
+def answer_suites(released: Released, index: pl.DataFrame) -> None:
+    """Make the asset suite_answers, over no case."""
+    site, cases = released.site, tables.SUITE_CASES.to_frame()
+    make: Any = suite_answers.op.compute_fn
+    make.decorated_fn(
+        cases, cases, cases, index, site.read("students/student_adapter", "compact"),
+        site.read("students/calibration", "compact"), site.parts,
+        ArmPlan(arms=("teacher", "student", "routed"), tiers=TIERS), released.shelf, site.home,
+        NoProgress(),
+    )  # fmt: skip
+
+
+def make_bundle(released: Released, index: pl.DataFrame) -> None:
+    """Make the asset release_bundle of the site as it is, over an index."""
+    site = copy(released.site)
+    site.index = index
+    site.release("compact", tiers=TIERS)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda released, index: answer_arms(released, index=index),
+        answer_suites,
+        make_bundle,
+    ],
+    ids=["arm_answers", "suite_answers", "release_bundle"],
+)
+def test_nothing_is_looked_up_in_an_index_of_another_embedder(released, make):
+    """Its vectors may be as long: a student would be judged by answers from chunks at random."""
+    index = released.site.index.with_columns(embedder_fingerprint=pl.lit("other"))
+    with pytest.raises(InvalidInputError, match="found vectors of other") as refused:
+        make(released, index)
+    assert "--select corpus" in refused.value.next_step
 
 
 async def test_users_are_answered_as_the_judged_arm_was_by_each_of_the_three(released, tmp_path):

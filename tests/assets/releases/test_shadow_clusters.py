@@ -10,6 +10,7 @@ from assets.releases.disagreements import Registry, read_registered
 from assets.releases.gates import GatePolicy
 from assets.releases.shadow import read_pairs
 from assets.releases.shadow_clusters import check_shadow_clusters
+from serving.errors import InvalidInputError
 from serving.home import Home
 from tests.assets.releases.test_shadow import (
     DAYS,
@@ -69,15 +70,37 @@ def test_a_kind_of_question_that_the_registry_does_not_know_blocks_the_release(h
     assert "add cases of that kind to the behaviour registry" in gate.detail
 
 
-def test_a_registered_kind_is_the_registry_s_to_judge(home):
-    row = {"case_id": "b1", "suite": BEHAVIOURS, "vector": FirstWords().embed([KIND])[0].tolist()}
+def tabulate_vectors() -> pl.DataFrame:
+    embedder = FirstWords()
+    row = {
+        "case_id": "b1", "suite": BEHAVIOURS, "vector": embedder.embed([KIND])[0].tolist(),
+        "embedder_fingerprint": embedder.fingerprint,
+    }  # fmt: skip
     other = row | {"case_id": "g1", "suite": "golden"}
-    table = pl.DataFrame([row, other], schema_overrides=tables.EVAL_EMBEDDINGS)
-    known = read_registered(table)
+    return pl.DataFrame([row, other], schema_overrides=tables.EVAL_EMBEDDINGS)
+
+
+def test_a_registered_kind_is_the_registry_s_to_judge(home):
+    table = tabulate_vectors()
+    known = read_registered(table, embedder=FirstWords())
     assert list(known.behaviours) == ["b1"]
     gate = check(trace(home, 60), registry=known)
     assert (gate.outcome, gate.is_gating, gate.number) == ("PASS", True, 0.0)
-    assert read_registered(tables.EVAL_EMBEDDINGS.to_frame()).behaviours == ()
+    nothing = read_registered(tables.EVAL_EMBEDDINGS.to_frame(), embedder=FirstWords())
+    assert len(nothing.behaviours) == len(nothing.vectors) == 0
+
+
+def test_a_registry_of_another_embedder_is_not_compared():
+    """Of equal length its vectors would be near to nothing: each cluster would block the release.
+
+    One that is not there at all is no reason to stop: it registers nothing, whoever made it.
+    """
+    table = tabulate_vectors()
+    other = FirstWords("other")
+    with pytest.raises(InvalidInputError, match="other, found vectors of counting") as refused:
+        read_registered(table, embedder=other)
+    assert "--select eval_set" in refused.value.next_step
+    assert not len(read_registered(table.filter(suite="golden"), embedder=other).behaviours)
 
 
 def test_as_many_of_a_kind_that_everybody_asks_are_chance_unless_less_is_allowed(home):

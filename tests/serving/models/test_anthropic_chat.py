@@ -308,8 +308,16 @@ async def test_an_empty_stream_is_a_failure_too():
         await model_over(upstream).stream(REQUEST, print)
 
 
-@pytest.mark.parametrize("tokens", ["12", -1, 1.5, None])
-async def test_a_usage_that_is_no_number_of_tokens_is_no_usage(tokens):
-    message = make_message(usage={"input_tokens": tokens, "output_tokens": 3})
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"input_tokens": tokens} for tokens in ("12", -1, 1.5, None, True)),
+        {"output_tokens": True},
+        {"cache_creation_input_tokens": -1},
+        {"cache_read_input_tokens": "many"},
+    ],
+)
+async def test_a_usage_that_is_no_number_of_tokens_is_no_usage(said):
+    message = make_message(usage={"input_tokens": 12, "output_tokens": 3} | said)
     with pytest.raises(UpstreamRejectedError, match="no usage"):
         await model_over(Upstream(JSONResponse(message))).complete(REQUEST)
