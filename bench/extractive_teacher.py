@@ -35,7 +35,7 @@ from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.questions import normalise_question
 from serving.pipeline.retrieval import LanceRetriever
 
-LIMITS = tuple(float(limit) for limit in np.round(np.arange(0.20, 0.521, 0.02), 2))
+LIMITS = tuple(sorted({*np.round(np.arange(0.20, 0.521, 0.02), 2).tolist(), MINIMUM_SUPPORT}))
 MAXIMUM_ANSWERED_RATIO = 0.15  # of out-of-scope questions, in the mean of the corpora
 MINIMUM_REFUSED_RATIO = 0.85  # of written questions that nothing answers: what the gate asks for
 DEPTHS = (1, 3, 4, 5)  # k at which facts are looked for

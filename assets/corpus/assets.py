@@ -17,11 +17,17 @@ from assets.corpus.chunks import (
     read_pages,
     tabulate_pages,
 )
+from assets.corpus.snapshots import mark_as_current
 from assets.reuse import count_reuse
 from serving.home import Home
 from serving.models.protocols import Embedder
 from serving.pipeline.chunking import CHUNKER_VERSION, Page
-from serving.pipeline.indexing import RETRIEVAL_VERSION, build_index, plan_windows
+from serving.pipeline.indexing import (
+    RETRIEVAL_VERSION,
+    build_index,
+    fingerprint_index,
+    plan_index,
+)
 
 
 class Corpus(Protocol):
@@ -89,13 +95,13 @@ def vector_index(
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The LanceDB snapshot (vectors and full text) that answers questions, by its fingerprint."""
     indexed = read_indexed_chunks(chunks)
-    windows = plan_windows(
+    plan = plan_index(
         indexed, maximum_tokens=embedder.maximum_tokens, count_tokens=embedder.count_tokens
     )
-    texts = [window.text for window in windows]
-    reuse = count_reuse(embedder, texts)
-    vectors = embedder.embed(texts)
-    fingerprint = build_index(home.index, indexed, windows, vectors, embedder.fingerprint)
+    reuse = count_reuse(embedder, plan.texts)
+    vectors = embedder.embed(plan.texts)
+    mark_as_current(home.index / fingerprint_index(indexed, embedder.fingerprint))
+    fingerprint = build_index(home.index, indexed, plan, vectors, embedder.fingerprint)
     row = {
         "index_fingerprint": fingerprint,
         "embedder_fingerprint": embedder.fingerprint,
@@ -105,5 +111,5 @@ def vector_index(
     }
     return dg.MaterializeResult(
         value=pl.DataFrame([row], schema=tables.VECTOR_INDEX),
-        metadata={**dict(row), "window_count": len(windows), **reuse},
+        metadata={**dict(row), "window_count": len(plan.windows), **reuse},
     )

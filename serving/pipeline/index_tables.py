@@ -15,10 +15,11 @@ from serving.models.protocols import Vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from lancedb.table import Table
 
-    from serving.pipeline.indexing import IndexedChunk, Window
+    from serving.pipeline.indexing import Cut, IndexedChunk, IndexPlan
 
-CHUNKS, WINDOWS, PAGES = "chunks", "windows", "pages"
+CHUNKS, WINDOWS, PARTS, PAGES = "chunks", "windows", "parts", "pages"
 ANALYSIS: dict[str, Any] = {
     "base_tokenizer": "simple",
     "language": "English",
@@ -44,28 +45,27 @@ def is_held_in_memory(window_count: int, dimension: int) -> bool:
 
 
 def write_tables(
-    folder: Path,
-    chunks: Sequence["IndexedChunk"],
-    windows: Sequence["Window"],
-    vectors: Vectors,
-    first_windows: Sequence[int],
+    folder: Path, chunks: Sequence["IndexedChunk"], plan: "IndexPlan", vectors: Vectors
 ) -> None:
-    """Write the tables of a snapshot, and build its search indexes, in an empty folder."""
+    """Write the tables of a snapshot, and build its search indexes, in an empty folder.
+
+    Parts are searched by words where a chunk has several; elsewhere they would be the chunks again.
+    """
     import lancedb
-    from lancedb.index import FTS, IvfFlat
+    from lancedb.index import IvfFlat
 
     database = lancedb.connect(folder)
+    windows, parts, dimension = plan.windows, plan.parts, vectors.shape[1]
     names = [chunk.page for chunk in chunks]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     pages = [numbers[name] for name in names]
-    batches = _batch_chunks(chunks, first_windows, pages)
-    table = database.create_table(CHUNKS, batches, schema=_chunk_schema())
-    table.create_index(
-        "search_text", config=FTS(**ANALYSIS, memory_limit=FTS_BUILD_MEMORY_MIB, num_workers=1)
-    )
-    table.wait_for_index(["search_text_idx"], timeout=timedelta(hours=1))
-    dimension = vectors.shape[1]
-    of_pages = _find_page_vectors([pages[window.chunk] for window in windows], vectors)
+    firsts = np.flatnonzero(np.diff(np.array(windows.chunks), prepend=-1)).tolist()
+    batches = _batch_chunks(chunks, firsts, pages)
+    _index_words(database.create_table(CHUNKS, batches, schema=_chunk_schema()))
+    if len(parts) > len(chunks):
+        batches = _batch_parts(chunks, plan)
+        _index_words(database.create_table(PARTS, batches, schema=_part_schema()))
+    of_pages = _find_page_vectors([pages[chunk] for chunk in parts.chunks], parts.texts, vectors)
     database.create_table(PAGES, _batch_pages(of_pages), schema=_page_schema(dimension))
     table = database.create_table(
         WINDOWS, _batch_windows(chunks, windows, vectors), schema=_window_schema(dimension)
@@ -75,20 +75,30 @@ def write_tables(
         table.wait_for_index(["vector_idx"], timeout=timedelta(hours=1))
 
 
-def _find_page_vectors(pages: Sequence[int], vectors: Vectors) -> Vectors:
-    """Return the direction of the mean of each page's windows: [pages, dimension] unit vectors.
+def _index_words(table: "Table") -> None:
+    from lancedb.index import FTS
+
+    table.create_index(
+        "search_text", config=FTS(**ANALYSIS, memory_limit=FTS_BUILD_MEMORY_MIB, num_workers=1)
+    )
+    table.wait_for_index(["search_text_idx"], timeout=timedelta(hours=1))
+
+
+def _find_page_vectors(pages: Sequence[int], texts: Sequence[int], vectors: Vectors) -> Vectors:
+    """Return the direction of the mean of each page's parts: [pages, dimension] unit vectors.
 
     Args:
-        pages: the page of each window, from 0, none left out.
-        vectors: [windows, dimension].
+        pages: the page of each part, from 0, none left out.
+        texts: the row of each part among the vectors.
+        vectors: [texts, dimension].
     """
-    owners = np.asarray(pages)
+    owners, rows = np.asarray(pages), np.asarray(texts)
     sums = np.zeros((owners.max() + 1, vectors.shape[1]))
     for start in range(0, len(owners), BATCH_ROWS):
         some = slice(start, start + BATCH_ROWS)
-        np.add.at(sums, owners[some], vectors[some])
+        np.add.at(sums, owners[some], vectors[rows[some]])
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    # Windows that cancel out have no direction: such a page is near to nothing.
+    # Parts that cancel out have no direction: such a page is near to nothing.
     directions: Vectors = (sums / np.maximum(lengths, np.finfo(np.float32).tiny)).astype("float32")
     return directions
 
@@ -133,30 +143,61 @@ def _window_schema(dimension: int) -> "pa.Schema":
     return pa.schema(
         [
             ("row", pa.int64()),
-            ("chunk", pa.int64()),
-            ("page", pa.string()),  # page and headings are here too: filters apply before a search
-            ("heading_path", pa.list_(pa.string())),
+            *_owner_fields(),
             ("vector", pa.list_(pa.float32(), dimension)),
         ]
     )
 
 
 def _batch_windows(
-    chunks: Sequence["IndexedChunk"], windows: Sequence["Window"], vectors: Vectors
+    chunks: Sequence["IndexedChunk"], windows: "Cut", vectors: Vectors
 ) -> Iterator["pa.RecordBatch"]:
     import pyarrow as pa
 
     schema = _window_schema(vectors.shape[1])
     for start in range(0, len(windows), BATCH_ROWS):
-        some = [window.chunk for window in windows[start : start + BATCH_ROWS]]
+        some = windows.chunks[start : start + BATCH_ROWS]
         columns = [
             pa.array(range(start, start + len(some)), type=pa.int64()),
-            pa.array(some, type=pa.int64()),
-            pa.array([chunks[position].page for position in some], type=pa.string()),
-            pa.array([chunks[position].heading_path for position in some], type=schema.types[3]),
-            _pack(vectors[start : start + BATCH_ROWS]),
+            *_describe_owners([chunks[position] for position in some], some),
+            _pack(vectors[list(windows.texts[start : start + BATCH_ROWS])]),
         ]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _part_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([*_owner_fields(), ("search_text", pa.string())])
+
+
+def _batch_parts(chunks: Sequence["IndexedChunk"], plan: "IndexPlan") -> Iterator["pa.RecordBatch"]:
+    import pyarrow as pa
+
+    for start in range(0, len(plan.parts), BATCH_ROWS):
+        some = plan.parts.chunks[start : start + BATCH_ROWS]
+        texts = plan.parts.texts[start : start + BATCH_ROWS]
+        columns = [
+            *_describe_owners([chunks[position] for position in some], some),
+            pa.array([plan.texts[text] for text in texts], type=pa.string()),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=_part_schema())
+
+
+def _owner_fields() -> list[tuple[str, "pa.DataType"]]:
+    """Return what is said of the chunk of a text: filters apply before a search."""
+    import pyarrow as pa
+
+    return [("chunk", pa.int64()), ("page", pa.string()), ("heading_path", pa.list_(pa.string()))]
+
+
+def _describe_owners(
+    owners: Sequence["IndexedChunk"], positions: Sequence[int]
+) -> list["pa.Array"]:
+    import pyarrow as pa
+
+    values = (positions, [chunk.page for chunk in owners], [chunk.heading_path for chunk in owners])
+    return [pa.array(v, type=kind) for v, (_, kind) in zip(values, _owner_fields(), strict=True)]
 
 
 def _page_schema(dimension: int) -> "pa.Schema":

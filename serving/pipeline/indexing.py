@@ -20,8 +20,13 @@ from serving.models.protocols import Vectors
 from serving.pipeline.chunking import CHUNKER_VERSION
 from serving.pipeline.index_tables import ANALYSIS, write_tables
 
-RETRIEVAL_VERSION = "4"
+RETRIEVAL_VERSION = "5"
 """Raise it with every change to the layout, the windows or the fusion: answers go stale with it."""
+
+WINDOW_TOKENS = 96
+"""Longest text whose vector is compared with a question. An embedder may read more, but one vector
+says less of each sentence the longer its text is: of 64, 96, 128 and 254 tokens, every development
+set scores best on the one that the other sets choose, which is 96 (docs/concepts/retrieval.mdx)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,60 +57,101 @@ class IndexedChunk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
-    """A text that is embedded for a chunk: all of it, or a part that the embedder reads whole."""
+class Cut:
+    """Chunks cut into texts: for each text, in the order of the chunks, whose it is and which."""
 
-    chunk: int
-    """Position of the chunk among the chunks of the index, from 0."""
-    text: str
+    chunks: tuple[int, ...]
+    """Position of its chunk among the chunks of the index, from 0; each chunk has one or more."""
+    texts: tuple[int, ...]
+    """Position among the texts of the plan."""
+
+    def __len__(self) -> int:
+        """How many texts there are, equal ones counted each."""
+        return len(self.chunks)
 
 
-def plan_windows(
+@dataclass(frozen=True, kw_only=True)
+class IndexPlan:
+    """What must be embedded for the chunks of an index, each text once, and what it is for."""
+
+    texts: tuple[str, ...]
+    windows: Cut
+    """Short texts, whose vectors are compared with a question."""
+    parts: Cut
+    """Texts as long as the embedder reads whole: what a page is about, and words where a chunk has
+    several parts."""
+
+
+def plan_index(
     chunks: Sequence[IndexedChunk],
     *,
     maximum_tokens: int,
     count_tokens: Callable[[Sequence[str]], list[int]],
-) -> tuple[Window, ...]:
-    """Return what must be embedded for these chunks, in their order, at least one text each.
+    window_tokens: int = WINDOW_TOKENS,
+) -> IndexPlan:
+    """Return what must be embedded for these chunks.
 
-    An embedder ignores what lies past its maximum, so a longer chunk is cut at white space into
-    equal windows that fit, each under the chunk's headings. A single word past the maximum is left
-    whole.
+    A chunk longer than a limit is cut at white space into equal texts that fit, each under the
+    chunk's headings. A single word past the limit is left whole.
 
     Args:
         chunks: the chunks of the index.
         maximum_tokens: longest text that the embedder reads whole.
         count_tokens: the embedder's tokenizer, special tokens excluded.
+        window_tokens: longest window, where the embedder reads as much.
     """
-    counts = count_tokens([chunk.search_text for chunk in chunks])
-    windows: list[Window] = []
-    for position, (chunk, count) in enumerate(zip(chunks, counts, strict=True)):
-        texts = (
-            [chunk.search_text]
-            if count <= maximum_tokens
-            else _cut(chunk, maximum_tokens, count_tokens)
-        )
-        windows += [Window(chunk=position, text=text) for text in texts]
-    return tuple(windows)
+    cutter = _Cutter(chunks, count_tokens)
+    windows = cutter.cut(min(window_tokens, maximum_tokens))
+    parts = cutter.cut(maximum_tokens)
+    return IndexPlan(texts=tuple(cutter.places), windows=windows, parts=parts)
 
 
-def _cut(
-    chunk: IndexedChunk, limit: int, count_tokens: Callable[[Sequence[str]], list[int]]
-) -> list[str]:
-    words = re.findall(r"\s*\S+", chunk.text)
-    heading, *counts = count_tokens([chunk.headings, *words])
-    # Headings that would fill half a window say too little about what stands in it.
-    prefix, room = (f"{chunk.headings}\n", limit - heading) if heading * 2 < limit else ("", limit)
-    share = sum(counts) / max(1, math.ceil(sum(counts) / room))
-    cut: list[list[str]] = []
-    filled = room + 1
-    for word, count in zip(words, counts, strict=True):
-        if filled + count > room or filled >= share:
-            cut.append([])
-            filled = 0
-        cut[-1].append(word)
-        filled += count
-    return [prefix + "".join(part).strip() for part in cut] or [chunk.search_text]
+class _Cutter:
+    """Cuts chunks at any limit. Each different word is counted once, however often it stands."""
+
+    def __init__(
+        self, chunks: Sequence[IndexedChunk], count_tokens: Callable[[Sequence[str]], list[int]]
+    ) -> None:
+        self._chunks, self._count = chunks, count_tokens
+        self._totals = count_tokens([chunk.search_text for chunk in chunks])
+        self._by_word: dict[str, int] = {}
+        self.places: dict[str, int] = {}
+        """Each text by its place."""
+
+    def cut(self, limit: int) -> Cut:
+        """Return the texts of at most so many tokens."""
+        longer = [c for c, n in zip(self._chunks, self._totals, strict=True) if n > limit]
+        words = dict.fromkeys(word for c in longer for word in (c.headings, *_split(c.text)))
+        new = [word for word in words if word not in self._by_word]
+        self._by_word |= zip(new, self._count(new) if new else [], strict=True)
+        owners: list[int] = []
+        texts: list[int] = []
+        for position, (chunk, total) in enumerate(zip(self._chunks, self._totals, strict=True)):
+            for text in [chunk.search_text] if total <= limit else self._cut_one(chunk, limit):
+                owners.append(position)
+                texts.append(self.places.setdefault(text, len(self.places)))
+        return Cut(chunks=tuple(owners), texts=tuple(texts))
+
+    def _cut_one(self, chunk: IndexedChunk, limit: int) -> list[str]:
+        words = _split(chunk.text)
+        heading, counts = self._by_word[chunk.headings], [self._by_word[word] for word in words]
+        # Headings that would fill half a window say too little about what stands in it.
+        is_short = heading * 2 < limit
+        prefix, room = (f"{chunk.headings}\n", limit - heading) if is_short else ("", limit)
+        share = sum(counts) / max(1, math.ceil(sum(counts) / room))
+        cut: list[list[str]] = []
+        filled = room + 1
+        for word, count in zip(words, counts, strict=True):
+            if filled + count > room or filled >= share:
+                cut.append([])
+                filled = 0
+            cut[-1].append(word)
+            filled += count
+        return [prefix + "".join(part).strip() for part in cut] or [chunk.search_text]
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"\s*\S+", text)
 
 
 def fingerprint_index(chunks: Sequence[IndexedChunk], embedder_fingerprint: str) -> str:
@@ -122,7 +168,7 @@ def fingerprint_index(chunks: Sequence[IndexedChunk], embedder_fingerprint: str)
 def build_index(
     folder: Path,
     chunks: Sequence[IndexedChunk],
-    windows: Sequence[Window],
+    plan: IndexPlan,
     vectors: Vectors,
     embedder_fingerprint: str,
 ) -> str:
@@ -135,26 +181,23 @@ def build_index(
     Args:
         folder: the parent of all snapshots; an existing equal snapshot is kept.
         chunks: n chunks.
-        windows: what `plan_windows` planned for them.
-        vectors: [len(windows), dimension] unit vectors of the windows' texts.
+        plan: what `plan_index` planned for them.
+        vectors: [len(plan.texts), dimension] unit vectors of the plan's texts.
         embedder_fingerprint: identity of the embedder that made them.
 
     Raises:
-        InvalidInputError: there is nothing to index, or windows and vectors do not fit the chunks.
+        InvalidInputError: there is nothing to index, or plan and vectors do not fit the chunks.
     """
-    first_windows = _find_first_windows(chunks, windows, vectors)
+    _check_plan(chunks, plan, vectors)
     fingerprint = fingerprint_index(chunks, embedder_fingerprint)
     target = folder / fingerprint
     if not target.exists():
         with atomic_folder(target) as staging:
-            write_tables(staging, chunks, windows, vectors, first_windows)
+            write_tables(staging, chunks, plan, vectors)
     return fingerprint
 
 
-def _find_first_windows(
-    chunks: Sequence[IndexedChunk], windows: Sequence[Window], vectors: Vectors
-) -> list[int]:
-    """Return at which position the windows of each chunk begin."""
+def _check_plan(chunks: Sequence[IndexedChunk], plan: IndexPlan, vectors: Vectors) -> None:
     if not chunks:
         raise InvalidInputError(
             "building the index",
@@ -162,15 +205,18 @@ def _find_first_windows(
             found="0 chunks",
             next_step="check `product.corpus.path`, `include` and `exclude` in the config",
         )
-    positions = np.fromiter((window.chunk for window in windows), dtype=np.int64)
-    steps = np.diff(positions, prepend=-1)
-    is_complete = len(positions) and positions[-1] == len(chunks) - 1
-    if not is_complete or not np.isin(steps, (0, 1)).all() or len(vectors) != len(windows):
+    is_whole = all(_covers(cut, len(chunks)) for cut in (plan.windows, plan.parts))
+    if not is_whole or len(vectors) != len(plan.texts):
         raise InvalidInputError(
             "building the index",
-            expected=f"windows of all {len(chunks)} chunks in their order, and a vector for each",
-            found=f"{len(windows)} windows, {len(vectors)} vectors",
-            next_step="embed the texts that `plan_windows` returns for these very chunks",
+            expected=f"texts of all {len(chunks)} chunks in their order, and a vector for each",
+            found=f"{len(plan.windows)} windows, {len(plan.parts)} parts, {len(plan.texts)} texts, "
+            f"{len(vectors)} vectors",
+            next_step="embed the texts that `plan_index` returns for these very chunks",
         )
-    starts: list[int] = np.flatnonzero(steps).tolist()
-    return starts
+
+
+def _covers(cut: Cut, chunk_count: int) -> bool:
+    """Say whether each chunk has a text, in the order of the chunks."""
+    steps = np.diff(np.array(cut.chunks, dtype=np.int64), prepend=-1)
+    return bool(np.isin(steps, (0, 1)).all()) and int(steps.sum()) == chunk_count

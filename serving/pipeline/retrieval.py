@@ -1,8 +1,8 @@
 """Hybrid retrieval over LanceDB: words and vectors choose candidates, relevance orders them.
 
 Belongs here: asking an index snapshot. Does not belong here: how a snapshot is made (`indexing`),
-how its vectors are searched (`vector_search`), how scores become one (`fusion`), what may be asked
-for (`filters`), what a score is good for (`router`).
+how its words and vectors are searched (`word_search`, `vector_search`), how scores become one
+(`fusion`), what may be asked for (`filters`), what a score is good for (`router`).
 """
 
 import asyncio
@@ -18,9 +18,10 @@ from serving.errors import IndexMismatchError, InvalidInputError
 from serving.models.protocols import ChunkFilter, Embedder, Hit, Reranker, Vectors
 from serving.pipeline.filters import write_condition
 from serving.pipeline.fusion import Scores, fuse, limit_bm25, merge_candidates, read_vectors
-from serving.pipeline.index_tables import ANALYSIS, CHUNKS, PAGES, WINDOWS
+from serving.pipeline.index_tables import CHUNKS, PAGES, WINDOWS
 from serving.pipeline.kept import Kept
 from serving.pipeline.vector_search import VectorIndex, open_vectors
+from serving.pipeline.word_search import WordIndex, open_words, split_terms
 
 if TYPE_CHECKING:
     from lancedb.db import AsyncConnection
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-CANDIDATES = 24
-"""How many chunks are ordered by relevance at least; 24 = 8 times the default k. Words and vectors
+CANDIDATES = 48
+"""How many chunks are ordered by relevance at least; 48 = 16 times the default k. Words and vectors
 each bring twice as many to choose them from."""
+RERANKED = 24
+"""How many of them a reranker reads at least: each takes it as long as a whole search."""
 MAXIMUM_K = 50
 ALL = ChunkFilter()
 HITS_KEPT = 16_384
@@ -64,6 +67,7 @@ class LanceRetriever:
     def __init__(
         self,
         chunks: "AsyncTable",
+        words: WordIndex,
         vectors: VectorIndex,
         *,
         index_fingerprint: str,
@@ -74,6 +78,7 @@ class LanceRetriever:
         reranker: Reranker | None = None,
     ) -> None:
         self._chunks = chunks
+        self._words = words
         self._vectors = vectors
         self._chunk_count = chunk_count
         self._embedder = embedder
@@ -114,6 +119,7 @@ class LanceRetriever:
         chunk_count = await chunks.count_rows()
         retriever = cls(
             chunks,
+            await open_words(database),
             await open_vectors(chunks, windows, pages, threads),
             index_fingerprint=fingerprint,
             chunk_count=chunk_count,
@@ -147,7 +153,7 @@ class LanceRetriever:
         relevance = fuse(nearness, found.bm25, limit=found.bm25_limit)
         # Equal chunks stand in the order of the corpus, whatever order the searches ended in.
         order = sorted(range(len(relevance)), key=lambda n: (-relevance[n], found.chunks[n]))
-        shown = order[:count] if self._reranker is None else order
+        shown = order[: count if self._reranker is None else max(count, RERANKED)]
         hits = await self._kept_hits.get([found.chunks[n] for n in shown])
         scored = [
             replace(
@@ -169,8 +175,6 @@ class LanceRetriever:
         """
         condition = write_condition(where or ALL)
         terms = split_terms(question)
-        # Without a word to search for, the search by words is left out.
-        words = question if terms else None
 
         async def search_vectors() -> tuple[Vectors, list[int]]:
             vectors = await self._run(self._embedder.embed, [question])
@@ -178,7 +182,7 @@ class LanceRetriever:
 
         # Words need no vector: they are searched while the question is embedded.
         (vector, by_vector), bm25 = await asyncio.gather(
-            search_vectors(), self._search_words(words, 2 * limit, condition)
+            search_vectors(), self._words.search(question, 2 * limit, condition, terms=terms)
         )
         chunks = merge_candidates([by_vector, list(bm25)], limit=limit)
         windows, pages = await self._vectors.read(chunks)
@@ -190,19 +194,6 @@ class LanceRetriever:
             bm25=np.array([bm25.get(chunk, 0.0) for chunk in chunks]),
             bm25_limit=limit_bm25(self._chunk_count, len(terms)),
         )
-
-    async def _search_words(
-        self, words: str | None, depth: int, condition: str | None
-    ) -> dict[int, float]:
-        """Return BM25 by chunk, best first; nothing where there is no word to search for."""
-        if words is None:
-            return {}
-        query = self._chunks.query().nearest_to_text(words, columns="search_text")
-        query = query.select(["chunk", "_score"])
-        query = query.where(condition) if condition else query
-        found = await query.limit(depth).to_arrow()
-        scores = zip(found["chunk"].to_pylist(), found["_score"].to_pylist(), strict=True)
-        return dict(sorted(scores, key=lambda pair: (-pair[1], pair[0])))
 
     async def _read_hits(self, chunks: Sequence[int]) -> list[Hit]:
         shown = ["chunk_id", "content_hash", "text", "title", "url", "heading_path"]
@@ -223,13 +214,6 @@ class LanceRetriever:
 
     async def _run(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
-
-def split_terms(question: str) -> list[str]:
-    """Return the words of a question as the index spells them: stemmed, without stop words."""
-    import lancedb
-
-    return [token.text for token in lancedb.tokenize(question, **ANALYSIS)]
 
 
 def _check_k(k: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 
 from serving.models.embedder import load_embedder
-from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
+from serving.pipeline.indexing import IndexedChunk, build_index, plan_index
 from serving.pipeline.prompt import PromptFormat
 from serving.releases.bundle import build_bundle, ensure_signing_key, publish
 from serving.releases.manifest import ReleaseManifest
@@ -39,15 +39,13 @@ class TinySite:
             )
             for slug, text in TEXTS.items()
         ]  # fmt: skip
-        windows = plan_windows(
+        plan = plan_index(
             chunks,
             maximum_tokens=self.embedder.maximum_tokens,
             count_tokens=self.embedder.count_tokens,
         )
-        vectors = self.embedder.embed([window.text for window in windows])
-        self.index = build_index(
-            home / "index", chunks, windows, vectors, self.embedder.fingerprint
-        )
+        vectors = self.embedder.embed(plan.texts)
+        self.index = build_index(home / "index", chunks, plan, vectors, self.embedder.fingerprint)
         self.releases: list[str] = []
 
     def publish(self, name: str) -> str:

@@ -1,6 +1,7 @@
 """An edited page embeds its own chunks, and nothing else is embedded again."""
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ from assets import keys, tables
 from assets.corpus import assets as corpus_assets
 from assets.corpus.assets import chunks, pages, vector_index
 from assets.corpus.chunks import ChunkSizes
+from assets.corpus.snapshots import list_snapshots
 from orchestration.planning import plan_run, read_states
 from resources.corpus import CorpusFolder
 from resources.embeddings import CachedEmbedder
@@ -73,6 +75,18 @@ def test_a_second_materialisation_embeds_nothing(site):
     assert again.embedded == []
     assert (repeated["embedded_count"], repeated["reused_count"]) == (0, report["window_count"])
     assert repeated["index_fingerprint"] == report["index_fingerprint"]
+
+
+def test_a_snapshot_that_is_current_again_counts_as_built_now(site):
+    """So that it is not removed between a run that finds it there and the table that names it."""
+    _, report = build(site)
+    index = Home(site.parent / "home").index
+    os.utime(index / report["index_fingerprint"], (0, 0))
+    assert list_snapshots(index)[0].built_at.year == 1970
+    build(site)
+    (snapshot,) = list_snapshots(index)
+    assert snapshot.fingerprint == report["index_fingerprint"]
+    assert snapshot.built_at.year > 2000
 
 
 def test_an_edited_page_embeds_its_own_chunks_only(site):

@@ -28,7 +28,7 @@ from serving.home import Home
 from serving.models.protocols import ChatRequest, Completion, NoProgress, Price
 from serving.pipeline import assembly
 from serving.pipeline.assembly import PipelineParts
-from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
+from serving.pipeline.indexing import IndexedChunk, build_index, plan_index
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.router import RouterPolicy
 from serving.pipeline.validator import ValidatorPolicy
@@ -102,9 +102,9 @@ class Factory:
             )
             for topic in TOPICS
         ]
-        windows = plan_windows(chunks, maximum_tokens=64, count_tokens=self.embedder.count_tokens)
-        vectors = self.embedder.embed([window.text for window in windows])
-        return build_index(self.home.index, chunks, windows, vectors, self.embedder.fingerprint)
+        plan = plan_index(chunks, maximum_tokens=64, count_tokens=self.embedder.count_tokens)
+        vectors = self.embedder.embed(plan.texts)
+        return build_index(self.home.index, chunks, plan, vectors, self.embedder.fingerprint)
 
     def tabulate_index(self) -> pl.DataFrame:
         index, embedder = self.build_index(), self.embedder.fingerprint
@@ -345,6 +345,23 @@ def test_what_was_left_without_an_answer_is_asked_again(factory):
     assert mended.metadata["bought_count"] == 2
     assert mended.value["validator_verdict"].to_list()[-2:] == ["valid", "valid"]
     assert mended.value.head(len(QUESTIONS)).equals(first.value.head(len(QUESTIONS)))
+
+
+def test_what_an_empty_account_rejected_is_asked_again_once_it_is_filled(factory):
+    """Few new questions may all be rejected, and nothing of the pipeline changes with the cure."""
+
+    def reject(_request: ChatRequest) -> str:
+        raise UpstreamRejectedError("asking", expected="200", found="400 low credit", next_step="")
+
+    texts = [f"kiln {number}" for number in range(100)]
+    factory.label(texts)
+    more = [*texts, "how hot is the shelf?", "how hot is the brush?"]
+    empty = factory.label(more, answer=reject)
+    assert empty.value["validator_verdict"].to_list()[-2:] == ["rejected_by_teacher"] * 2
+    assert (empty.metadata["spent_usd"], empty.metadata["lost_usd"]) == (0, 0)
+    filled = factory.label(more)
+    assert (filled.metadata["kept_count"], filled.metadata["bought_count"]) == (100, 2)
+    assert filled.value["validator_verdict"].unique().to_list() == ["valid"]
 
 
 def test_losses_are_a_share_of_the_whole_set_also_where_only_they_are_asked(factory):

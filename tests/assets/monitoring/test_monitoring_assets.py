@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 
 from assets import keys, tables
+from assets.eval_set.suites import BEHAVIOURS
 from assets.monitoring.alarms import MONITORS
+from assets.monitoring.assets import disagreement_clusters
 from assets.monitoring.curation import measure_curation
 from assets.monitoring.measurements import MonitoringPlan
 from assets.seeds.harvesting import harvest_seeds
@@ -21,9 +23,10 @@ from orchestration.config import load_config
 from orchestration.curate_cli import compact
 from orchestration.definitions import build_defs
 from orchestration.jobs import NIGHTLY_MONITORING
+from serving.errors import InvalidInputError
 from serving.hashing import content_hash
 from serving.home import Home
-from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
+from serving.pipeline.indexing import IndexedChunk, build_index, plan_index
 from tests.assets.monitoring.judging import judge
 from tests.assets.monitoring.weeks import QUESTIONS, START, WEEK, serve_week
 from tests.assets.traces.served import make_keys, plan_days, serve_plan
@@ -44,11 +47,11 @@ def lay_upstream(home: Home) -> None:
                      url="", heading_path=("Page",), text=text)
         for n, text in enumerate(texts)
     ]  # fmt: skip
-    windows = plan_windows(
+    plan = plan_index(
         chunks, maximum_tokens=EMBEDDER.maximum_tokens, count_tokens=EMBEDDER.count_tokens
     )
-    vectors = EMBEDDER.embed([window.text for window in windows])
-    fingerprint = build_index(home.index, chunks, windows, np.asarray(vectors), "e0e0")
+    vectors = EMBEDDER.embed(plan.texts)
+    fingerprint = build_index(home.index, chunks, plan, np.asarray(vectors), "e0e0")
     rows = {
         "index_fingerprint": fingerprint, "embedder_fingerprint": "e0e0", "chunk_count": 80,
         "dimension": EMBEDDER.dimension, "uri": f"index/{fingerprint}",
@@ -155,6 +158,23 @@ def test_an_embedder_that_changed_is_caught_by_the_index_it_built(tmp_path):
     (told,) = read(home, "embedder_probe").filter(metric="min_cosine").to_dicts()
     assert (told["outcome"], told["n"]) == ("past", 64)
     assert 0.99 < told["number"] < 0.9999
+
+
+def test_clusters_are_not_compared_with_a_registry_of_another_embedder(tmp_path):
+    """It would hold none of them, and each kind that a suite measures would alarm as unknown."""
+    registered = pl.DataFrame(
+        {
+            "case_id": ["b1"], "suite": [BEHAVIOURS], "embedder_fingerprint": ["other"],
+            "vector": [[1.0] * EMBEDDER.dimension],
+        },
+        schema_overrides=tables.EVAL_EMBEDDINGS,
+    )  # fmt: skip
+    make = disagreement_clusters.op.compute_fn.decorated_fn
+    rest = (Home(tmp_path), MonitoringPlan(until=START), EMBEDDER)
+    with pytest.raises(InvalidInputError, match="e0e0, found vectors of other"):
+        make(registered, *rest)
+    own = registered.with_columns(embedder_fingerprint=pl.lit("e0e0"))
+    assert make(own, *rest).value.is_empty()
 
 
 def test_the_demo_s_chain_makes_no_monitor():

@@ -12,8 +12,9 @@ from serving.errors import IndexMismatchError, InvalidInputError
 from serving.hashing import content_hash
 from serving.models.protocols import ChunkFilter, Retriever, Vectors
 from serving.pipeline.fusion import fuse, read_vectors
-from serving.pipeline.indexing import IndexedChunk, build_index, plan_windows
-from serving.pipeline.retrieval import LanceRetriever, split_terms
+from serving.pipeline.indexing import IndexedChunk, build_index, plan_index
+from serving.pipeline.retrieval import LanceRetriever
+from serving.pipeline.word_search import split_terms
 
 PAGES = {
     "install": ["Install Tern with one command.", "Uninstall removes every file but the backups."],
@@ -65,11 +66,11 @@ def make_chunks(pages: dict[str, list[str]] = PAGES) -> list[IndexedChunk]:
 
 
 def index(folder, chunks: Sequence[IndexedChunk], embedder: LetterEmbedder) -> str:
-    windows = plan_windows(
+    plan = plan_index(
         chunks, maximum_tokens=embedder.maximum_tokens, count_tokens=embedder.count_tokens
     )
-    vectors = embedder.embed([window.text for window in windows])
-    return build_index(folder, chunks, windows, vectors, embedder.fingerprint)
+    vectors = embedder.embed(plan.texts)
+    return build_index(folder, chunks, plan, vectors, embedder.fingerprint)
 
 
 async def open_index(folder, pages=PAGES, *, k: int = 3, reranker=None) -> LanceRetriever:
@@ -135,13 +136,13 @@ async def test_candidates_carry_all_that_the_order_of_the_hits_is_made_from(fold
 
 
 async def test_a_chunk_that_only_words_bring_has_its_true_cosine(folder):
-    pages = {"near": ["rent uuuu iiii"] * 60, "far": ["tern tern zzzzzzzzzzzz"]}
+    pages = {"near": ["rent uuuu iiii"] * 100, "far": ["tern tern zzzzzzzzzzzz"]}
     retriever = await open_index(folder, pages)
     texts = {chunk.chunk_id: chunk.search_text for chunk in make_chunks(pages)}
     question, far, near = LetterEmbedder().embed(
         ["tern", texts["docs:far/1"], texts["docs:near/1"]]
     )
-    assert question @ far < question @ near  # vectors alone bring 24 of the others before it
+    assert question @ far < question @ near  # vectors alone bring 96 of the others before it
     hit = (await retriever.retrieve("tern", k=1))[0]
     assert hit.chunk_id == "docs:far/1"
     assert hit.score == pytest.approx(float(question @ far), abs=1e-5)
@@ -155,6 +156,25 @@ async def test_text_past_the_embedders_maximum_is_found_by_its_meaning(folder):
     assert hits[0].chunk_id == "docs:long/1"
     assert hits[0].text == long
     assert hits[0].score > 0.5
+
+
+async def test_words_that_stand_together_in_a_long_chunk_count_more(folder, tmp_path):
+    """Chunks of the same words have one BM25; it is their parts' that differs."""
+    other = ["filler"] * 60
+    pages = {
+        "apart": [" ".join(["kiln", *other, "glaze"])],
+        "together": [" ".join(["kiln", "glaze", *other])],
+        "short": ["nothing of it"],
+    }
+    retriever = await open_index(tmp_path, pages)
+    for where in (None, ChunkFilter(pages=("apart", "together"))):
+        found = await retriever.find_candidates("kiln glaze", where=where)
+        apart, together = (found.bm25[found.chunks.index(n)] for n in (0, 1))
+        assert 0 < apart < together
+    hits = await retriever.retrieve("kiln glaze", where=ChunkFilter(pages=("apart",)))
+    assert [hit.chunk_id for hit in hits] == ["docs:apart/1"]
+    # Where the embedder reads every chunk whole, there is nothing to search beside the chunks.
+    assert (await open_index(folder))._words.parts is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from serving.errors import InvalidInputError
 from serving.models.protocols import ChunkFilter, Vectors
 from serving.pipeline import index_tables, vector_search
-from serving.pipeline.indexing import IndexedChunk, Window, build_index, plan_windows
+from serving.pipeline.indexing import (
+    WINDOW_TOKENS,
+    Cut,
+    IndexedChunk,
+    IndexPlan,
+    build_index,
+    plan_index,
+)
 from serving.pipeline.retrieval import LanceRetriever
 
 CHUNK = IndexedChunk(
@@ -28,8 +35,24 @@ def count_words(texts: Sequence[str]) -> list[int]:
     return [len(text.split()) for text in texts]
 
 
-def plan(*chunks: IndexedChunk, maximum: int = 14) -> tuple[Window, ...]:
-    return plan_windows(chunks, maximum_tokens=maximum, count_tokens=count_words)
+def plan(*chunks: IndexedChunk, maximum: int = 14, window: int = 14) -> IndexPlan:
+    return plan_index(
+        chunks, maximum_tokens=maximum, count_tokens=count_words, window_tokens=window
+    )
+
+
+def plan_windows(owners: Sequence[int]) -> IndexPlan:
+    """Return a plan of windows whose texts do not matter, the first of each chunk its only part."""
+    firsts = {owner: place for place, owner in reversed([*enumerate(owners)])}
+    return IndexPlan(
+        texts=tuple(f"t{n}" for n in range(len(owners))),
+        windows=Cut(chunks=tuple(owners), texts=tuple(range(len(owners)))),
+        parts=Cut(chunks=tuple(sorted(firsts)), texts=tuple(firsts[n] for n in sorted(firsts))),
+    )
+
+
+def read(made: IndexPlan, cut: Cut) -> list[str]:
+    return [made.texts[text] for text in cut.texts]
 
 
 def test_a_chunk_knows_its_page_and_what_is_searched():
@@ -37,49 +60,65 @@ def test_a_chunk_knows_its_page_and_what_is_searched():
     assert CHUNK.search_text == "Install > On Linux\nRun it."
 
 
-def test_a_chunk_that_fits_is_one_window_of_all_it_says():
-    assert plan(CHUNK, CHUNK) == tuple(Window(chunk=n, text=CHUNK.search_text) for n in (0, 1))
+def test_a_chunk_that_fits_is_one_window_and_one_part_of_all_it_says():
+    both = Cut(chunks=(0, 1), texts=(0, 0))  # equal texts are embedded once
+    assert plan(CHUNK, CHUNK) == IndexPlan(texts=(CHUNK.search_text,), windows=both, parts=both)
 
 
 def test_a_longer_chunk_is_cut_into_equal_windows_under_its_headings():
-    windows = plan(replace(CHUNK, text=" ".join(f"w{n}" for n in range(22))))
-    bodies = [window.text.removeprefix("Install > On Linux\n") for window in windows]
+    made = plan(replace(CHUNK, text=" ".join(f"w{n}" for n in range(22))), maximum=99)
+    bodies = [text.removeprefix("Install > On Linux\n") for text in read(made, made.windows)]
     assert [len(body.split()) for body in bodies] == [8, 8, 6]
     assert " ".join(bodies).split() == [f"w{n}" for n in range(22)]
+    assert len(made.parts) == 1
+    assert len(made.texts) == 4  # the windows and the whole
+
+
+def test_windows_are_short_where_the_embedder_reads_more():
+    words = " ".join(["word"] * 200)
+    made = plan_index([replace(CHUNK, text=words)], maximum_tokens=254, count_tokens=count_words)
+    assert [len(made.windows), len(made.parts)] == [3, 1]
+    assert max(count_words(read(made, made.windows))) <= WINDOW_TOKENS
+    assert len(plan(replace(CHUNK, text=words), maximum=9, window=99).windows) > 22
 
 
 @given(
     st.lists(st.sampled_from(["a", "bb", "\n", "  ", "| x |", "```"]), max_size=200),
     st.integers(1, 38),
+    st.integers(1, 38),
     st.integers(1, 40),
 )
-def test_windows_fit_and_lose_no_word(parts, maximum, headings):
-    chunk = replace(CHUNK, text=" ".join(parts), heading_path=("h",) * headings)
-    windows = plan(chunk, maximum=maximum)
-    assert all(window.chunk == 0 for window in windows)
-    assert all(count <= maximum for count in count_words([w.text for w in windows])) or (
-        not chunk.text.split()  # headings alone are not cut
-    )
-    bodies = [window.text.removeprefix(f"{chunk.headings}\n") for window in windows]
-    if chunk.text.split():
-        assert " ".join(bodies).split() == chunk.text.split()
+def test_texts_fit_and_lose_no_word(words, maximum, window, headings):
+    chunk = replace(CHUNK, text=" ".join(words), heading_path=("h",) * headings)
+    made = plan(chunk, maximum=maximum, window=window)
+    for cut, limit in ((made.windows, min(maximum, window)), (made.parts, maximum)):
+        texts = read(made, cut)
+        assert set(cut.chunks) == {0}
+        assert max(count_words(texts)) <= limit or not chunk.text.split()  # headings are not cut
+        bodies = [text.removeprefix(f"{chunk.headings}\n") for text in texts]
+        if chunk.text.split():
+            assert " ".join(bodies).split() == chunk.text.split()
 
 
 @pytest.mark.parametrize(
     ("positions", "vector_count"),
     [([], 0), ([0], 1), ([0, 0], 2), ([1, 0], 2), ([0, 2], 2), ([0, 1], 1), ([0, 1, 2], 3)],
 )
-def test_windows_that_do_not_belong_to_the_chunks_are_refused(tmp_path, positions, vector_count):
-    windows = [Window(chunk=position, text="x") for position in positions]
+def test_a_plan_of_other_chunks_is_refused(tmp_path, positions, vector_count):
     vectors = np.ones((vector_count, 4), dtype=np.float32)
-    with pytest.raises(InvalidInputError, match="windows of all 2 chunks"):
-        build_index(tmp_path, [CHUNK, CHUNK], windows, vectors, "e")
+    other = Cut(chunks=tuple(positions), texts=tuple(range(len(positions))))
+    own = Cut(chunks=(0, 1), texts=(0, 0))
+    texts = ("x",) * max(1, len(positions))
+    for windows, parts in ((other, own), (own, other)):
+        made = IndexPlan(texts=texts, windows=windows, parts=parts)
+        with pytest.raises(InvalidInputError, match="texts of all 2 chunks"):
+            build_index(tmp_path, [CHUNK, CHUNK], made, vectors, "e")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_chunk_is_no_index(tmp_path):
     with pytest.raises(InvalidInputError, match="at least one chunk"):
-        build_index(tmp_path, [], [], np.zeros((0, 4), dtype=np.float32), "e")
+        build_index(tmp_path, [], plan(), np.zeros((0, 4), dtype=np.float32), "e")
 
 
 def test_an_existing_snapshot_is_kept_and_a_failed_build_leaves_nothing(tmp_path):
@@ -99,9 +138,9 @@ class Known:
 
     maximum_tokens, fingerprint = 256, "known"
 
-    def __init__(self, windows: Sequence[Window], vectors: Vectors) -> None:
+    def __init__(self, owners: Sequence[int], vectors: Vectors) -> None:
         self.vectors = vectors
-        self.owners = [window.chunk for window in windows]
+        self.owners = list(owners)
         self.dimension = vectors.shape[1]
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -129,10 +168,10 @@ async def test_many_batches_and_partitions_keep_every_chunk_with_its_own_vectors
     monkeypatch.setattr(vector_search, "BLOCK_ROWS", 100)
     monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", memory_mib)
     chunks = make_chunks(700)
-    windows = [Window(chunk=n, text="") for n in range(700) for _ in range(1 + n % 3)]
+    windows = [n for n in range(700) for _ in range(1 + n % 3)]
     vectors = draw_vectors(len(windows))
     known = Known(windows, vectors)
-    fingerprint = build_index(tmp_path, chunks, windows, vectors, "e")
+    fingerprint = build_index(tmp_path, chunks, plan_windows(windows), vectors, "e")
     retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=50)
     for position in (0, 63, 64, 350, 699):
         hits = await retriever.retrieve(f"{position}?")
@@ -150,9 +189,9 @@ async def test_a_filter_that_leaves_little_is_searched_beyond_the_nearest_partit
 ):
     monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", 0)
     monkeypatch.setattr(vector_search, "PARTITIONS_ASKED", 1)
-    chunks, windows = make_chunks(600), [Window(chunk=n, text="") for n in range(600)]
+    chunks, windows = make_chunks(600), range(600)
     known = Known(windows, draw_vectors(600))
-    fingerprint = build_index(tmp_path, chunks, windows, known.vectors, "e")
+    fingerprint = build_index(tmp_path, chunks, plan_windows(windows), known.vectors, "e")
     retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=12)
     pages = tuple(f"p{n}" for n in range(5, 600, 50))
     hits = await retriever.retrieve("0?", where=ChunkFilter(pages=pages))  # no word of any chunk
@@ -164,11 +203,11 @@ async def test_a_filter_that_leaves_little_is_searched_beyond_the_nearest_partit
 async def test_one_long_chunk_leaves_room_for_the_others(tmp_path, monkeypatch, memory_mib):
     """Its 400 windows are nearest, ten times as many rows as the mean makes the search ask for."""
     monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", memory_mib)
-    windows = [Window(chunk=n, text="") for n in [0] * 400 + list(range(1, 60))]
+    windows = [0] * 400 + list(range(1, 60))
     vectors = draw_vectors(len(windows))
     vectors[:400] = vectors[0]
     known = Known(windows, vectors)
-    fingerprint = build_index(tmp_path, make_chunks(60), windows, vectors, "e")
+    fingerprint = build_index(tmp_path, make_chunks(60), plan_windows(windows), vectors, "e")
     retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=24)
     hits = await retriever.retrieve("0?")  # no word of any chunk
     nearest = np.argsort(-(vectors[400:] @ vectors[0]), kind="stable")[:23] + 1
@@ -187,9 +226,9 @@ async def test_of_equal_chunks_the_one_whose_page_is_about_the_question_comes_fi
         replace(CHUNK, chunk_id=f"docs:{page}/{n}", heading_path=(f"H{n}",), text=f"word{n}")
         for n, (page, _) in enumerate(made)
     ]
-    windows = [Window(chunk=n, text="") for n in range(4)]
+    windows = range(4)
     known = Known(windows, np.stack([vector for _, vector in made]))
-    fingerprint = build_index(tmp_path, chunks, windows, known.vectors, "e")
+    fingerprint = build_index(tmp_path, chunks, plan_windows(windows), known.vectors, "e")
     retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=4)
     hits = await retriever.retrieve("0?")  # no word of any chunk
     assert [hit.chunk_id[5:] for hit in hits] == ["about/1", "about/3", "aside/0", "aside/2"]
@@ -203,14 +242,14 @@ async def test_of_equal_chunks_the_one_whose_page_is_about_the_question_comes_fi
 
 async def test_in_memory_and_on_disk_find_the_same_with_and_without_a_filter(tmp_path, monkeypatch):
     chunks = make_chunks(400)
-    windows = [Window(chunk=n, text="") for n in range(400) for _ in range(1 + n % 3)]
+    windows = [n for n in range(400) for _ in range(1 + n % 3)]
     known = Known(windows, draw_vectors(len(windows)))
     found = []
     for memory_mib in (0, 256):
         monkeypatch.setattr(index_tables, "VECTORS_IN_MEMORY_MIB", memory_mib)
         monkeypatch.setattr(vector_search, "PARTITIONS_ASKED", 1000)  # all: exact
         folder = tmp_path / str(memory_mib)
-        fingerprint = build_index(folder, chunks, windows, known.vectors, "e")
+        fingerprint = build_index(folder, chunks, plan_windows(windows), known.vectors, "e")
         retriever = await LanceRetriever.open(folder, fingerprint=fingerprint, embedder=known, k=20)
         pages = ChunkFilter(pages=tuple(f"p{n}" for n in range(0, 400, 9)))
         found.append(
@@ -225,9 +264,9 @@ async def test_in_memory_and_on_disk_find_the_same_with_and_without_a_filter(tmp
 
 
 async def test_of_equally_near_chunks_the_first_of_the_corpus_are_candidates(tmp_path):
-    windows = [Window(chunk=n, text="") for n in range(200)]
+    windows = range(200)
     vectors = np.tile(draw_vectors(1), (200, 1))
-    fingerprint = build_index(tmp_path, make_chunks(200), windows, vectors, "e")
+    fingerprint = build_index(tmp_path, make_chunks(200), plan_windows(windows), vectors, "e")
     known = Known(windows, vectors)
     retriever = await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=known, k=24)
     hits = await retriever.retrieve("0?")
