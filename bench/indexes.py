@@ -21,11 +21,18 @@ import numpy as np
 from bench.question_sets import QuestionSet
 from serving.models.protocols import Embedder
 from serving.pipeline.index_tables import CHUNKS, PAGES, WINDOWS
-from serving.pipeline.indexing import Cut, IndexedChunk, IndexPlan, build_index, plan_index
+from serving.pipeline.indexing import (
+    WINDOW_TOKENS,
+    Cut,
+    IndexedChunk,
+    IndexPlan,
+    build_index,
+    plan_index,
+)
 from serving.pipeline.retrieval import CANDIDATES, LanceRetriever
 from serving.pipeline.vector_search import VectorsOnDisk, open_vectors
 
-DEPTH = 24  # chunks a question brings back where documents are read off them
+DEPTH = CANDIDATES  # chunks a question brings back where documents are read off them
 TIMED_QUESTIONS = 100
 ANSWERED_FROM = 3  # chunks that an answer is written from
 BROUGHT = 2 * CANDIDATES  # chunks that the search by vectors brings to a question
@@ -42,10 +49,18 @@ class Built:
     window_count: int
 
 
-def build(chunks: Sequence[IndexedChunk], embedder: Embedder, folder: Path) -> Built:
+def build(
+    chunks: Sequence[IndexedChunk],
+    embedder: Embedder,
+    folder: Path,
+    window_tokens: int = WINDOW_TOKENS,
+) -> Built:
     """Build our index of these chunks; embedding them is not in the seconds."""
     plan = plan_index(
-        chunks, maximum_tokens=embedder.maximum_tokens, count_tokens=embedder.count_tokens
+        chunks,
+        maximum_tokens=embedder.maximum_tokens,
+        count_tokens=embedder.count_tokens,
+        window_tokens=window_tokens,
     )
     vectors = embedder.embed(plan.texts)
     return build_timed(folder, chunks, plan, vectors, embedder.fingerprint)

@@ -175,7 +175,7 @@ def embedder_probe(
 ) -> Table:
     """64 texts of the index embedded again, and the fingerprints that traces were answered from."""
     traffic, index = gather_traffic(home, monitoring_plan), vector_index.row(0, named=True)
-    probes = read_probes(home.index / index["index_fingerprint"])
+    probes = read_probes(home.index / index["index_fingerprint"], live_embedder)
     current = index["index_fingerprint"], index["embedder_fingerprint"]
     found = [
         *measure_embedder(probes, live_embedder, place=monitoring_plan.embedder_place),

@@ -6,6 +6,7 @@ comparing vectors, and the fingerprints of traces. Does not belong here: buildin
 (`serving/pipeline/indexing`).
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from assets.monitoring.traffic import Traffic
 from serving.home import Home
 from serving.models.protocols import Embedder, Vectors
 from serving.pipeline.index_tables import CHUNKS, WINDOWS
+from serving.pipeline.indexing import IndexedChunk, plan_index
 from serving.releases.manifest import ReleaseManifest
 
 PROBES = 64
@@ -36,30 +38,35 @@ class Probes:
     neighbours: Vectors
 
 
-def read_probes(snapshot: Path, count: int = PROBES) -> Probes:
-    """Return chunks spread over an index snapshot, those embedded as one text, with vectors."""
+def read_probes(snapshot: Path, embedder: Embedder, count: int = PROBES) -> Probes:
+    """Return the first windows of chunks spread over an index snapshot, with their vectors.
+
+    The texts of windows are not stored: chunks are cut again. One that is cut into another number
+    of windows than the snapshot has of it, which another version wrote, is left out.
+    """
     import lancedb
 
     database = lancedb.connect(snapshot)
-    chunks, windows = (
-        table.search().select(columns).limit(table.count_rows()).to_arrow()
-        for table, columns in (
-            (database.open_table(CHUNKS), ["chunk", "search_text"]),
-            (database.open_table(WINDOWS), ["chunk", "vector"]),
-        )
-    )
-    owners = windows["chunk"].to_numpy()
-    flat = windows["vector"].combine_chunks().flatten().to_numpy()
+    table, windows = (database.open_table(name) for name in (CHUNKS, WINDOWS))
+    stored = windows.search().select(["chunk", "vector"]).limit(windows.count_rows()).to_arrow()
+    owners = stored["chunk"].to_numpy()
+    flat = stored["vector"].combine_chunks().flatten().to_numpy()
     vectors: Vectors = flat.reshape(len(owners), -1).astype(np.float32)
-    texts = dict(zip(chunks["chunk"].to_pylist(), chunks["search_text"].to_pylist(), strict=True))
     _, first, counts = np.unique(owners, return_index=True, return_counts=True)
-    whole = first[counts == 1]  # a longer chunk was cut, and its windows' texts are not stored
-    places = np.linspace(0, len(whole) - 1, min(count, len(whole))).astype(int)
-    rows = whole[np.unique(places)]
+    chosen = np.unique(np.linspace(0, len(first) - 1, min(count, len(first))).astype(int))
+    fields = [field.name for field in dataclasses.fields(IndexedChunk)]
+    rows = table.search().select(["chunk", *fields]).limit(table.count_rows()).to_arrow()
+    rows = rows.sort_by("chunk").take(chosen).drop_columns("chunk").to_pylist()
+    chunks = [IndexedChunk(**{**r, "heading_path": tuple(r["heading_path"])}) for r in rows]
+    plan = plan_index(
+        chunks, maximum_tokens=embedder.maximum_tokens, count_tokens=embedder.count_tokens
+    )
+    _, begins, cut = np.unique(plan.windows.chunks, return_index=True, return_counts=True)
+    equal = cut == counts[chosen]
     spread = np.linspace(0, len(vectors) - 1, min(LARGEST_COMPARED, len(vectors))).astype(int)
     return Probes(
-        texts=tuple(texts[int(owners[row])] for row in rows),
-        stored=vectors[rows],
+        texts=tuple(plan.texts[plan.windows.texts[n]] for n in begins[equal]),
+        stored=vectors[first[chosen][equal]],
         neighbours=vectors[spread],
     )
 
@@ -74,7 +81,7 @@ def measure_embedder(probes: Probes, embedder: Embedder, *, place: str) -> list[
     """
     limit = SMALLEST_COSINE[place]
     if len(probes.texts) < PROBES:
-        reason = f"{len(probes.texts)} whole chunks in the index, {PROBES} are needed"
+        reason = f"{len(probes.texts)} chunks of the index to compare, {PROBES} are needed"
         return [
             leave_open("min_cosine", reason, n=len(probes.texts), relation="at least", limit=limit),
             leave_open("overlap_at_10", reason, n=len(probes.texts), relation="at least",

@@ -39,9 +39,9 @@ UPSTREAM = (
 )  # fmt: skip
 
 
-def lay_upstream(home: Home) -> None:
+def lay_upstream(home: Home, *, filler: str = "") -> None:
     """Write what the chain leaves of a corpus of seed questions, and empty tables of the rest."""
-    texts = [text for questions in QUESTIONS.values() for text in questions][:80]
+    texts = [text + filler for questions in QUESTIONS.values() for text in questions][:80]
     chunks = [
         IndexedChunk(chunk_id=f"docs:page/{n}", content_hash=content_hash(text), title="Page",
                      url="", heading_path=("Page",), text=text)
@@ -158,6 +158,14 @@ def test_an_embedder_that_changed_is_caught_by_the_index_it_built(tmp_path):
     (told,) = read(home, "embedder_probe").filter(metric="min_cosine").to_dicts()
     assert (told["outcome"], told["n"]) == ("past", 64)
     assert 0.99 < told["number"] < 0.9999
+
+
+def test_chunks_of_several_windows_are_probed_too(tmp_path):
+    home = Home(tmp_path)
+    lay_upstream(home, filler=" more" * 2 * EMBEDDER.maximum_tokens)
+    assert run_job(home.root, selection=[keys.EMBEDDER_PROBE]).success
+    (told,) = read(home, "embedder_probe").filter(metric="min_cosine").to_dicts()
+    assert (told["outcome"], told["n"]) == ("within", 64)
 
 
 def test_clusters_are_not_compared_with_a_registry_of_another_embedder(tmp_path):
