@@ -76,12 +76,12 @@ def join_chunks(chosen: QuestionSet, headings: int | None) -> QuestionSet:
     return replace(chosen, chunks=chunks, documents=[chunk.page for chunk in chunks])
 
 
-async def score_sizes(chosen: QuestionSet, embedder: Embedder, kept: Embedder) -> np.ndarray:
+async def score_sizes(chosen: QuestionSet, embedder: Embedder) -> np.ndarray:
     """Return [sizes, questions] nDCG@8 of one set."""
     scores = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
-            built = build(chosen.chunks, kept, Path(folder), window_tokens=size)
+            built = build(chosen.chunks, embedder, Path(folder), window_tokens=size)
             retriever = await open_built(built, embedder)
             names = dict(zip([c.chunk_id for c in chosen.chunks], chosen.documents, strict=True))
             ranking = {}
@@ -105,7 +105,7 @@ async def measure() -> dict[str, Any]:
     for chosen in load_development_sets(embedder):
         for layout, headings in LAYOUTS.items():
             name = f"{chosen.name}, {layout}"
-            scores[name] = await score_sizes(join_chunks(chosen, headings), kept, kept)
+            scores[name] = await score_sizes(join_chunks(chosen, headings), kept)
             layouts.setdefault(chosen.name, []).append(name)
             means = "".join(f"{mean:>8.3f}" for mean in scores[name].mean(axis=1))
             print(f"{name:44}{means}", flush=True)
@@ -120,7 +120,7 @@ async def measure() -> dict[str, Any]:
         )
     for layout in LAYOUTS:
         own = [name for name in scores if name.endswith(f", {layout}")]
-        for size, row in zip(SIZES[:-1], range(len(SIZES) - 1), strict=True):
+        for row, size in enumerate(SIZES[:-1]):
             gain = state_mean(np.concatenate([scores[n][row] - scores[n][-1] for n in own]))
             figures[f"{layout} {size}"] = gain
             print(

@@ -24,6 +24,10 @@ REMOVED = ".removed"
 KILLED_AFTER = timedelta(days=1)
 """A build that wrote nothing for this long was killed: one of 100,000 chunks takes two minutes."""
 
+UNDER_WAY = timedelta(hours=1)
+"""A snapshot that was replaced, or built, within it stays even with 0 days: a run that is under way
+may be about to name it."""
+
 _FINGERPRINT = re.compile(rf"[0-9a-f]{{{ID_HEX_DIGITS}}}")
 
 
@@ -79,11 +83,13 @@ def list_snapshots(folder: Path) -> list[Snapshot]:
 def list_leftovers(folder: Path, *, now: datetime) -> list[Leftover]:
     """Return removals that were not finished, and builds that wrote nothing for a day."""
     removals = [path for path in _list(folder) if path.name.endswith(REMOVED)]
-    builds = [
-        path for path in _list(folder / STAGING) if now - _find_last_write(path) > KILLED_AFTER
-    ]
-    found = (path for path in (*removals, *builds) if path.is_dir() and not path.is_symlink())
-    return [Leftover(path=path, size_bytes=_measure(path)) for path in found]
+    found = []
+    for path in (*removals, *_list(folder / STAGING)):
+        with contextlib.suppress(FileNotFoundError):  # finished just now, by whoever made it
+            is_left = path in removals or now - _find_last_write(path) > KILLED_AFTER
+            if is_left and path.is_dir() and not path.is_symlink():
+                found.append(Leftover(path=path, size_bytes=_measure(path)))
+    return found
 
 
 def plan_pruning(
@@ -106,14 +112,16 @@ def plan_pruning(
         keep_days: a snapshot that was replaced less than so many days ago stays.
         now: the time that ages are counted to.
     """
+    spared = max(timedelta(days=keep_days), UNDER_WAY)
     ends = [newer.built_at for _, newer in pairwise(snapshots)]
     ends += [snapshot.built_at for snapshot in snapshots[-1:]]
     kept, unnamed = [], []
     for snapshot, end in zip(snapshots, ends, strict=True):
         if names := named_by.get(snapshot.fingerprint):
             kept.append((snapshot, f"named by {', '.join(names)}"))
-        elif now - end < timedelta(days=keep_days):
-            kept.append((snapshot, f"replaced less than {keep_days} days ago"))
+        elif now - end < spared:
+            told = f"{keep_days} days" if keep_days else "an hour"
+            kept.append((snapshot, f"replaced less than {told} ago"))
         else:
             unnamed.append(snapshot)
     return PruningPlan(kept=tuple(kept), unnamed=tuple(unnamed), leftovers=tuple(leftovers))
@@ -141,11 +149,13 @@ def _remove(snapshot: Snapshot) -> int:
     """Take a snapshot out of sight at once, then delete it; 0 where another process was faster."""
     aside = snapshot.path.with_name(f".{snapshot.fingerprint}.{uuid.uuid4().hex}{REMOVED}")
     try:
-        if _read_time(snapshot.path) != snapshot.built_at:
-            return 0  # a run has found it current since the plan was made
         snapshot.path.rename(aside)
     except FileNotFoundError:
         return 0
+    if _read_time(aside) != snapshot.built_at:  # a run has found it current since the plan was made
+        with contextlib.suppress(OSError):  # or has built it anew meanwhile
+            aside.rename(snapshot.path)
+            return 0
     flush_to_disk(aside.parent)
     _delete(aside)
     return snapshot.size_bytes

@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from assets.monitoring.measurements import Measurement, compare_number, leave_open
@@ -22,7 +24,11 @@ from serving.pipeline.index_tables import CHUNKS, WINDOWS
 from serving.pipeline.indexing import IndexedChunk, plan_index
 from serving.releases.manifest import ReleaseManifest
 
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
 PROBES = 64
+SPARE = 4  # times as many chunks are read: those that are cut otherwise now are left out
 SMALLEST_COSINE: Mapping[str, float] = {"local": 0.9999, "hosted": 0.999}
 NEIGHBOURS = 10
 SMALLEST_OVERLAP = 0.98
@@ -48,27 +54,42 @@ def read_probes(snapshot: Path, embedder: Embedder, count: int = PROBES) -> Prob
 
     database = lancedb.connect(snapshot)
     table, windows = (database.open_table(name) for name in (CHUNKS, WINDOWS))
-    stored = windows.search().select(["chunk", "vector"]).limit(windows.count_rows()).to_arrow()
+    columns = ["row", "chunk", "vector"]
+    stored = windows.search().select(columns).limit(windows.count_rows()).to_arrow().sort_by("row")
     owners = stored["chunk"].to_numpy()
     flat = stored["vector"].combine_chunks().flatten().to_numpy()
     vectors: Vectors = flat.reshape(len(owners), -1).astype(np.float32)
     _, first, counts = np.unique(owners, return_index=True, return_counts=True)
-    chosen = np.unique(np.linspace(0, len(first) - 1, min(count, len(first))).astype(int))
-    fields = [field.name for field in dataclasses.fields(IndexedChunk)]
-    rows = table.search().select(["chunk", *fields]).limit(table.count_rows()).to_arrow()
-    rows = rows.sort_by("chunk").take(chosen).drop_columns("chunk").to_pylist()
-    chunks = [IndexedChunk(**{**r, "heading_path": tuple(r["heading_path"])}) for r in rows]
+    # More than are needed: some may be cut otherwise.
+    chosen = _spread(len(first), SPARE * count)
+    chunks = _read_chunks(table, chosen.tolist())
     plan = plan_index(
         chunks, maximum_tokens=embedder.maximum_tokens, count_tokens=embedder.count_tokens
     )
     _, begins, cut = np.unique(plan.windows.chunks, return_index=True, return_counts=True)
-    equal = cut == counts[chosen]
-    spread = np.linspace(0, len(vectors) - 1, min(LARGEST_COMPARED, len(vectors))).astype(int)
+    equal = np.flatnonzero(cut == counts[chosen])
+    equal = equal[_spread(len(equal), count)]
     return Probes(
         texts=tuple(plan.texts[plan.windows.texts[n]] for n in begins[equal]),
-        stored=vectors[first[chosen][equal]],
-        neighbours=vectors[spread],
+        stored=vectors[first[chosen[equal]]],
+        neighbours=vectors[_spread(len(vectors), LARGEST_COMPARED)],
     )
+
+
+def _read_chunks(table: "Table", positions: Sequence[int]) -> list[IndexedChunk]:
+    """Return the chunks at these positions, in their order."""
+    fields = [field.name for field in dataclasses.fields(IndexedChunk)]
+    query = table.search().where(f"chunk IN ({', '.join(map(str, positions))})")
+    rows = query.select(["chunk", *fields]).limit(len(positions)).to_arrow().sort_by("chunk")
+    return [
+        IndexedChunk(**{**row, "heading_path": tuple(row["heading_path"])})
+        for row in rows.drop_columns("chunk").to_pylist()
+    ]
+
+
+def _spread(size: int, count: int) -> npt.NDArray[np.int64]:
+    """Return at most `count` positions spread over 0 to size - 1, ascending."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
 
 
 def measure_embedder(probes: Probes, embedder: Embedder, *, place: str) -> list[Measurement]:
@@ -80,18 +101,19 @@ def measure_embedder(probes: Probes, embedder: Embedder, *, place: str) -> list[
         place: `local` or `hosted`: a server's vectors move a little with its batches.
     """
     limit = SMALLEST_COSINE[place]
+    if embedder.dimension != probes.neighbours.shape[1]:
+        held = probes.neighbours.shape[1]
+        told = f"vectors of {embedder.dimension} numbers, the index holds {held}"
+        return [
+            compare_number("min_cosine", 0.0, relation="at least", limit=limit,
+                           n=len(probes.texts), detail=told)
+        ]  # fmt: skip
     if len(probes.texts) < PROBES:
         reason = f"{len(probes.texts)} chunks of the index to compare, {PROBES} are needed"
         return [
             leave_open("min_cosine", reason, n=len(probes.texts), relation="at least", limit=limit),
             leave_open("overlap_at_10", reason, n=len(probes.texts), relation="at least",
                        limit=SMALLEST_OVERLAP),
-        ]  # fmt: skip
-    if embedder.dimension != probes.stored.shape[1]:
-        told = f"vectors of {embedder.dimension} numbers, the index holds {probes.stored.shape[1]}"
-        return [
-            compare_number("min_cosine", 0.0, relation="at least", limit=limit,
-                           n=len(probes.texts), detail=told)
         ]  # fmt: skip
     fresh = embedder.embed(probes.texts)
     cosines = (fresh * probes.stored).sum(axis=1)

@@ -65,7 +65,7 @@ def read_vectors(
     Args:
         question: [dimension] unit vector.
         windows: for each of n chunks [its windows, dimension] unit vectors.
-        pages: [n, dimension] the direction of the mean of all windows of each chunk's page.
+        pages: [n, dimension] the direction of the mean of all parts of each chunk's page.
 
     Returns:
         ([n], [n]), each in -1..1.

@@ -1,7 +1,8 @@
 """The tables of an index snapshot in LanceDB: what their columns mean, and writing them.
 
 Belongs here: schemas, batches, search indexes, what fits in memory. Does not belong here: what is
-indexed and under which fingerprint (`indexing`), reading (`retrieval`, `vector_search`).
+indexed and under which fingerprint (`indexing`), reading (`retrieval`, `word_search`,
+`vector_search`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,11 @@ VECTORS_IN_MEMORY_MIB = 256
 MiniLM's, in the time that memory takes to be read once. More are divided by LanceDB, which reads
 the partitions nearest to a question."""
 FTS_BUILD_MEMORY_MIB = 512
+VERSION = b"retrieval_version"
+"""Of the retrieval that a snapshot was made for, in the metadata of its chunks' schema."""
+PARTS_PER_CHUNK = 1.1
+"""Below it parts are not searched by words: a few long chunks are not worth a second search in each
+question. Of the chunks as cut by default, nDCG@8 is the same with it and without."""
 
 
 def is_held_in_memory(window_count: int, dimension: int) -> bool:
@@ -45,11 +51,16 @@ def is_held_in_memory(window_count: int, dimension: int) -> bool:
 
 
 def write_tables(
-    folder: Path, chunks: Sequence["IndexedChunk"], plan: "IndexPlan", vectors: Vectors
+    folder: Path,
+    chunks: Sequence["IndexedChunk"],
+    plan: "IndexPlan",
+    vectors: Vectors,
+    *,
+    version: str,
 ) -> None:
     """Write the tables of a snapshot, and build its search indexes, in an empty folder.
 
-    Parts are searched by words where a chunk has several; elsewhere they would be the chunks again.
+    Parts are searched by words where chunks have several; elsewhere they would be the chunks again.
     """
     import lancedb
     from lancedb.index import IvfFlat
@@ -60,9 +71,10 @@ def write_tables(
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     pages = [numbers[name] for name in names]
     firsts = np.flatnonzero(np.diff(np.array(windows.chunks), prepend=-1)).tolist()
+    schema = _chunk_schema().with_metadata({VERSION: version})
     batches = _batch_chunks(chunks, firsts, pages)
-    _index_words(database.create_table(CHUNKS, batches, schema=_chunk_schema()))
-    if len(parts) > len(chunks):
+    _index_words(database.create_table(CHUNKS, batches, schema=schema))
+    if len(parts) > PARTS_PER_CHUNK * len(chunks):
         batches = _batch_parts(chunks, plan)
         _index_words(database.create_table(PARTS, batches, schema=_part_schema()))
     of_pages = _find_page_vectors([pages[chunk] for chunk in parts.chunks], parts.texts, vectors)

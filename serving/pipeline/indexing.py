@@ -193,7 +193,7 @@ def build_index(
     target = folder / fingerprint
     if not target.exists():
         with atomic_folder(target) as staging:
-            write_tables(staging, chunks, plan, vectors)
+            write_tables(staging, chunks, plan, vectors, version=RETRIEVAL_VERSION)
     return fingerprint
 
 

@@ -18,7 +18,8 @@ from serving.errors import IndexMismatchError, InvalidInputError
 from serving.models.protocols import ChunkFilter, Embedder, Hit, Reranker, Vectors
 from serving.pipeline.filters import write_condition
 from serving.pipeline.fusion import Scores, fuse, limit_bm25, merge_candidates, read_vectors
-from serving.pipeline.index_tables import CHUNKS, PAGES, WINDOWS
+from serving.pipeline.index_tables import CHUNKS, PAGES, VERSION, WINDOWS
+from serving.pipeline.indexing import RETRIEVAL_VERSION
 from serving.pipeline.kept import Kept
 from serving.pipeline.vector_search import VectorIndex, open_vectors
 from serving.pipeline.word_search import WordIndex, open_words, split_terms
@@ -50,7 +51,8 @@ class Candidates:
     """What both searches found: n chunks by position, their vectors and their pages', BM25.
 
     `question` is the question's vector. BM25 is 0 for a chunk that the search by words did not
-    bring: it is below all that it brought. `bm25_limit` is what it can reach for this question.
+    bring. `bm25_limit` is a full match of this question in a chunk; a part, being one of more
+    texts, may come above it.
     """
 
     question: Vectors
@@ -101,7 +103,8 @@ class LanceRetriever:
         """Open the snapshot `folder/<fingerprint>`, and read into memory what fits there.
 
         Raises:
-            IndexMismatchError: no such snapshot, or the embedder's vectors are of another length.
+            IndexMismatchError: no such snapshot, it was made for another version of retrieval, or
+                the embedder's vectors are of another length.
             InvalidInputError: k is out of range.
         """
         checked_k = _check_k(k)
@@ -241,10 +244,19 @@ async def _connect(folder: Path, fingerprint: str) -> "AsyncConnection":
     database = await lancedb.connect_async(str(snapshot))
     tables = list((await database.list_tables()).tables)
     if not {CHUNKS, WINDOWS, PAGES} <= set(tables):
-        raise IndexMismatchError(
-            f"opening the index {fingerprint}",
-            expected=f"the tables {CHUNKS}, {WINDOWS} and {PAGES}",
-            found=f"{tables}, as an earlier version of Understudy wrote them",
-            next_step="build it anew: `understudy run --select corpus`, then release again",
-        )
+        raise _refuse_version(fingerprint, f"the tables {tables}")
+    metadata = (await (await database.open_table(CHUNKS)).schema()).metadata or {}
+    found = metadata.get(VERSION, b"none").decode()
+    if found != RETRIEVAL_VERSION:  # what it would find, no gate has seen
+        raise _refuse_version(fingerprint, f"retrieval version {found}")
     return database
+
+
+def _refuse_version(fingerprint: str, found: str) -> IndexMismatchError:
+    return IndexMismatchError(
+        f"opening the index {fingerprint}",
+        expected=f"a snapshot made for retrieval version {RETRIEVAL_VERSION}",
+        found=f"{found}, as another version of Understudy wrote it",
+        next_step="build it anew: `understudy run --select corpus`, then release again; or serve "
+        "the release with the version that made it",
+    )

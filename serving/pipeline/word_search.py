@@ -25,9 +25,7 @@ class WordIndex:
 
     chunks: "AsyncTable"
     parts: "AsyncTable | None"
-    """Of chunks that the embedder cannot read whole; None where it can read all of them."""
-    parts_per_chunk: int
-    """The mean, rounded up."""
+    """Of all chunks, as long as the embedder reads; None where it reads almost all chunks whole."""
 
     async def search(
         self, question: str, depth: int, condition: str | None, *, terms: Sequence[str]
@@ -44,7 +42,7 @@ class WordIndex:
         else:
             of_chunks, of_parts = await asyncio.gather(
                 _score(self.chunks, question, depth, condition),
-                _score(self.parts, question, depth * self.parts_per_chunk, condition),
+                _score(self.parts, question, depth, condition),
             )
             found = of_chunks.keys() | of_parts.keys()
             scores = {n: (of_chunks.get(n, 0.0) + of_parts.get(n, 0.0)) / 2 for n in found}
@@ -55,22 +53,29 @@ async def open_words(database: "AsyncConnection") -> WordIndex:
     """Return the words of a snapshot."""
     chunks = await database.open_table(CHUNKS)
     if PARTS not in (await database.list_tables()).tables:
-        return WordIndex(chunks=chunks, parts=None, parts_per_chunk=1)
-    parts = await database.open_table(PARTS)
-    share = -(-await parts.count_rows() // await chunks.count_rows())
-    return WordIndex(chunks=chunks, parts=parts, parts_per_chunk=share)
+        return WordIndex(chunks=chunks, parts=None)
+    return WordIndex(chunks=chunks, parts=await database.open_table(PARTS))
 
 
 async def _score(table: "AsyncTable", question: str, depth: int, condition: str | None) -> Scores:
-    """Return the best BM25 of each chunk among the table's best `depth` rows."""
+    """Return the best BM25 of at most `depth` chunks.
+
+    A long chunk takes as many places among the rows as it has parts that match, so more rows are
+    asked for until there are enough chunks.
+    """
     query = table.query().nearest_to_text(question, columns="search_text")
     query = query.select(["chunk", "_score"])
     query = query.where(condition) if condition else query
-    found = await query.limit(depth).to_arrow()
-    scores: Scores = {}
-    for chunk, score in zip(found["chunk"].to_pylist(), found["_score"].to_pylist(), strict=True):
-        scores[chunk] = max(score, scores.get(chunk, 0.0))
-    return scores
+    limit = depth
+    while True:
+        found = await query.limit(limit).to_arrow()
+        rows = zip(found["chunk"].to_pylist(), found["_score"].to_pylist(), strict=True)
+        scores: Scores = {}
+        for chunk, score in sorted(rows, key=lambda row: -row[1]):
+            scores.setdefault(chunk, score)
+        if len(scores) >= depth or len(found) < limit:
+            return scores
+        limit *= 2
 
 
 def split_terms(question: str) -> list[str]:

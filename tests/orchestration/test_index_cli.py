@@ -28,12 +28,12 @@ class Site:
         self._screen = screen
 
     def lay(self, *names: str) -> None:
-        """Write snapshots, each ten days older than the next."""
+        """Write snapshots, each ten days older than the next, the last of yesterday."""
         for age, name in enumerate(reversed(names)):
             snapshot = self.home.index / spell(name)
             snapshot.mkdir(parents=True)
             (snapshot / "data").write_bytes(b"x" * 2_000_000)
-            at = time.time() - 10 * age * DAY
+            at = time.time() - (10 * age + 1) * DAY
             os.utime(snapshot, (at, at))
 
     def name(self, name: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from assets.corpus import snapshots
 from assets.corpus.snapshots import (
     PruningPlan,
     list_leftovers,
@@ -82,11 +83,33 @@ def test_the_days_count_from_when_a_snapshot_was_replaced(tmp_path):
 def test_an_unnamed_newest_snapshot_is_as_old_as_it_is(tmp_path):
     lay(tmp_path, "a", days=8)
     assert len(plan(tmp_path).unnamed) == 1
+    (before,) = list_snapshots(tmp_path)
     mark_as_current(tmp_path / ("a" * 16))
-    (kept,) = plan(tmp_path, keep_days=36_525).kept
-    assert kept[0].built_at > NOW - timedelta(days=8)
+    (marked,) = list_snapshots(tmp_path)
+    assert marked.built_at - before.built_at > timedelta(days=-1)  # any clock
+    assert marked.built_at != before.built_at
     mark_as_current(tmp_path / ("b" * 16))  # not built yet: nothing to mark
     assert letters(tmp_path) == "a"
+
+
+def test_what_a_run_may_be_about_to_name_stays_whatever_the_days(tmp_path):
+    for letter, days in (("a", 9), ("b", 5), ("c", 0.01)):
+        lay(tmp_path, letter, days=days)
+    made = plan(tmp_path, "a", keep_days=0)  # the table names a, and c was built minutes ago
+    told = "replaced less than an hour ago"  # b by c, and c not at all
+    assert [(each.fingerprint[0], why) for each, why in made.kept[1:]] == [("b", told), ("c", told)]
+
+
+def test_what_is_finished_while_it_is_listed_is_nobodys(tmp_path, monkeypatch):
+    (tmp_path / ".tmp" / "build").mkdir(parents=True)
+    gone = lay(tmp_path, "a", days=9).rename(tmp_path / f".{'a' * 16}.1.removed")
+
+    def vanish(*_):
+        raise FileNotFoundError(gone)
+
+    monkeypatch.setattr(snapshots, "_measure", vanish)
+    monkeypatch.setattr(snapshots, "_find_last_write", vanish)
+    assert list_leftovers(tmp_path, now=NOW) == []
 
 
 def test_nothing_else_in_the_folder_is_touched(tmp_path):

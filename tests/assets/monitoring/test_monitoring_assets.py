@@ -168,6 +168,21 @@ def test_chunks_of_several_windows_are_probed_too(tmp_path):
     assert (told["outcome"], told["n"]) == ("within", 64)
 
 
+class Recut(Changed):
+    """One that counts other tokens besides, so that long chunks are cut otherwise."""
+
+    def count_tokens(self, texts):
+        return [2 * count for count in super().count_tokens(texts)]
+
+
+def test_an_embedder_that_counts_otherwise_too_is_caught(tmp_path):
+    home = Home(tmp_path)
+    lay_upstream(home)
+    assert run_job(home.root, embedder=Recut("e0e0"), selection=[keys.EMBEDDER_PROBE]).success
+    (told,) = read(home, "embedder_probe").filter(metric="min_cosine").to_dicts()
+    assert (told["outcome"], told["n"]) == ("past", 64)
+
+
 def test_clusters_are_not_compared_with_a_registry_of_another_embedder(tmp_path):
     """It would hold none of them, and each kind that a suite measures would alarm as unknown."""
     registered = pl.DataFrame(

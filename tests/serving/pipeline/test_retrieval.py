@@ -11,6 +11,7 @@ import pytest
 from serving.errors import IndexMismatchError, InvalidInputError
 from serving.hashing import content_hash
 from serving.models.protocols import ChunkFilter, Retriever, Vectors
+from serving.pipeline import indexing
 from serving.pipeline.fusion import fuse, read_vectors
 from serving.pipeline.indexing import IndexedChunk, build_index, plan_index
 from serving.pipeline.retrieval import LanceRetriever
@@ -173,8 +174,34 @@ async def test_words_that_stand_together_in_a_long_chunk_count_more(folder, tmp_
         assert 0 < apart < together
     hits = await retriever.retrieve("kiln glaze", where=ChunkFilter(pages=("apart",)))
     assert [hit.chunk_id for hit in hits] == ["docs:apart/1"]
-    # Where the embedder reads every chunk whole, there is nothing to search beside the chunks.
+    # Where the embedder reads almost all chunks whole, they are all that is searched.
     assert (await open_index(folder))._words.parts is None
+    few = {"long": pages["apart"], "short": ["nothing of it"] * 30}
+    assert (await open_index(tmp_path / "few", few))._words.parts is None
+
+
+async def test_a_long_chunk_leaves_room_for_the_words_of_others(tmp_path):
+    """Its parts alone would fill what is asked for twice."""
+    pages = {
+        "long": [" ".join(["kiln", *["filler"] * 15] * 250)],
+        "others": [f"kiln number {n}" for n in range(60)],
+        "medium": [" ".join(["filler"] * 60)] * 20,
+    }
+    retriever = await open_index(tmp_path, pages)
+    parts = retriever._words.parts
+    assert await parts.count_rows() > 200
+    found = await retriever._words.search("kiln", 48, None, terms=["kiln"])
+    other = [score for chunk, score in found.items() if chunk != 0]
+    assert len(found) == 48
+    assert min(other) == pytest.approx(max(other))  # none lacks the half that its parts give
+
+
+async def test_a_snapshot_of_another_version_is_refused(tmp_path, monkeypatch):
+    embedder = LetterEmbedder()
+    monkeypatch.setattr(indexing, "RETRIEVAL_VERSION", "earlier")
+    fingerprint = await asyncio.to_thread(index, tmp_path, make_chunks(), embedder)
+    with pytest.raises(IndexMismatchError, match="retrieval version earlier"):
+        await LanceRetriever.open(tmp_path, fingerprint=fingerprint, embedder=embedder, k=3)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +309,7 @@ async def test_another_embedder_or_layout_or_no_index_is_refused(tmp_path):
     for folder, embedder, found in [
         (tmp_path, LetterEmbedder(dimension=7), "dimension 7"),
         (tmp_path / "nowhere", LetterEmbedder(), "nothing there"),
-        (old_layout(tmp_path / "old", fingerprint), LetterEmbedder(), "an earlier version"),
+        (old_layout(tmp_path / "old", fingerprint), LetterEmbedder(), "another version"),
     ]:
         with pytest.raises(IndexMismatchError, match=found):
             await LanceRetriever.open(folder, fingerprint=fingerprint, embedder=embedder, k=3)
