@@ -33,6 +33,14 @@ def explain_errors(command: Callable[P, None]) -> Callable[P, None]:
             from orchestration.failures import explain_os_error
 
             fail(explain_os_error(error, _find_home()))
+        except Exception as error:
+            from orchestration.failures import explain_os_error, read_storage_error
+
+            home = _find_home()
+            known = read_storage_error(str(error), home)
+            if known is None:
+                raise
+            fail(explain_os_error(known, home))
         except KeyboardInterrupt:
             CONSOLE.print(
                 "\n[yellow]Interrupted.[/] What was bought and made so far is kept; run again."

@@ -5,6 +5,7 @@ printing them (`cli`), errors of one module's own making.
 """
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -50,6 +51,22 @@ def explain_os_error(error: OSError, home: Path) -> UnderstudyError:
     )
 
 
+STORAGE_ERRORS = {
+    "database or disk is full": errno.ENOSPC,
+    "unable to open database file": errno.EACCES,
+    "attempt to write a readonly database": errno.EROFS,
+}
+"""What SQLite, which Dagster keeps its runs in, says of a place that cannot be written."""
+
+
+def read_storage_error(message: str, home: Path) -> OSError | None:
+    """Return the system's error that a database's message stands for, if it is one of those."""
+    for words, number in STORAGE_ERRORS.items():
+        if words in message:
+            return OSError(number, os.strerror(number), str(home))
+    return None
+
+
 def _count_free_bytes(path: Path) -> str:
     existing = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
     return f"{shutil.disk_usage(existing).free:,}"
@@ -81,7 +98,9 @@ def describe_failure(result: dg.ExecuteInProcessResult, home: Path) -> str:
             continue
         cause = _find_first_cause(error)
         ours = OUR_MESSAGE.match(cause.message)
-        known = None if ours else _read_os_error(cause.message)
+        known = None
+        if not ours:
+            known = _read_os_error(cause.message) or read_storage_error(cause.message, home)
         message = str(explain_os_error(known, home)) if known else cause.message.strip()
         # Python names the class before the message; ours says all in the message.
         message = message.removeprefix(ours[1]) if ours else message

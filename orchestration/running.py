@@ -36,6 +36,7 @@ from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.embedded import check_model_name
 from serving.models.protocols import NoProgress, Progress
+from serving.pipeline.snapshot_receipt import is_whole
 
 Announce = Callable[[Sequence[PlannedAsset]], None]
 FOLDERS: dict[str, Callable[[Home, dict[str, str]], Path]] = {
@@ -44,6 +45,8 @@ FOLDERS: dict[str, Callable[[Home, dict[str, str]], Path]] = {
     "releases/release_bundle": lambda home, row: home.releases / row["release_id"],
 }
 """Folders that a table stands for: the table without its folder is worth nothing."""
+WHOLE: dict[str, Callable[[Path], bool]] = {"corpus/vector_index": is_whole}
+"""Folders that can be told from damaged ones, which are worth nothing either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,8 @@ def run_chain(
 
 
 def _check_recipe(config: Config, recipe: str) -> None:
-    """Refuse a recipe that cannot be made, before a label is bought for it."""
+    """Refuse a recipe or an embedder that cannot be had, before a label is bought for it."""
+    check_model_name(config.embedder.model, config.embedder.revision)
     choose_recipe(config, recipe)
     made_by = load_recipe(config.recipes / f"{recipe}.yaml")
     student = Bindings(config, NoProgress()).students.find(made_by.student)
@@ -141,7 +145,8 @@ def is_stored(home: Home, key: str, partition: str | None) -> bool:
         row = pl.read_parquet(path).row(0, named=True)
     except (OSError, pl.exceptions.PolarsError):
         return False  # a table that cannot be read is made again
-    return FOLDERS[key](home, row).is_dir()
+    folder = FOLDERS[key](home, row)
+    return folder.is_dir() and WHOLE.get(key, Path.is_dir)(folder)
 
 
 def choose_plan(

@@ -17,6 +17,8 @@ NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 """What the system says of a place with no room, and of one that this user may not write."""
 
 STAGING = ".tmp"
+REMOVED = ".removed"
+"""Ends the name of a folder whose removal has begun; what is left of it is nobody's."""
 STAGING_ATTEMPTS = 100
 FILE_MODE, FOLDER_MODE = 0o644, 0o755  # before the umask; tempfile's own are private to the writer
 PRIVATE_MODE = 0o600  # of what holds users' words
@@ -79,6 +81,18 @@ def _stage(target: Path, make: Callable[[Path], None]) -> Path:
 def _leave(staging: Path) -> None:
     with contextlib.suppress(OSError):  # another writer's temporary is in it
         staging.rmdir()
+
+
+def set_aside(folder: Path) -> Path:
+    """Take a folder out of sight at once, to be deleted: return where it is now.
+
+    Raises:
+        FileNotFoundError: another process was faster.
+    """
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{REMOVED}")
+    folder.rename(aside)
+    flush_to_disk(aside.parent)
+    return aside
 
 
 def write_text_atomically(target: Path, text: str) -> None:

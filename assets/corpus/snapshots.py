@@ -9,18 +9,15 @@ import contextlib
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
-from serving.files import STAGING, flush_to_disk
+from serving.files import REMOVED, STAGING, set_aside
 from serving.hashing import ID_HEX_DIGITS
 
-REMOVED = ".removed"
-"""Ends the name of a snapshot whose removal has begun: no fingerprint does, so nobody opens it."""
 KILLED_AFTER = timedelta(days=1)
 """A build that wrote nothing for this long was killed: one of 100,000 chunks takes two minutes."""
 
@@ -147,16 +144,14 @@ def mark_as_current(snapshot: Path) -> None:
 
 def _remove(snapshot: Snapshot) -> int:
     """Take a snapshot out of sight at once, then delete it; 0 where another process was faster."""
-    aside = snapshot.path.with_name(f".{snapshot.fingerprint}.{uuid.uuid4().hex}{REMOVED}")
     try:
-        snapshot.path.rename(aside)
+        aside = set_aside(snapshot.path)
     except FileNotFoundError:
         return 0
     if _read_time(aside) != snapshot.built_at:  # a run has found it current since the plan was made
         with contextlib.suppress(OSError):  # or has built it anew meanwhile
             aside.rename(snapshot.path)
             return 0
-    flush_to_disk(aside.parent)
     _delete(aside)
     return snapshot.size_bytes
 

@@ -38,8 +38,6 @@ VECTORS_IN_MEMORY_MIB = 256
 MiniLM's, in the time that memory takes to be read once. More are divided by LanceDB, which reads
 the partitions nearest to a question."""
 FTS_BUILD_MEMORY_MIB = 512
-VERSION = b"retrieval_version"
-"""Of the retrieval that a snapshot was made for, in the metadata of its chunks' schema."""
 PARTS_PER_CHUNK = 1.1
 """Below it parts are not searched by words: a few long chunks are not worth a second search in each
 question. Of the chunks as cut by default, nDCG@8 is the same with it and without."""
@@ -51,12 +49,7 @@ def is_held_in_memory(window_count: int, dimension: int) -> bool:
 
 
 def write_tables(
-    folder: Path,
-    chunks: Sequence["IndexedChunk"],
-    plan: "IndexPlan",
-    vectors: Vectors,
-    *,
-    version: str,
+    folder: Path, chunks: Sequence["IndexedChunk"], plan: "IndexPlan", vectors: Vectors
 ) -> None:
     """Write the tables of a snapshot, and build its search indexes, in an empty folder.
 
@@ -71,9 +64,8 @@ def write_tables(
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     pages = [numbers[name] for name in names]
     firsts = np.flatnonzero(np.diff(np.array(windows.chunks), prepend=-1)).tolist()
-    schema = _chunk_schema().with_metadata({VERSION: version})
     batches = _batch_chunks(chunks, firsts, pages)
-    _index_words(database.create_table(CHUNKS, batches, schema=schema))
+    _index_words(database.create_table(CHUNKS, batches, schema=_chunk_schema()))
     if len(parts) > PARTS_PER_CHUNK * len(chunks):
         batches = _batch_parts(chunks, plan)
         _index_words(database.create_table(PARTS, batches, schema=_part_schema()))

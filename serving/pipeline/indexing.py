@@ -7,6 +7,7 @@ ordering what it finds (`fusion`), chunking, which snapshot is current (a releas
 
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import InvalidInputError
-from serving.files import atomic_folder
+from serving.files import atomic_folder, set_aside
 from serving.hashing import content_hash
 from serving.models.protocols import Vectors
 from serving.pipeline.chunking import CHUNKER_VERSION
 from serving.pipeline.index_tables import ANALYSIS, write_tables
+from serving.pipeline.snapshot_receipt import is_whole, write_receipt
 
 RETRIEVAL_VERSION = "5"
 """Raise it with every change to the layout, the windows or the fusion: answers go stale with it."""
@@ -179,7 +181,7 @@ def build_index(
     never changed: one that is being asked stays as it is while the next is built.
 
     Args:
-        folder: the parent of all snapshots; an existing equal snapshot is kept.
+        folder: the parent of all snapshots; an existing equal snapshot is kept if it is whole.
         chunks: n chunks.
         plan: what `plan_index` planned for them.
         vectors: [len(plan.texts), dimension] unit vectors of the plan's texts.
@@ -191,9 +193,12 @@ def build_index(
     _check_plan(chunks, plan, vectors)
     fingerprint = fingerprint_index(chunks, embedder_fingerprint)
     target = folder / fingerprint
+    if target.exists() and not is_whole(target):
+        shutil.rmtree(set_aside(target))
     if not target.exists():
         with atomic_folder(target) as staging:
-            write_tables(staging, chunks, plan, vectors, version=RETRIEVAL_VERSION)
+            write_tables(staging, chunks, plan, vectors)
+            write_receipt(staging, RETRIEVAL_VERSION)
     return fingerprint
 
 

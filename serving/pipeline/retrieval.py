@@ -18,9 +18,10 @@ from serving.errors import IndexMismatchError, InvalidInputError
 from serving.models.protocols import ChunkFilter, Embedder, Hit, Reranker, Vectors
 from serving.pipeline.filters import write_condition
 from serving.pipeline.fusion import Scores, fuse, limit_bm25, merge_candidates, read_vectors
-from serving.pipeline.index_tables import CHUNKS, PAGES, VERSION, WINDOWS
+from serving.pipeline.index_tables import CHUNKS, PAGES, WINDOWS
 from serving.pipeline.indexing import RETRIEVAL_VERSION
 from serving.pipeline.kept import Kept
+from serving.pipeline.snapshot_receipt import read_version
 from serving.pipeline.vector_search import VectorIndex, open_vectors
 from serving.pipeline.word_search import WordIndex, open_words, split_terms
 
@@ -103,11 +104,30 @@ class LanceRetriever:
         """Open the snapshot `folder/<fingerprint>`, and read into memory what fits there.
 
         Raises:
-            IndexMismatchError: no such snapshot, it was made for another version of retrieval, or
-                the embedder's vectors are of another length.
+            IndexMismatchError: no such snapshot, it is damaged or was made for another version of
+                retrieval, or the embedder's vectors are of another length.
             InvalidInputError: k is out of range.
         """
         checked_k = _check_k(k)
+        try:
+            return await cls._open(folder, fingerprint, embedder, checked_k, reranker)
+        except (RuntimeError, ValueError) as error:  # LanceDB's, in the words of its libraries
+            raise IndexMismatchError(
+                f"opening the index {fingerprint}",
+                expected=f"tables that can be read in {folder / fingerprint}",
+                found=str(error).splitlines()[0],
+                next_step="build it anew: `understudy run --select corpus`",
+            ) from error
+
+    @classmethod
+    async def _open(
+        cls,
+        folder: Path,
+        fingerprint: str,
+        embedder: Embedder,
+        k: int,
+        reranker: Reranker | None,
+    ) -> Self:
         database = await _connect(folder, fingerprint)
         chunks, windows, pages = [await database.open_table(t) for t in (CHUNKS, WINDOWS, PAGES)]
         stored = (await windows.schema()).field("vector").type.list_size
@@ -128,7 +148,7 @@ class LanceRetriever:
             chunk_count=chunk_count,
             embedder=embedder,
             threads=threads,
-            k=checked_k,
+            k=k,
             reranker=reranker,
         )
         if chunk_count <= HITS_KEPT:
@@ -245,8 +265,7 @@ async def _connect(folder: Path, fingerprint: str) -> "AsyncConnection":
     tables = list((await database.list_tables()).tables)
     if not {CHUNKS, WINDOWS, PAGES} <= set(tables):
         raise _refuse_version(fingerprint, f"the tables {tables}")
-    metadata = (await (await database.open_table(CHUNKS)).schema()).metadata or {}
-    found = metadata.get(VERSION, b"none").decode()
+    found = read_version(snapshot)
     if found != RETRIEVAL_VERSION:  # what it would find, no gate has seen
         raise _refuse_version(fingerprint, f"retrieval version {found}")
     return database

@@ -23,6 +23,7 @@ from resources.answer_store import FILE_NAME
 from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.protocols import NoProgress
+from serving.pipeline.snapshot_receipt import RECEIPT
 from serving.tracing.segments import read_segment
 from tests.product import write_golden, write_product
 
@@ -206,6 +207,10 @@ def test_what_is_gone_from_disk_is_planned_again_and_a_dry_run_makes_nothing(pro
             assert not path.exists()
         finally:
             (tmp_path / "aside").rename(path)
+    receipt = (index / RECEIPT).read_text(encoding="utf-8")
+    (index / RECEIPT).write_text("{}", encoding="utf-8")  # a damaged snapshot is none
+    assert plan(config)["corpus/vector_index"] == "what it made is gone from disk"
+    (index / RECEIPT).write_text(receipt, encoding="utf-8")
     assert len(told) == 3
     assert plan(config) == {}
 

@@ -1,11 +1,16 @@
 """What a person is told when the machine or a check is what failed."""
 
 import errno
+import io
+import sqlite3
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
+import typer
+from rich.console import Console
 
+from orchestration import explaining
 from orchestration.failures import (
     describe_failure,
     describe_offenders,
@@ -52,6 +57,33 @@ def test_a_full_disk_says_how_much_is_free_and_where(tmp_path):
 )
 def test_other_errors_of_the_system_have_a_next_step(tmp_path, number, word):
     assert word in explain_os_error(OSError(number, "it failed"), tmp_path).next_step
+
+
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        ("database or disk is full", "free some gigabytes"),
+        ("unable to open database file", "a folder that is writable"),
+        ("attempt to write a readonly database", "a folder that is writable"),
+    ],
+)
+def test_what_dagsters_storage_says_of_a_place_is_told_as_the_systems(
+    tmp_path, monkeypatch, words, step
+):
+    error = sqlite3.OperationalError(words)
+    result = run_one(tmp_path, fail_with(error))
+    told = describe_failure(result, tmp_path)
+    assert step in told
+    assert str(tmp_path) in told
+    text = io.StringIO()
+    monkeypatch.setattr(explaining, "CONSOLE", Console(file=text, width=300))
+    monkeypatch.setenv("UNDERSTUDY_HOME", str(tmp_path))
+    with pytest.raises(typer.Exit) as exited:
+        explaining.explain_errors(fail_with(error))()
+    assert exited.value.exit_code == 2
+    assert step in text.getvalue()
+    with pytest.raises(sqlite3.OperationalError, match="syntax"):
+        explaining.explain_errors(fail_with(sqlite3.OperationalError("syntax error")))()
 
 
 def test_of_a_chain_our_own_error_is_told_and_not_what_lies_below_it(tmp_path):

@@ -1,5 +1,6 @@
 """Building an index: what is embedded, what is refused, what is left behind."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import InvalidInputError
+from serving.errors import IndexMismatchError, InvalidInputError
 from serving.models.protocols import ChunkFilter, Vectors
 from serving.pipeline import index_tables, vector_search
 from serving.pipeline.indexing import (
@@ -20,6 +21,7 @@ from serving.pipeline.indexing import (
     plan_index,
 )
 from serving.pipeline.retrieval import LanceRetriever
+from serving.pipeline.snapshot_receipt import RECEIPT, is_whole
 
 CHUNK = IndexedChunk(
     chunk_id="docs:how-to/install/3",
@@ -131,6 +133,32 @@ def test_an_existing_snapshot_is_kept_and_a_failed_build_leaves_nothing(tmp_path
     with pytest.raises(Exception, match="int"):
         build_index(tmp_path, [broken], plan(CHUNK), vectors, "e")
     assert {path.name for path in tmp_path.iterdir()} == {first}
+
+
+def test_a_damaged_snapshot_is_told_and_built_anew(tmp_path):
+    vectors = np.eye(4, dtype=np.float32)[:1]
+    known = Known([0], vectors)
+
+    async def ask():
+        opened = await LanceRetriever.open(tmp_path, fingerprint=name, embedder=known, k=1)
+        return [hit.chunk_id for hit in await opened.retrieve("0? run")]
+
+    name = build_index(tmp_path, [CHUNK], plan(CHUNK), vectors, "e")
+    assert asyncio.run(ask()) == [CHUNK.chunk_id]
+    assert is_whole(tmp_path / name)  # asking changes nothing
+    for data in (tmp_path / name / "windows.lance" / "data").iterdir():
+        data.write_bytes(data.read_bytes()[:100])
+    assert not is_whole(tmp_path / name)
+    with pytest.raises(IndexMismatchError, match="tables that can be read"):
+        asyncio.run(ask())
+    assert build_index(tmp_path, [CHUNK], plan(CHUNK), vectors, "e") == name
+    assert asyncio.run(ask()) == [CHUNK.chunk_id]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    for receipt in ("", "[]", "{}"):  # one that says nothing is none
+        (tmp_path / name / RECEIPT).write_text(receipt)
+        assert not is_whole(tmp_path / name)
+        with pytest.raises(IndexMismatchError, match="retrieval version none"):
+            asyncio.run(ask())
 
 
 class Known:
