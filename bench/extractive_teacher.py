@@ -23,14 +23,12 @@ import numpy as np
 from assets.eval_set.facts import has_fact
 from bench.development_questions import Asked, Corpus, load_corpora, load_questions
 from bench.indexes import build, open_built
+from bench.question_sets import open_embedders
 from bench.retrieval import describe_machine
 from orchestration.config import load_config
-from resources.embeddings import CachedEmbedder
-from serving.models.embedder import load_embedder
 from serving.models.extractive.answering import MINIMUM_SUPPORT, answer_question
 from serving.models.extractive.sources import read_sources
 from serving.models.extractive.vectors import SentenceVectors
-from serving.models.protocols import Embedder
 from serving.pipeline.prompt import PromptFormat
 from serving.pipeline.questions import normalise_question
 from serving.pipeline.retrieval import LanceRetriever
@@ -201,10 +199,7 @@ def _describe(group: Sequence[Outcome]) -> dict[str, Any]:
 async def measure(limit: int | None) -> dict[str, Any]:
     """Ask every question of every corpus that is here, and return the figures."""
     config = load_config()
-    embedder = load_embedder(
-        config.embedder.model, config.embedder.revision, config.home / "models"
-    )
-    kept: Embedder = CachedEmbedder(embedder, config.home / "bench" / "vectors")
+    embedder, kept = open_embedders()
     corpora = load_corpora(embedder)
     vectors, outcomes = SentenceVectors(kept), list[Outcome]()
     for name, corpus in corpora.items():

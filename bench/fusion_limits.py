@@ -22,11 +22,8 @@ from typing import Any
 import numpy as np
 
 from bench.indexes import build, open_built
-from bench.question_sets import CORPORA, Judgements, QuestionSet, load_sets
+from bench.question_sets import CORPORA, Judgements, QuestionSet, load_sets, open_embedders
 from bench.retrieval import describe_machine, score_questions, state_mean
-from orchestration.config import load_config
-from resources.embeddings import CachedEmbedder
-from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder
 from serving.pipeline.fusion import fuse, read_vectors
 
@@ -127,11 +124,7 @@ def print_worst(chosen: QuestionSet, parts: dict[str, Parts], count: int) -> Non
 
 async def measure(beir: Sequence[Path], worst: int) -> dict[str, Any]:
     """Return and print the bounds of the development sets and of every BEIR folder."""
-    config = load_config()
-    embedder = load_embedder(
-        config.embedder.model, config.embedder.revision, config.home / "models"
-    )
-    kept = CachedEmbedder(embedder, config.home / "bench" / "vectors")
+    embedder, kept = open_embedders()
     names = [folder.name for folder in beir]
     print(f"machine: {describe_machine()}; {MEASURE}")
     figures: dict[str, Any] = {}

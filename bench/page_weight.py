@@ -20,11 +20,8 @@ from typing import Any
 import numpy as np
 
 from bench.indexes import build, open_built
-from bench.question_sets import QuestionSet, load_sets
+from bench.question_sets import QuestionSet, load_sets, open_embedders
 from bench.retrieval import describe_machine, score_questions, state_mean
-from orchestration.config import load_config
-from resources.embeddings import CachedEmbedder
-from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder
 from serving.pipeline.fusion import fuse, read_vectors
 
@@ -64,11 +61,7 @@ def leave_out(name: str, left_out: Sequence[str], scores: dict[str, np.ndarray])
 
 async def measure() -> dict[str, Any]:
     """Return and print the scores of every weight, and what leaving a set out chooses."""
-    config = load_config()
-    embedder = load_embedder(
-        config.embedder.model, config.embedder.revision, config.home / "models"
-    )
-    kept = CachedEmbedder(embedder, config.home / "bench" / "vectors")
+    embedder, kept = open_embedders()
     sets = [each for each in load_sets([], embedder) if each.name.startswith("dev ")]
     scores = {each.name: await score_weights(each, embedder, kept) for each in sets}
     print(f"machine: {describe_machine()}\n{MEASURE:32}" + "".join(f"{w:>8}" for w in WEIGHTS))

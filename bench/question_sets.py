@@ -1,6 +1,7 @@
 """Sets of questions with judgements: this repo's own, and any folder in BEIR's layout.
 
-Belongs here: reading them and the chunks they ask about. Does not belong here: searching, scores.
+Belongs here: reading them and the chunks they ask about, and the embedder that both are embedded
+by. Does not belong here: searching, scores.
 """
 
 import csv
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.config import load_config
+from resources.embeddings import CachedEmbedder
+from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder
 from serving.pipeline.chunking import chunk_page, parse_page
 from serving.pipeline.indexing import IndexedChunk
@@ -32,6 +35,15 @@ class QuestionSet:
     documents: list[str]
     questions: dict[str, str]
     judgements: Judgements
+
+
+def open_embedders() -> tuple[Embedder, CachedEmbedder]:
+    """Return the configured embedder, and the same one with the vectors of documents kept."""
+    config = load_config()
+    embedder = load_embedder(
+        config.embedder.model, config.embedder.revision, config.home / "models"
+    )
+    return embedder, CachedEmbedder(embedder, config.home / "bench" / "vectors")
 
 
 def read_beir(folder: Path) -> tuple[dict[str, str], Judgements]:

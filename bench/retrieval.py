@@ -34,10 +34,8 @@ from bench.indexes import (
     open_built,
     print_costs,
 )
-from bench.question_sets import CORPORA, Judgements, QuestionSet, load_sets
+from bench.question_sets import CORPORA, Judgements, QuestionSet, load_sets, open_embedders
 from orchestration.config import load_config
-from resources.embeddings import CachedEmbedder
-from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder
 from serving.pipeline.indexing import IndexedChunk
 
@@ -224,10 +222,7 @@ async def measure(
 ) -> dict[str, Any]:
     """Return and print all figures."""
     config = load_config()
-    embedder = load_embedder(
-        config.embedder.model, config.embedder.revision, config.home / "models"
-    )
-    kept = CachedEmbedder(embedder, config.home / "bench" / "vectors")
+    embedder, kept = open_embedders()
     figures: dict[str, Any] = {
         "machine": describe_machine(),
         "versions": {name: version(name) for name in LIBRARIES},

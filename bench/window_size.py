@@ -19,14 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.development_questions import WRITTEN
+from bench.development_questions import own_sets
 from bench.indexes import build, open_built
 from bench.page_weight import choose_without
-from bench.question_sets import QuestionSet, load_sets
+from bench.question_sets import QuestionSet, load_sets, open_embedders
 from bench.retrieval import describe_machine, score_questions, state_mean
-from orchestration.config import load_config
-from resources.embeddings import CachedEmbedder
-from serving.models.embedder import load_embedder
 from serving.models.protocols import Embedder
 from serving.pipeline.indexing import IndexedChunk
 
@@ -39,18 +36,16 @@ MEASURE = "nDCG@8"
 def load_development_sets(embedder: Embedder) -> list[QuestionSet]:
     """Return the sets of `data/retrieval`, and the written questions by page."""
     sets = [each for each in load_sets([], embedder) if each.name.startswith("dev ")]
-    rows = [json.loads(line) for line in WRITTEN.read_text(encoding="utf-8").splitlines()]
     for base in [each for each in sets if not each.name.endswith("-formal")]:
         corpus = base.name.removeprefix("dev ")
-        asked = [row for row in rows if row["corpus"] == corpus and row["gold_pages"]]
+        questions = [asked for some in own_sets(corpus) for asked in some]
+        asked = {each.text: each.gold for each in questions if each.is_written and each.gold}
         sets.append(
             replace(
                 base,
                 name=f"written {corpus}",
-                questions={row["question_id"]: row["question"] for row in asked},
-                judgements={
-                    row["question_id"]: dict.fromkeys(row["gold_pages"], 1) for row in asked
-                },
+                questions={text: text for text in asked},
+                judgements={text: dict.fromkeys(gold, 1) for text, gold in asked.items()},
             )
         )
     return sets
@@ -94,11 +89,7 @@ async def score_sizes(chosen: QuestionSet, embedder: Embedder) -> np.ndarray:
 
 async def measure() -> dict[str, Any]:
     """Return and print the scores of every size, and what leaving a set out chooses."""
-    config = load_config()
-    embedder = load_embedder(
-        config.embedder.model, config.embedder.revision, config.home / "models"
-    )
-    kept = CachedEmbedder(embedder, config.home / "bench" / "vectors")
+    embedder, kept = open_embedders()
     print(f"machine: {describe_machine()}\n{MEASURE:44}" + "".join(f"{s:>8}" for s in SIZES))
     scores: dict[str, np.ndarray] = {}
     layouts: dict[str, list[str]] = {}

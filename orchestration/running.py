@@ -45,8 +45,8 @@ FOLDERS: dict[str, Callable[[Home, dict[str, str]], Path]] = {
     "releases/release_bundle": lambda home, row: home.releases / row["release_id"],
 }
 """Folders that a table stands for: the table without its folder is worth nothing."""
-WHOLE: dict[str, Callable[[Path], bool]] = {"corpus/vector_index": is_whole}
-"""Folders that can be told from damaged ones, which are worth nothing either."""
+IS_THERE: dict[str, Callable[[Path], bool]] = {"corpus/vector_index": is_whole}
+"""What tells a damaged folder, which is worth nothing either; any other need only be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +145,7 @@ def is_stored(home: Home, key: str, partition: str | None) -> bool:
         row = pl.read_parquet(path).row(0, named=True)
     except (OSError, pl.exceptions.PolarsError):
         return False  # a table that cannot be read is made again
-    folder = FOLDERS[key](home, row)
-    return folder.is_dir() and WHOLE.get(key, Path.is_dir)(folder)
+    return IS_THERE.get(key, Path.is_dir)(FOLDERS[key](home, row))
 
 
 def choose_plan(

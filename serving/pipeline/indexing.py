@@ -27,8 +27,8 @@ RETRIEVAL_VERSION = "5"
 
 WINDOW_TOKENS = 96
 """Longest text whose vector is compared with a question. An embedder may read more, but one vector
-says less of each sentence the longer its text is: of 64, 96, 128 and 254 tokens, every development
-set scores best on the one that the other sets choose, which is 96 (docs/concepts/retrieval.mdx)."""
+says less of each sentence the longer its text is: of 64, 96, 128 and 254 tokens, 96 is what the
+other sets choose for every development set (`bench/window_size.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class _Cutter:
         self._totals = count_tokens([chunk.search_text for chunk in chunks])
         self._by_word: dict[str, int] = {}
         self.places: dict[str, int] = {}
-        """Each text by its place."""
+        """The place of each text among those of the plan."""
 
     def cut(self, limit: int) -> Cut:
         """Return the texts of at most so many tokens."""

@@ -24,8 +24,12 @@ def read_version(snapshot: Path) -> str:
 
 
 def is_whole(snapshot: Path) -> bool:
-    """Say whether the tables are as they were written. Every byte is read: a second for 300 MB."""
-    return _read(snapshot).get("tables") == _hash_tables(snapshot)
+    """Say whether the tables are as they were written; not where there is no snapshot or receipt.
+
+    Every byte is read: a second for 300 MB.
+    """
+    written = _read(snapshot).get("tables")
+    return written is not None and written == _hash_tables(snapshot)
 
 
 def _read(snapshot: Path) -> dict[str, object]:
