@@ -1,6 +1,8 @@
 """What a 1 % change costs: a full data run, then 1 % of the seeds edited, then 1 % of the pages.
 
 Run: `python bench/rerun.py [--config config/understudy.yaml] [--seeds 60] [--latency 0 2]`.
+With `--large` about 4,000 questions are labelled instead of some 600: every seed is reworded, each
+up to twelve times, and the questions of two more files of `data/` are seeds too.
 Everything happens in a temporary home on copies of the corpus and the seeds, each run in a process
 of its own as `understudy run` would be, up to selected labels and their soft targets. Counted are
 the calls that reached a model (what is kept is not bought), the texts really embedded, the answers
@@ -44,6 +46,10 @@ SELECTION = (
     "labels/teacher_answers", "labels/judged_answers", "labels/labelled_examples",
     "labels/teacher_logprobs",
 )  # fmt: skip
+DATA = DEFAULT_CONFIG.parents[1] / "data"
+MORE_SEEDS = (DATA / "flywheel_questions.jsonl", DATA / "development" / "questions.jsonl")
+"""Questions of `--large`: about these docs, and about another product, which these docs refuse."""
+MANY_REWORDINGS = 12
 COUNTS = ("paraphrasing", "answering", "judging", "embedded", "scored")
 LIMIT_RATIO = 0.03
 
@@ -53,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
     parser.add_argument("--seeds", type=int, help="use only the first so many seeds")
+    parser.add_argument("--large", action="store_true", help="more seeds, all of them reworded")
     parser.add_argument("--share", type=float, default=0.01, help="of the seeds and of the pages")
     parser.add_argument("--rounds", type=int, default=2, help="edits of each kind")
     parser.add_argument(
@@ -74,6 +81,7 @@ def main() -> None:
                 Path(folder),
                 options.seeds,
                 with_scorer=options.scorer,
+                is_large=options.large,
             )
             regimes.append(
                 compare(path, share=options.share, rounds=options.rounds, latency=latency)
@@ -84,12 +92,13 @@ def main() -> None:
 
 
 def copy_product(
-    config: Config, folder: Path, seed_limit: int | None, *, with_scorer: bool
+    config: Config, folder: Path, seed_limit: int | None, *, with_scorer: bool, is_large: bool
 ) -> Path:
     """Copy what will be edited, link what is prepared, and return the copy's config file."""
     shutil.copytree(config.product.corpus.path, folder / "corpus")
     lines = config.seeds.path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if line.strip()][:seed_limit]
+    kept += list_more_seeds() if is_large else []
     (folder / "seeds.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
     (folder / "home").mkdir()
     if (config.home / "models").is_dir():
@@ -98,12 +107,26 @@ def copy_product(
     values["home"] = str(folder / "home")
     values["product"]["corpus"]["path"] = str(folder / "corpus")
     values["seeds"]["path"] = str(folder / "seeds.jsonl")
+    if is_large:
+        values["seeds"] |= {"seeds_per_cluster": 1, "paraphrases_per_medoid": MANY_REWORDINGS}
     if with_scorer:
         local = next(s for s in config.students.values() if s.provider == "local")
         values["scorer"] = {"model": local.base_model, "revision": local.revision}
     path = folder / "understudy.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def list_more_seeds() -> list[str]:
+    """Return a line of a seed file for every question of `MORE_SEEDS`, each once."""
+    rows = [
+        json.loads(line) for path in MORE_SEEDS for line in path.read_text("utf-8").splitlines()
+    ]
+    texts = dict.fromkeys(row.get("text") or row["question"] for row in rows)
+    return [
+        json.dumps({"question_id": f"more-{number:03}", "text": text, "tags": []})
+        for number, text in enumerate(texts, start=1)
+    ]
 
 
 def compare(path: Path, *, share: float, rounds: int, latency: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ not belong here: Markdown and MDX (`mdx`, `blocks`), sizes (`packing`), files on
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
@@ -20,6 +21,8 @@ from serving.pipeline.packing import Packed, fill_chunks
 from serving.pipeline.sizes import Sizes
 
 CHUNKER_VERSION = "3"
+READ_PAGES_KEPT = 512
+"""Pages whose visible text stays in memory: three checks of a run read the text of every page."""
 
 _UNCITABLE = re.compile(r"[\s\[\]]|%(?=[0-9A-F]{2})")
 """What a citation's id cannot hold (`prompt.CITATION_PATTERN`), and a `%` that would be taken for
@@ -164,6 +167,7 @@ def _is_sound(packed: Packed, sizes: Sizes) -> bool:
     return packed.is_uncuttable or sizes.of(write_blocks(packed.blocks)) <= sizes.maximum
 
 
+@lru_cache(maxsize=READ_PAGES_KEPT)
 def visible_text(page: Page) -> str:
     """Return everything a reader sees of the page's body, in order, without markup.
 

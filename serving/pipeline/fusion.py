@@ -37,7 +37,7 @@ def merge_candidates(rankings: Sequence[Sequence[int]], *, limit: int) -> list[i
     for ranking in rankings:
         for rank, item in enumerate(ranking, start=1):
             earned[item] = earned.get(item, 0.0) + 1 / (RANK_CONSTANT + rank)
-    return sorted(earned, key=lambda item: (-earned[item], item))[:limit]
+    return sorted(sorted(earned), key=earned.__getitem__, reverse=True)[:limit]
 
 
 def limit_bm25(chunk_count: int, term_count: int) -> float:
@@ -70,8 +70,20 @@ def read_vectors(
     Returns:
         ([n], [n]), each in -1..1.
     """
-    best = np.array([float((vectors @ question).max()) for vectors in windows])
-    return best, (best + [float(page @ question) for page in pages]) / 2
+    begins = np.cumsum([0, *(len(vectors) for vectors in windows[:-1])])
+    cosines = compare(np.concatenate(windows), question).astype(np.float64)
+    best = np.maximum.reduceat(cosines, begins)
+    return best, (best + compare(pages, question)) / 2
+
+
+def compare(vectors: Vectors, question: Vectors) -> Vectors:
+    """Return [n] cosines of [n, dimension] unit vectors with one.
+
+    Without BLAS: its threads wait by spinning, on the cores that the search by words runs on, and
+    its sums depend on where in the matrix a row stands.
+    """
+    cosines: Vectors = np.einsum("nd,d->n", vectors, question)
+    return cosines
 
 
 def fuse(cosines: Scores, bm25: Scores, *, limit: float) -> Scores:

@@ -175,7 +175,7 @@ class LanceRetriever:
         best, nearness = read_vectors(found.question, found.windows, found.pages)
         relevance = fuse(nearness, found.bm25, limit=found.bm25_limit)
         # Equal chunks stand in the order of the corpus, whatever order the searches ended in.
-        order = sorted(range(len(relevance)), key=lambda n: (-relevance[n], found.chunks[n]))
+        order: list[int] = np.lexsort([np.array(found.chunks), -relevance]).tolist()
         shown = order[: count if self._reranker is None else max(count, RERANKED)]
         hits = await self._kept_hits.get([found.chunks[n] for n in shown])
         scored = [

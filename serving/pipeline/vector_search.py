@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.models.protocols import Vectors
+from serving.pipeline.fusion import compare
 from serving.pipeline.index_tables import is_held_in_memory
 from serving.pipeline.kept import Kept
 
@@ -83,16 +84,18 @@ class VectorsInMemory:
 
     async def read(self, chunks: Sequence[int]) -> tuple[list[Vectors], Vectors]:
         """Return [its windows, dimension] of each chunk, and [chunks, dimension] of their pages."""
-        first = self._layout.first_windows
-        windows = [self._windows[first[chunk] : first[chunk + 1]] for chunk in chunks]
-        return windows, self._pages[self._layout.pages[chunks]]
+        first, at = self._layout.first_windows, np.asarray(chunks, dtype=np.int64)
+        spans = zip(first[at].tolist(), first[at + 1].tolist(), strict=True)
+        windows = [self._windows[begin:end] for begin, end in spans]
+        return windows, self._pages[self._layout.pages[at]]
 
     async def _find_allowed(self, condition: str) -> Positions:
         found = await self._chunks.query().where(condition).select(["chunk"]).to_arrow()
         return np.sort(found["chunk"].to_numpy())
 
     def _find_nearest(self, question: Vectors, depth: int, allowed: Positions | None) -> list[int]:
-        cosines = np.maximum.reduceat(self._windows @ question, self._layout.first_windows[:-1])
+        by_window = compare(self._windows, question)
+        cosines = np.maximum.reduceat(by_window, self._layout.first_windows[:-1])
         chunks = np.arange(len(cosines)) if allowed is None else allowed
         among = cosines[chunks]
         if len(among) > depth:
