@@ -16,6 +16,7 @@ from typing import Literal
 from orchestration.config import Config, load_config, read_environment
 from serving.errors import UnderstudyError
 from serving.hashing import file_sha256
+from serving.home import Home
 from serving.models.embedded import EMBEDDED_MODELS
 
 MINIMUM_FREE_GB = 6.0
@@ -49,6 +50,7 @@ def examine() -> Iterator[Finding]:
     yield from examine_inputs(config)
     yield from examine_keys(config)
     yield examine_home(config.home)
+    yield from examine_index(Home(config.home))
     yield examine_disk(config.home)
     for name, port in (("server", 8321), ("UI", 3000)):
         yield examine_port(name, port)
@@ -186,6 +188,25 @@ def examine_home(home: Path) -> Finding:
             subject="home",
             found=str(error),
             next_step="change its owner or mode, or set UNDERSTUDY_HOME to another folder",
+        )
+
+
+def examine_index(home: Home) -> Iterator[Finding]:
+    """The index that the last run made is there, every byte as it was written."""
+    from assets import keys
+    from orchestration.running import is_stored
+
+    key = keys.VECTOR_INDEX.to_user_string()
+    if not home.table(key).is_file():
+        return  # no run yet
+    if is_stored(home, key, None):
+        yield Finding(level="ok", subject="index", found="there, as it was written")
+    else:
+        yield Finding(
+            level="problem",
+            subject="index",
+            found="damaged, or gone from disk",
+            next_step="run `understudy run --select corpus`",
         )
 
 

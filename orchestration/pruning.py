@@ -89,9 +89,12 @@ def _read_release(folder: Path) -> str:
         stored = (folder / MANIFEST).read_bytes()
         identity = hash_stored(stored)
         index = IndexEntry.model_validate(json.loads(stored)["index"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        told = str(error).splitlines()[0] if isinstance(error, ValueError) else repr(error)
-        raise _refuse(folder, f"{getattr(error, 'strerror', None) or told}") from error
+    except OSError as error:
+        raise _refuse(folder, error.strerror or repr(error)) from error
+    except ValueError as error:
+        raise _refuse(folder, str(error).splitlines()[0]) from error
+    except (TypeError, KeyError, AttributeError) as error:  # JSON of another shape
+        raise _refuse(folder, "a manifest that names no index") from error
     if identity != folder.name:
         raise _refuse(folder, f"one whose content is {identity}")
     return index.fingerprint

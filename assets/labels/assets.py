@@ -386,6 +386,7 @@ def teacher_logprobs(
     labelled_examples: pl.DataFrame,
     seed_questions: pl.DataFrame,
     scorer_plan: dg.ResourceParam[ScorerPlan],
+    last_tables: dg.ResourceParam[LastTables],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """Top-K log-probabilities of training answers: a scorer's, else the teacher's own, else none.
@@ -407,6 +408,7 @@ def teacher_logprobs(
         context_tokens=plan.context_tokens,
         top_k=plan.top_k,
         maximum_examples=plan.maximum_examples,
+        last=last_tables.read(keys.TEACHER_LOGPROBS.path),
         progress=progress,
     )
     sets = name_sets(labelled_examples, seed_questions)

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from assets import tables
+from assets.labels.answer_tokens import encode_answer
 from assets.labels.logprob_rows import MINIMUM_MEAN_PROBABILITY, check_logprob_rows
 from assets.labels.logprob_table import (
     AnswerTargets,
@@ -32,6 +33,7 @@ from assets.labels.teacher_tokens import (
     sample_evidence,
 )
 from serving.hashing import content_hash
+from serving.models.chat_tokens import tokenizer_fingerprint
 from serving.models.protocols import NoProgress, Progress, TokenScorer
 
 NOT_ASKED = "no source was asked"
@@ -56,6 +58,7 @@ def gather_soft_targets(
     top_k: int = 20,
     maximum_examples: int | None = None,
     minimum_mean_probability: float = MINIMUM_MEAN_PROBABILITY,
+    last: pl.DataFrame | None = None,
     progress: Progress | None = None,
 ) -> SoftTable:
     """Return one row per example that fits the context, from the first source that has one.
@@ -70,6 +73,7 @@ def gather_soft_targets(
         top_k: logprobs kept per answer token.
         maximum_examples: of the scorer.
         minimum_mean_probability: floor of each source, see `check_logprob_rows`.
+        last: the table as the last run left it, with rows that need not be made again.
         progress: told after each example.
     """
     frames, evidence = [tables.TEACHER_LOGPROBS.to_frame()], None
@@ -100,7 +104,9 @@ def gather_soft_targets(
         frames.append(taken.frame)
         evidence = taken.evidence
     elif scorer is not None:
-        frames.append(_list_hard(rest, tokenizer=tokenizer, context_tokens=context_tokens))
+        spared = _keep_hard(rest, last, tokenizer) if last is not None else frames[0]
+        new = _leave_out(rest, spared)
+        frames += [spared, _list_hard(new, tokenizer=tokenizer, context_tokens=context_tokens)]
     return SoftTable(frame=pl.concat(frames).sort("example_id"), evidence=evidence)
 
 
@@ -168,6 +174,25 @@ def _list_hard(examples: pl.DataFrame, *, tokenizer: Any, context_tokens: int) -
     items = tokenise_examples(examples, tokenizer, context_tokens=context_tokens)
     targets = ((item, leave_hard(len(item.answer.ids), reason=NOT_ASKED)) for item in items)
     return tabulate_targets(targets, Supplier(source="none"), tokenizer=tokenizer)
+
+
+def _keep_hard(examples: pl.DataFrame, last: pl.DataFrame, tokenizer: Any) -> pl.DataFrame:
+    """Return the rows of examples that no source was asked about, last time as today.
+
+    An example's id covers its prompt, which is most of the work; its answer is tokenised anew.
+    Where the context became shorter, a row may stay of an example that training drops.
+    """
+    rows = last.filter(
+        pl.col("reason") == NOT_ASKED, pl.col("tokenizer_id") == tokenizer_fingerprint(tokenizer)
+    ).join(examples, on="example_id", how="semi")
+    completions = dict(examples.select("example_id", "completion").iter_rows())
+
+    def is_same(example_id: str, token_ids: list[int], cite: list[bool]) -> bool:
+        answer = encode_answer(tokenizer, completions[example_id])
+        return (tuple(token_ids), tuple(cite)) == (answer.ids, answer.cite_mask)
+
+    written = rows.select("example_id", "token_ids", "cite").iter_rows()
+    return rows.filter(pl.Series([is_same(*row) for row in written], dtype=pl.Boolean))
 
 
 def _leave_out(examples: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:

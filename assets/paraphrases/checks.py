@@ -40,6 +40,9 @@ def paraphrases_differ_from_their_seed(
     orphans = set(paraphrases["seed_id"]) - set(seed_questions["question_id"])
     return dg.AssetCheckResult(
         passed=not paraphrases.is_empty() and not copies and not repeats and not orphans,
+        description="no rewording was kept: `dropped_by_reason` of the asset says why"
+        if paraphrases.is_empty()
+        else None,
         metadata={
             "paraphrase_count": paraphrases.height,
             "copies_of_a_seed": copies,

@@ -304,9 +304,10 @@ class ChunkFilter:
 
     `pages` are slugs (`how-to/install`), `below` is a slug prefix by whole parts (`how-to` finds
     `how-to` and `how-to/install`, not `how-tools`), `heading` is one exact heading of the path.
+    Among no pages (`()`) nothing is found.
     """
 
-    pages: tuple[str, ...] = ()
+    pages: tuple[str, ...] | None = None
     below: str | None = None
     heading: str | None = None
 

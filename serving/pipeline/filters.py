@@ -22,11 +22,12 @@ def write_condition(where: ChunkFilter) -> str | None:
         InvalidInputError: a value that no page or heading can have.
     """
     conditions = []
-    if where.pages:
+    if where.pages is not None:
         pages: object = where.pages  # unchecked callers pass one text, which is a sequence as well
         if not isinstance(pages, tuple):
             raise _explain("pages", pages, "a tuple of slugs")
-        conditions.append(f"page IN ({', '.join(_quote_slug('pages', p) for p in where.pages)})")
+        slugs = ", ".join(_quote_slug("pages", slug) for slug in where.pages)
+        conditions.append(f"page IN ({slugs})" if slugs else "false")
     if where.below is not None:
         page = _quote_slug("below", where.below)
         conditions.append(f"(page = {page} OR starts_with(page, {page[:-1]}/'))")

@@ -8,6 +8,7 @@ from orchestration import doctor
 from orchestration.config import read_config
 from orchestration.running import run_chain
 from serving.errors import InvalidInputError
+from serving.home import Home
 from serving.models.protocols import NoProgress
 from tests.product import write_product
 
@@ -57,6 +58,20 @@ def test_a_home_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
     assert doctor.examine_home(Path(tmp_path)).level == "problem"
+
+
+def test_a_damaged_index_is_a_problem_and_none_at_all_is_not(config):
+    home = Home(config.home)
+    assert not list(doctor.examine_index(home))
+    run_chain(config, progress=NoProgress(), recipe="tiny", select=["corpus"])
+    assert [finding.level for finding in doctor.examine_index(home)] == ["ok"]
+    table = next(path for path in home.index.rglob("*.lance/data/*") if path.is_file())
+    table.write_bytes(table.read_bytes()[:-1])
+    (found,) = doctor.examine_index(home)
+    assert found.level == "problem"
+    assert "--select corpus" in found.next_step
+    run_chain(config, progress=NoProgress(), recipe="tiny", select=["corpus"])
+    assert [finding.level for finding in doctor.examine_index(home)] == ["ok"]
 
 
 def test_a_base_model_that_is_not_there_is_found_and_no_run_begins(config):

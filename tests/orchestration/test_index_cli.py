@@ -153,6 +153,11 @@ def empty_index_entry(site: Site) -> None:
         manifest.write_text("{}", encoding="utf-8")
 
 
+def list_manifest(site: Site) -> None:
+    for manifest in site.home.releases.glob(f"*/{MANIFEST}"):
+        manifest.write_text("[]", encoding="utf-8")
+
+
 def lose_manifest(site: Site) -> None:
     next(site.home.releases.glob(f"*/{MANIFEST}")).unlink()
 
@@ -201,8 +206,9 @@ def share_folder(site: Site) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        break_manifest, rewrite_manifest, empty_index_entry, lose_manifest, lose_current_release,
-        forge_current, cut_table, empty_table, drop_column, lose_table, share_folder,
+        break_manifest, rewrite_manifest, empty_index_entry, list_manifest, lose_manifest,
+        lose_current_release, forge_current, cut_table, empty_table, drop_column, lose_table,
+        share_folder,
     ],
 )  # fmt: skip
 def test_where_it_is_not_known_who_names_what_everything_stays(full: Site, damage) -> None:
@@ -211,6 +217,7 @@ def test_where_it_is_not_known_who_names_what_everything_stays(full: Site, damag
     told = full.prune("--days", "0", exit_code=2)
     assert "Failed" in told
     assert "next" in told
+    assert "Error(" not in told
     assert full.left == [".9", *EVERYTHING]
 
 

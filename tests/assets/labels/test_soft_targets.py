@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from assets import tables
+from assets.labels import soft_targets
 from assets.labels.answer_tokens import encode_answer
 from assets.labels.byte_vocabulary import ByteVocabulary
 from assets.labels.coverage import measure_coverage
@@ -185,6 +186,39 @@ def test_each_example_gets_the_first_source_that_has_it(model, examples, tmp_pat
     assert set(rest["alignment"]) == {"none"}
     assert set(rest["reason"]) == {NOT_ASKED}
     assert not rest["soft_ok"].explode().any()
+
+
+def test_a_rerun_tokenises_the_prompts_of_new_hard_examples_alone(model, examples, monkeypatch):
+    first = gather(model, examples[:8], None, scorer=model, maximum_examples=2).frame
+    fresh = gather(model, examples, None, scorer=model, maximum_examples=2).frame
+    counted = []
+    tokenise = soft_targets.tokenise_examples
+    monkeypatch.setattr(
+        soft_targets,
+        "tokenise_examples",
+        lambda rows, *a, **k: counted.append(rows.height) or tokenise(rows, *a, **k),
+    )
+    rerun = gather(model, examples, None, scorer=model, maximum_examples=2, last=first).frame
+    assert rerun.equals(fresh)
+    moved = fresh.filter(pl.col("source") == "none").join(
+        first.filter(pl.col("source") == "none"), on="example_id", how="anti"
+    )
+    assert counted == [moved.height]
+    assert 0 < moved.height < 8
+
+
+def test_what_a_rerun_would_write_otherwise_is_written_anew(model, examples):
+    first = gather(model, examples, None, scorer=model, maximum_examples=2).frame
+    said = examples.with_columns(completion=pl.lit("Another answer [1]."))
+    for rows, last in [
+        (said, first),
+        (examples, first.with_columns(tokenizer_id=pl.lit("of another"))),
+        (examples, first.with_columns(pl.col("cite").list.eval(~pl.element()))),
+        (examples, first.with_columns(reason=pl.lit(NOT_KEPT))),
+    ]:
+        spoilt = last.with_columns(token_hash=pl.lit("kept"))
+        found = gather(model, rows, None, scorer=model, maximum_examples=2, last=spoilt).frame
+        assert found.equals(gather(model, rows, None, scorer=model, maximum_examples=2).frame)
 
 
 def test_why_an_answer_is_hard_only_is_recorded(model, examples, tmp_path):

@@ -72,3 +72,9 @@ def test_half_of_what_was_asked_for_must_remain(kept, passed):
 )
 def test_a_paraphrase_is_new_and_has_a_parent(paraphrases, passed):
     assert paraphrases_differ_from_their_seed(paraphrases, SEEDS).passed is passed
+
+
+def test_it_is_said_where_to_look_when_no_rewording_was_kept():
+    told = paraphrases_differ_from_their_seed(reword(), SEEDS).description
+    assert "dropped_by_reason" in told
+    assert paraphrases_differ_from_their_seed(reword("how come"), SEEDS).description is None

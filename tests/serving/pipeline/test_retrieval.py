@@ -217,6 +217,7 @@ async def test_a_snapshot_of_another_version_is_refused(tmp_path, monkeypatch):
         (ChunkFilter(heading="x' OR '1'='1"), set()),
         (ChunkFilter(below="how%"), set()),
         (ChunkFilter(pages=("nowhere",)), set()),
+        (ChunkFilter(pages=()), set()),
     ],
 )
 @pytest.mark.parametrize("question", ["tern backup file change", "?!"])
