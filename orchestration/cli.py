@@ -141,7 +141,7 @@ def report(
 @app.command(epilog="Example: understudy doctor")
 @explain_errors
 def doctor() -> None:
-    """Check python, packages, models, config, disk, ports and keys; say what to do."""
+    """Check python, packages, models, config, keys, index, disk and ports; say what to do."""
     from orchestration.doctor import examine
 
     table = Table(box=None, show_header=False, padding=(0, 1))

@@ -199,15 +199,19 @@ def examine_index(home: Home) -> Iterator[Finding]:
     key = keys.VECTOR_INDEX.to_user_string()
     if not home.table(key).is_file():
         return  # no run yet
-    if is_stored(home, key, None):
+    try:
+        found = "" if is_stored(home, key, None) else "damaged, or gone from disk"
+    except OSError as error:
+        found = str(error)
+    if not found:
         yield Finding(level="ok", subject="index", found="there, as it was written")
-    else:
-        yield Finding(
-            level="problem",
-            subject="index",
-            found="damaged, or gone from disk",
-            next_step="run `understudy run --select corpus`",
-        )
+        return
+    yield Finding(
+        level="problem",
+        subject="index",
+        found=found,
+        next_step="run `understudy run --select corpus` as a user who may read it",
+    )
 
 
 def examine_disk(home: Path) -> Finding:

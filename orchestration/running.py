@@ -142,10 +142,13 @@ def is_stored(home: Home, key: str, partition: str | None) -> bool:
     if key not in FOLDERS:
         return True
     try:
-        row = pl.read_parquet(path).row(0, named=True)
-    except (OSError, pl.exceptions.PolarsError):
-        return False  # a table that cannot be read is made again
-    return IS_THERE.get(key, Path.is_dir)(FOLDERS[key](home, row))
+        folder = FOLDERS[key](home, pl.read_parquet(path).row(0, named=True))
+    # A table that cannot be read, or names no folder, is made again; Polars panics on some damage.
+    except (
+        OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException, KeyError, TypeError
+    ):  # fmt: skip
+        return False
+    return IS_THERE.get(key, Path.is_dir)(folder)
 
 
 def choose_plan(

@@ -63,6 +63,7 @@ def describe_coverage(soft: SoftTable) -> dict[str, Any]:
     found, evidence = measure_coverage(soft.frame), soft.evidence
     described: dict[str, Any] = {
         "example_count": soft.frame.height,
+        "kept_count": soft.kept_count,
         "answer_token_count": found.token_count,
         "soft_token_ratio": round(found.soft_ratio, 4),
         "soft_token_ratio_of_asked": round(found.asked_soft_ratio, 4),

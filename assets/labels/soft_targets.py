@@ -37,6 +37,7 @@ from serving.models.chat_tokens import tokenizer_fingerprint
 from serving.models.protocols import NoProgress, Progress, TokenScorer
 
 NOT_ASKED = "no source was asked"
+"""Rows of this reason are kept by reruns: it changes with how such rows are made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class SoftTable:
 
     frame: pl.DataFrame
     evidence: TokenizerEvidence | None = None
+    kept_count: int = 0
+    """Rows of the last table in it."""
 
 
 def gather_soft_targets(
@@ -73,10 +76,11 @@ def gather_soft_targets(
         top_k: logprobs kept per answer token.
         maximum_examples: of the scorer.
         minimum_mean_probability: floor of each source, see `check_logprob_rows`.
-        last: the table as the last run left it, with rows that need not be made again.
+        last: the table as the last run left it: its rows of examples that no source is asked
+            about are kept, also of those that a context that became shorter leaves out.
         progress: told after each example.
     """
-    frames, evidence = [tables.TEACHER_LOGPROBS.to_frame()], None
+    frames, evidence, kept_count = [tables.TEACHER_LOGPROBS.to_frame()], None, 0
     if scorer is not None:
         frames.append(
             score_answers(
@@ -105,9 +109,10 @@ def gather_soft_targets(
         evidence = taken.evidence
     elif scorer is not None:
         spared = _keep_hard(rest, last, tokenizer) if last is not None else frames[0]
-        new = _leave_out(rest, spared)
+        new, kept_count = _leave_out(rest, spared), spared.height
         frames += [spared, _list_hard(new, tokenizer=tokenizer, context_tokens=context_tokens)]
-    return SoftTable(frame=pl.concat(frames).sort("example_id"), evidence=evidence)
+    frame = pl.concat(frames).sort("example_id")
+    return SoftTable(frame=frame, evidence=evidence, kept_count=kept_count)
 
 
 def take_teacher_targets(

@@ -40,7 +40,8 @@ def paraphrases_differ_from_their_seed(
     orphans = set(paraphrases["seed_id"]) - set(seed_questions["question_id"])
     return dg.AssetCheckResult(
         passed=not paraphrases.is_empty() and not copies and not repeats and not orphans,
-        description="no rewording was kept: `dropped_by_reason` of the asset says why"
+        description="no rewording was kept: `dropped_by_reason`, `medoids_without_readable_reply` "
+        "and `medoids_lost_by_verdict` of the asset say why"
         if paraphrases.is_empty()
         else None,
         metadata={

@@ -22,7 +22,8 @@ from serving.pipeline.sizes import Sizes
 
 CHUNKER_VERSION = "3"
 READ_PAGES_KEPT = 512
-"""Pages whose visible text stays in memory: three checks of a run read the text of every page."""
+"""Pages whose visible text stays in memory: three checks of a run read the text of every page. Of a
+larger corpus it is read three times."""
 
 _UNCITABLE = re.compile(r"[\s\[\]]|%(?=[0-9A-F]{2})")
 """What a citation's id cannot hold (`prompt.CITATION_PATTERN`), and a `%` that would be taken for

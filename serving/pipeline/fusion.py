@@ -1,7 +1,7 @@
 """From two searches to one order: candidates by reciprocal rank, relevance by scores.
 
-Belongs here: arithmetic on ranks and scores of one question. Does not belong here: searching
-(`retrieval`), storage (`indexing`).
+Belongs here: arithmetic on ranks, vectors and scores of one question. Does not belong here:
+searching (`retrieval`), storage (`indexing`).
 
 Ranks choose the candidates, for the lists' scores have no common scale yet. Scores order them, for
 ranks forget how much better one hit is than the next: relevance is the mean of nearness (of chunk
@@ -64,7 +64,7 @@ def read_vectors(
 
     Args:
         question: [dimension] unit vector.
-        windows: for each of n chunks [its windows, dimension] unit vectors.
+        windows: for each of n chunks [its windows, dimension] unit vectors, at least one each.
         pages: [n, dimension] the direction of the mean of all parts of each chunk's page.
 
     Returns:

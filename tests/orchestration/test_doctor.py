@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from orchestration import doctor
@@ -72,6 +73,20 @@ def test_a_damaged_index_is_a_problem_and_none_at_all_is_not(config):
     assert "--select corpus" in found.next_step
     run_chain(config, progress=NoProgress(), recipe="tiny", select=["corpus"])
     assert [finding.level for finding in doctor.examine_index(home)] == ["ok"]
+    pl.DataFrame({"uri": [None]}).write_parquet(home.table("corpus/vector_index"))
+    assert [finding.level for finding in doctor.examine_index(home)] == ["problem"]
+
+
+def test_an_index_that_may_not_be_read_is_a_finding_not_a_crash(config, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "windows.lance")
+
+    home = Home(config.home)
+    home.table("corpus/vector_index").parent.mkdir(parents=True)
+    home.table("corpus/vector_index").touch()
+    monkeypatch.setattr("orchestration.running.is_stored", refuse)
+    (found,) = doctor.examine_index(home)
+    assert (found.level, "windows.lance" in found.found) == ("problem", True)
 
 
 def test_a_base_model_that_is_not_there_is_found_and_no_run_begins(config):

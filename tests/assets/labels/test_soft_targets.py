@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from assets import tables
-from assets.labels import soft_targets
+from assets.labels import assets, soft_targets
 from assets.labels.answer_tokens import encode_answer
 from assets.labels.byte_vocabulary import ByteVocabulary
 from assets.labels.coverage import measure_coverage
@@ -22,11 +23,13 @@ from assets.labels.soft_targets import NOT_ASKED, gather_soft_targets, take_teac
 from assets.labels.teacher_tokens import NO_LOGPROBS, NOT_KEPT
 from assets.students.training_set import build_training_set
 from resources.chat_models import CachedChatModel
+from resources.last_tables import LastTables
 from serving.aio import run_blocking
 from serving.errors import InvalidInputError
+from serving.home import Home
 from serving.models.chat_tokens import split_chat
 from serving.models.openai_chat import connect_in_process
-from serving.models.protocols import ChatRequest, Price, ScoreRequest
+from serving.models.protocols import ChatRequest, NoProgress, Price, ScoreRequest
 from tests.tiny_student import make_labelled
 
 LIMIT = 24  # max_answer_tokens the teacher was asked with
@@ -219,6 +222,36 @@ def test_what_a_rerun_would_write_otherwise_is_written_anew(model, examples):
         spoilt = last.with_columns(token_hash=pl.lit("kept"))
         found = gather(model, rows, None, scorer=model, maximum_examples=2, last=spoilt).frame
         assert found.equals(gather(model, rows, None, scorer=model, maximum_examples=2).frame)
+
+
+def test_the_asset_keeps_the_hard_rows_of_its_last_table(model, examples, tmp_path, monkeypatch):
+    without_floor = partial(gather_soft_targets, minimum_mean_probability=0.0)
+    monkeypatch.setattr(assets, "gather_soft_targets", without_floor)
+    home = Home(tmp_path)
+    named = examples.with_columns(question_id="example_id", seed_id="example_id")
+    plan = assets.ScorerPlan(
+        open_scorer=lambda: model,
+        open_tokenizer=lambda: model.tokenizer,
+        max_answer_tokens=LIMIT,
+        context_tokens=512,
+        maximum_examples=2,
+    )
+
+    def run():
+        return assets.teacher_logprobs(
+            labelled_examples=named,
+            seed_questions=tables.SEED_QUESTIONS.to_frame(),
+            scorer_plan=plan,
+            last_tables=LastTables(home, tables.BY_KEY),
+            progress=NoProgress(),
+        )
+
+    first = run()
+    home.table("labels/teacher_logprobs").parent.mkdir(parents=True)
+    first.value.write_parquet(home.table("labels/teacher_logprobs"))
+    second = run()
+    assert second.value.equals(first.value)
+    assert (first.metadata["kept_count"], second.metadata["kept_count"]) == (0, 8)
 
 
 def test_why_an_answer_is_hard_only_is_recorded(model, examples, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.pipeline.fusion import fuse, limit_bm25, merge_candidates, read_vectors
+from serving.pipeline.fusion import compare, fuse, limit_bm25, merge_candidates, read_vectors
 
 UNIT = st.floats(-1, 1)
 
@@ -17,6 +17,21 @@ def test_candidates_that_both_rankings_have_come_before_those_of_one():
     assert merge_candidates([[5, 1, 2], [9, 2, 5]], limit=2) == [5, 2]
     assert merge_candidates([[3, 1], []], limit=9) == [3, 1]
     assert merge_candidates([[], []], limit=9) == []
+
+
+def test_of_candidates_that_earn_the_same_the_first_of_the_corpus_comes_first():
+    assert merge_candidates([[3, 1], [1, 3]], limit=9) == [1, 3]
+    assert merge_candidates([[9], [5], [7]], limit=2) == [5, 7]
+
+
+@given(st.integers(1, 60), st.integers(0, 40))
+def test_a_cosine_does_not_depend_on_where_a_vector_stands(rows, before):
+    drawn = np.random.default_rng(rows)
+    vectors = drawn.normal(size=(rows, 384)).astype(np.float32)
+    question = drawn.normal(size=384).astype(np.float32)
+    among = np.concatenate([drawn.normal(size=(before, 384)).astype(np.float32), vectors])
+    alone = [compare(vector[None], question)[0] for vector in vectors]
+    assert compare(among, question)[before:].tolist() == alone
 
 
 def test_a_full_match_finds_the_rarest_words_and_long_questions_ask_for_a_smaller_share():
