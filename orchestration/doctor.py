@@ -201,17 +201,13 @@ def examine_index(home: Home) -> Iterator[Finding]:
         return  # no run yet
     try:
         found = "" if is_stored(home, key, None) else "damaged, or gone from disk"
+        next_step = "run `understudy run --select corpus`, which makes it anew"
     except OSError as error:
-        found = str(error)
-    if not found:
+        found, next_step = str(error), "make it readable for this user"
+    if found:
+        yield Finding(level="problem", subject="index", found=found, next_step=next_step)
+    else:
         yield Finding(level="ok", subject="index", found="there, as it was written")
-        return
-    yield Finding(
-        level="problem",
-        subject="index",
-        found=found,
-        next_step="run `understudy run --select corpus` as a user who may read it",
-    )
 
 
 def examine_disk(home: Path) -> Finding:

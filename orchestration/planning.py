@@ -108,7 +108,7 @@ def find_blockers(states: Sequence[AssetState], chosen: Collection[str]) -> dict
         seen.add((key, is_read))
         is_missing = state.latest is None or not state.latest.is_stored
         if is_missing and is_read:
-            blockers[key] = "was never made" if state.latest is None else "is gone from disk"
+            blockers[key] = "was never made" if state.latest is None else "is damaged or gone"
         elif state.latest is not None and state.latest.unpassed_checks:
             blockers[key] = f"has not passed its check {state.latest.unpassed_checks[0]}"
         waiting += [(name, is_missing and is_read) for name in state.upstream]
@@ -143,7 +143,7 @@ def _find_reason(
     if state.latest.code_version != state.code_version:
         return "its code or configuration changed"
     if not state.latest.is_stored:
-        return "what it made is gone from disk"
+        return "what it made is damaged or gone from disk"
     if state.latest.unpassed_checks:
         return f"its check {state.latest.unpassed_checks[0]} has not passed"
     for upstream in state.upstream:

@@ -36,6 +36,7 @@ from serving.errors import InvalidInputError
 from serving.home import Home
 from serving.models.embedded import check_model_name
 from serving.models.protocols import NoProgress, Progress
+from serving.pipeline.indexing import RETRIEVAL_VERSION
 from serving.pipeline.snapshot_receipt import is_whole
 
 Announce = Callable[[Sequence[PlannedAsset]], None]
@@ -45,7 +46,9 @@ FOLDERS: dict[str, Callable[[Home, dict[str, str]], Path]] = {
     "releases/release_bundle": lambda home, row: home.releases / row["release_id"],
 }
 """Folders that a table stands for: the table without its folder is worth nothing."""
-IS_THERE: dict[str, Callable[[Path], bool]] = {"corpus/vector_index": is_whole}
+IS_THERE: dict[str, Callable[[Path], bool]] = {
+    "corpus/vector_index": lambda snapshot: is_whole(snapshot, RETRIEVAL_VERSION)
+}
 """What tells a damaged folder, which is worth nothing either; any other need only be there."""
 
 

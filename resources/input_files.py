@@ -79,19 +79,21 @@ class SeedFile:
         Raises:
             InvalidInputError: a line is broken, an id or a text occurs twice (lines are named).
         """
-        seen: dict[str, int] = {}
+        seen: dict[tuple[str, str], int] = {}
         questions = []
         for number, data in _read_lines(self.path, "seeds.path"):
             question = _validate(SeedQuestion, data, self.path, number)
-            for identity in (question.question_id, fold_text(question.text)):
-                if identity in seen:
+            for kind, name in (
+                ("question_id", question.question_id), ("text", fold_text(question.text))
+            ):  # fmt: skip
+                if first := seen.get((kind, name)):
                     raise InvalidInputError(
                         f"reading seeds from {self.path.name}, line {number}",
                         expected="every question_id and every text once",
-                        found=f"{identity!r} already on line {seen[identity]}",
+                        found=f"the {kind} {name!r}, already on line {first}",
                         next_step="remove or reword one of the two",
                     )
-                seen[identity] = number
+                seen[kind, name] = number
             questions.append(question)
         return questions
 
@@ -246,11 +248,14 @@ def _read_lines(path: Path, key: str) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # numbers and nesting have limits too
+            told = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                told = f"{error.msg} (column {error.colno})"
             raise InvalidInputError(
                 f"reading {path.name}, line {number}",
                 expected="one JSON object",
-                found=f"{error.msg} (column {error.colno}): {line[:80]!r}",
+                found=f"{told}: {line[:80]!r}",
                 next_step="mend that line",
             ) from error
         found_any = True

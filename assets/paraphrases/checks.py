@@ -70,7 +70,9 @@ def most_paraphrases_asked_for_were_kept(
     """
     asked = int(seed_clusters["is_medoid"].sum()) * rewriting_plan.paraphrases_per_medoid
     kept_ratio = paraphrases.height / asked if asked else 0.0
-    thin = paraphrases["seed_id"].value_counts().sort("count", "seed_id").head(10)
+    medoids = seed_clusters.filter("is_medoid").select(seed_id="question_id")
+    counted = medoids.join(paraphrases["seed_id"].value_counts(), on="seed_id", how="left")
+    thin = counted.with_columns(pl.col("count").fill_null(0)).sort("count", "seed_id").head(10)
     return dg.AssetCheckResult(
         passed=kept_ratio >= MINIMUM_KEPT_RATIO,
         severity=dg.AssetCheckSeverity.WARN,

@@ -193,7 +193,7 @@ def build_index(
     _check_plan(chunks, plan, vectors)
     fingerprint = fingerprint_index(chunks, embedder_fingerprint)
     target = folder / fingerprint
-    if target.exists() and not is_whole(target):
+    if target.exists() and not is_whole(target, RETRIEVAL_VERSION):
         shutil.rmtree(set_aside(target))
     if not target.exists():
         with atomic_folder(target) as staging:

@@ -23,19 +23,20 @@ def read_version(snapshot: Path) -> str:
     return str(_read(snapshot).get("retrieval_version", "none"))
 
 
-def is_whole(snapshot: Path) -> bool:
-    """Say whether the tables are as they were written; not where there is no snapshot or receipt.
+def is_whole(snapshot: Path, retrieval_version: str) -> bool:
+    """Say whether the tables are as they were written, and for this retrieval.
 
-    Every byte is read: a second for 300 MB.
+    They are not where there is no snapshot or receipt. Every byte is read: a second for 300 MB.
     """
     written = _read(snapshot).get("tables")
-    return written is not None and written == _hash_tables(snapshot)
+    is_readable = written is not None and read_version(snapshot) == retrieval_version
+    return is_readable and written == _hash_tables(snapshot)
 
 
 def _read(snapshot: Path) -> dict[str, object]:
     try:
         receipt = json.loads((snapshot / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return receipt if isinstance(receipt, dict) else {}
 

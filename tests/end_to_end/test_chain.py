@@ -33,6 +33,7 @@ OF_ALL_RECIPES = {"parity/suitability"}
 ON_DEMAND = {key.to_user_string() for key in keys.ON_DEMAND}
 NIGHTLY = {f"traces/{mart}" for mart in tables.MARTS}  # by dbt, in a job of their own
 MADE = sorted({"/".join(key) for key in tables.BY_KEY} - ON_DEMAND - NIGHTLY)
+GONE = "what it made is damaged or gone from disk"
 WITHOUT_ROWS = {"labels/teacher_logprobs", "labels/rejected_examples"}
 """This product has no scorer, and no answer need be rejected. No server has run yet either."""
 
@@ -203,13 +204,13 @@ def test_what_is_gone_from_disk_is_planned_again_and_a_dry_run_makes_nothing(pro
     ):
         path.rename(tmp_path / "aside")
         try:
-            assert plan(config, announce=told.append)[key] == "what it made is gone from disk"
+            assert plan(config, announce=told.append)[key] == GONE
             assert not path.exists()
         finally:
             (tmp_path / "aside").rename(path)
     receipt = (index / RECEIPT).read_text(encoding="utf-8")
     (index / RECEIPT).write_text("{}", encoding="utf-8")  # a damaged snapshot is none
-    assert plan(config)["corpus/vector_index"] == "what it made is gone from disk"
+    assert plan(config)["corpus/vector_index"] == GONE
     (index / RECEIPT).write_text(receipt, encoding="utf-8")
     assert len(told) == 3
     assert plan(config) == {}

@@ -1,5 +1,6 @@
 """What the doctor finds, and that what it meets never stops it."""
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -71,6 +72,12 @@ def test_a_damaged_index_is_a_problem_and_none_at_all_is_not(config):
     (found,) = doctor.examine_index(home)
     assert found.level == "problem"
     assert "--select corpus" in found.next_step
+    run_chain(config, progress=NoProgress(), recipe="tiny", select=["corpus"])
+    assert [finding.level for finding in doctor.examine_index(home)] == ["ok"]
+    receipt = next(home.index.rglob("snapshot.json"))
+    told = json.loads(receipt.read_text(encoding="utf-8")) | {"retrieval_version": "of others"}
+    receipt.write_text(json.dumps(told), encoding="utf-8")
+    assert [finding.level for finding in doctor.examine_index(home)] == ["problem"]
     run_chain(config, progress=NoProgress(), recipe="tiny", select=["corpus"])
     assert [finding.level for finding in doctor.examine_index(home)] == ["ok"]
     pl.DataFrame({"uri": [None]}).write_parquet(home.table("corpus/vector_index"))

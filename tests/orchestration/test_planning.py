@@ -68,7 +68,7 @@ def test_a_check_that_has_not_passed_plans_the_asset_again_so_that_it_gates():
 def test_a_table_that_is_gone_from_disk_is_made_again():
     gone = replace(PAGES, latest=replace(PAGES.latest, is_stored=False))
     assert reasons(SOURCE, gone, CHUNKS) == {
-        "corpus/pages": "what it made is gone from disk",
+        "corpus/pages": "what it made is damaged or gone from disk",
         "corpus/chunks": "corpus/pages will change",
     }
 

@@ -68,6 +68,21 @@ def test_a_duplicate_seed_names_both_lines(tmp_path, second):
         seeds.read()
 
 
+def test_an_id_may_be_spelled_like_a_text(tmp_path):
+    lines = (
+        '{"question_id": "what is tea", "text": "What is tea?"}',
+        ('{"question_id": "b", "text": "tea"}'),
+    )
+    assert len(write_seeds(tmp_path, *lines, '{"question_id": "tea", "text": "Why?"}').read()) == 3
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_a_line_past_the_limits_of_json_is_named_by_number(tmp_path, value):
+    seeds = write_seeds(tmp_path, f'{{"question_id": "a", "text": {value}}}')
+    with pytest.raises(InvalidInputError, match=r"seeds.jsonl, line 1.*JSON object"):
+        seeds.read()
+
+
 def test_an_unknown_key_in_a_seed_is_an_error(tmp_path):
     seeds = write_seeds(tmp_path, '{"question_id": "a", "text": "How?", "topic": "x"}')
     with pytest.raises(InvalidInputError, match=r"line 1.*topic"):

@@ -210,6 +210,14 @@ def test_a_rerun_tokenises_the_prompts_of_new_hard_examples_alone(model, example
     assert 0 < moved.height < 8
 
 
+@pytest.mark.parametrize(("before", "after"), [(3, 5), (5, 3)])
+def test_a_rerun_with_another_sample_is_what_a_fresh_run_is(model, examples, before, after):
+    last = gather(model, examples, None, scorer=model, maximum_examples=before).frame
+    fresh = gather(model, examples, None, scorer=model, maximum_examples=after).frame
+    rerun = gather(model, examples, None, scorer=model, maximum_examples=after, last=last).frame
+    assert rerun.equals(fresh)
+
+
 def test_what_a_rerun_would_write_otherwise_is_written_anew(model, examples):
     first = gather(model, examples, None, scorer=model, maximum_examples=2).frame
     said = examples.with_columns(completion=pl.lit("Another answer [1]."))

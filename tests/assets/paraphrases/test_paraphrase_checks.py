@@ -58,6 +58,10 @@ def test_half_of_what_was_asked_for_must_remain(kept, passed):
     assert result.passed is passed
     assert result.metadata["asked_count"].value == 8
     assert result.metadata["kept_ratio"].value == kept / 8
+    medoids = CLUSTERS.filter("is_medoid")["question_id"].sort().to_list()
+    fewest = result.metadata["fewest_by_seed"].value
+    assert sorted(fewest) == medoids
+    assert sum(fewest.values()) == kept
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from serving.errors import IndexMismatchError, InvalidInputError
 from serving.models.protocols import ChunkFilter, Vectors
 from serving.pipeline import index_tables, vector_search
 from serving.pipeline.indexing import (
+    RETRIEVAL_VERSION,
     WINDOW_TOKENS,
     Cut,
     IndexedChunk,
@@ -145,10 +146,10 @@ def test_a_damaged_snapshot_is_told_and_built_anew(tmp_path):
 
     name = build_index(tmp_path, [CHUNK], plan(CHUNK), vectors, "e")
     assert asyncio.run(ask()) == [CHUNK.chunk_id]
-    assert is_whole(tmp_path / name)  # asking changes nothing
+    assert is_whole(tmp_path / name, RETRIEVAL_VERSION)  # asking changes nothing
     for data in (tmp_path / name / "windows.lance" / "data").iterdir():
         data.write_bytes(data.read_bytes()[:100])
-    assert not is_whole(tmp_path / name)
+    assert not is_whole(tmp_path / name, RETRIEVAL_VERSION)
     with pytest.raises(IndexMismatchError, match="tables that can be read"):
         asyncio.run(ask())
     assert build_index(tmp_path, [CHUNK], plan(CHUNK), vectors, "e") == name
@@ -156,7 +157,7 @@ def test_a_damaged_snapshot_is_told_and_built_anew(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
     for receipt in ("", "[]", "{}"):  # one that says nothing is none
         (tmp_path / name / RECEIPT).write_text(receipt)
-        assert not is_whole(tmp_path / name)
+        assert not is_whole(tmp_path / name, RETRIEVAL_VERSION)
         with pytest.raises(IndexMismatchError, match="retrieval version none"):
             asyncio.run(ask())
 
