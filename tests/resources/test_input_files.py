@@ -71,9 +71,10 @@ def test_a_duplicate_seed_names_both_lines(tmp_path, second):
 def test_an_id_may_be_spelled_like_a_text(tmp_path):
     lines = (
         '{"question_id": "what is tea", "text": "What is tea?"}',
-        ('{"question_id": "b", "text": "tea"}'),
+        '{"question_id": "b", "text": "tea"}',
+        '{"question_id": "tea", "text": "Why?"}',
     )
-    assert len(write_seeds(tmp_path, *lines, '{"question_id": "tea", "text": "Why?"}').read()) == 3
+    assert len(write_seeds(tmp_path, *lines).read()) == 3
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
